@@ -1,0 +1,240 @@
+"""What every room shares: the package's one exception, whole-or-nothing writing, progress.
+
+Nothing here knows a data set, a network or a command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+PathLike = str | os.PathLike[str]
+
+_PARTIAL = ".partial-"
+
+
+class OlivineError(Exception):
+    """Something the user can mend: what happened, where, and what to do.
+
+    Args:
+        what: what is wrong, without a full stop.
+        where: the file, frame, camera or key it was found in.
+        remedy: what to do about it, as an imperative without a full stop.
+
+    ``str(error)`` is one line, ``<where>: <what>. <Remedy>.``
+    """
+
+    def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
+        line = f"{where}: {what}" if where is not None else what
+        if remedy:
+            line = f"{line.rstrip('.')}. {remedy[0].upper()}{remedy[1:]}"
+        super().__init__(" ".join(line.split()))
+
+    # An exception with keyword-only arguments does not survive pickling by
+    # itself, and worker processes send theirs home that way.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (OlivineError, (str(self),))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One unit of work that could not be done, and the line that says why."""
+
+    unit: str
+    reason: str
+
+
+def disk_error(error: OSError, path: PathLike) -> OlivineError:
+    """The one line for an ``OSError`` met while writing ``path``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OlivineError(
+            "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return OlivineError("no permission to write here", where=path, remedy="choose another --out folder")
+    return OlivineError(f"cannot be written: {error.strerror or error}", where=path)
+
+
+def _partial_name(path: Path) -> Path:
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    return path.with_name(f".{path.name}{_PARTIAL}{host}-{os.getpid()}-{secrets.token_hex(3)}")
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(path: PathLike) -> Iterator[IO[bytes]]:
+    """Open ``path`` for binary writing so that it appears whole or not at all.
+
+    The bytes go to a hidden file beside it, which is synced and renamed when the
+    block ends without an exception and removed otherwise.
+
+    Raises:
+        OlivineError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = _partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: PathLike) -> Iterator[Path]:
+    """A folder that appears at ``path`` whole or not at all.
+
+    Yields a hidden folder beside ``path``; it is renamed to ``path`` when the block
+    ends without an exception (replacing what was there) and removed otherwise.
+    """
+    path = Path(path)
+    partial = _partial_name(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise disk_error(error, path) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(directory: PathLike) -> list[Path]:
+    """Remove what dead processes of this machine left half-written in ``directory``.
+
+    Only names that :func:`atomic_file` and :func:`atomic_directory` make are touched,
+    and only when their process is gone. Returns what was removed.
+    """
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    removed = []
+    for path in Path(directory).glob(f".*{_PARTIAL}{host}-*"):
+        pid = path.name.rsplit("-", 2)[1]
+        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
+            continue
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+def write_bytes(path: PathLike, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    with atomic_file(path) as handle:
+        handle.write(data)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys (the same value, the same bytes)."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: PathLike, remedy: str = "make it again") -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OlivineError: the file is missing or is not JSON; ``remedy`` says what to do.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise OlivineError("no such file", where=path, remedy=remedy) from None
+    except (ValueError, OSError) as error:
+        raise OlivineError(f"cannot be read as JSON ({error})", where=path, remedy=remedy) from None
+
+
+def sha256_file(path: PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value's canonical form, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield ``items`` with a progress bar on standard error: rate and time left.
+
+    On a terminal a bar; elsewhere (a log file) a line every ten seconds.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        ) as bar:
+            task = bar.add_task(description, total=total, rate="")
+            start = time.monotonic()
+            for count, item in enumerate(items, 1):
+                yield item
+                bar.update(task, advance=1, rate=f"{count / max(time.monotonic() - start, 1e-9):.2f} {unit}/s")
+        return
+    start = last = time.monotonic()
+    count = 0
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            rate = count / (now - start)
+            left = f", {max(total - count, 0) / rate:.0f} s left" if total else ""
+            of = f"/{total}" if total else ""
+            print(f"{description}: {count}{of}, {rate:.2f} {unit}/s{left}", file=sys.stderr, flush=True)
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The installed version of each distribution, ``"absent"`` where there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    return versions

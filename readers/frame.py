@@ -1,0 +1,364 @@
+"""What a frame is, whatever data set it comes from, and the index of a data set's frames.
+
+A :class:`Frame` is small (at most 3 kB pickled) and reads its files when asked. The
+index holds the frames scene by scene, so that a work unit opens its own scene and
+never parses a data set's tables again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError, PathLike, digest, read_json, write_bytes, write_json
+
+INDEX_SCHEMA = "1.0"
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One camera image of a frame.
+
+    Attributes:
+        name: the camera, for example ``CAM_FRONT`` or ``image_2``.
+        image: the image file relative to the data set's root, with ``/``.
+        width, height: size in pixels.
+        intrinsic: float64 [3, 3].
+        lidar_to_camera: float64 [4, 4], LiDAR frame (at the LiDAR's time) to camera
+            frame (at the camera's own time), through the world.
+    """
+
+    name: str
+    image: str
+    width: int
+    height: int
+    intrinsic: NDArray[np.float64]
+    lidar_to_camera: NDArray[np.float64]
+
+    @property
+    def key(self) -> str:
+        """The image's path without the data set's leading folder and suffix.
+
+        ``samples/CAM_FRONT/x.jpg`` gives ``CAM_FRONT/x``; label maps, segment maps and
+        exact masks are stored under this name.
+        """
+        path = PurePosixPath(self.image)
+        parts = path.parts[1:] if path.parts[0] in ("samples", "sweeps", "sequences") else path.parts
+        return str(PurePosixPath(*parts).with_suffix(""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        matrices = np.concatenate([self.intrinsic.ravel(), self.lidar_to_camera.ravel()]).tobytes()
+        return _camera_from_bytes, (self.name, self.image, self.width, self.height, matrices)
+
+
+def _camera_from_bytes(name: str, image: str, width: int, height: int, matrices: bytes) -> Camera:
+    values = np.frombuffer(matrices, np.float64)
+    return Camera(name, image, width, height, values[:9].reshape(3, 3), values[9:].reshape(4, 4))
+
+
+@dataclass(frozen=True)
+class Box:
+    """An annotated box: centre, size (length, width, height) in metres and yaw in radians in the LiDAR frame."""
+
+    category: str
+    center: tuple[float, float, float]
+    size: tuple[float, float, float]
+    rotation: tuple[float, float, float, float]
+    point_count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One LiDAR sweep with the camera images taken around it.
+
+    Attributes:
+        dataset, version: for example ``nuscenes`` and ``v1.0-mini``.
+        root: the data set's folder.
+        token: the LiDAR sample_data token on nuScenes, ``08/000123`` on KITTI.
+        scene: scene (nuScenes) or sequence (KITTI).
+        split: ``train``, ``val`` or ``test``.
+        timestamp: microseconds, of the LiDAR sweep.
+        point_file: relative to ``root``; float32 rows of ``point_columns`` values.
+        pose: float64 [4, 4], LiDAR frame to world.
+        cameras: in the data set's order.
+        point_label_file: raw ground truth relative to ``root``, or None.
+        point_label_lookup: the mapped class of every raw class, uint8; 0 = ignored.
+        truth_folder: folder with the exact masks of a synthetic data set, or None.
+    """
+
+    dataset: str
+    version: str
+    root: Path
+    token: str
+    scene: str
+    split: str
+    timestamp: int
+    point_file: str
+    point_columns: int
+    pose: NDArray[np.float64]
+    cameras: tuple[Camera, ...]
+    point_label_file: str | None = None
+    point_label_bytes: int = 1
+    point_label_lookup: bytes = field(default=b"", repr=False)
+    truth_folder: str | None = None
+
+    def points(self) -> NDArray[np.float32]:
+        """The cloud, float32 [N, 4]: x, y, z in metres in the LiDAR frame, raw intensity.
+
+        Raises:
+            OlivineError: the file is missing, truncated or empty, or holds a value that is not finite.
+        """
+        path = self.root / self.point_file
+        try:
+            raw = np.fromfile(path, np.float32)
+            size = path.stat().st_size
+        except OSError as error:
+            raise OlivineError(
+                f"the point file of frame {self.token} cannot be read ({error.strerror})",
+                where=path,
+                remedy="download the data set's LiDAR files again",
+            ) from None
+        if size % (4 * self.point_columns):
+            raise OlivineError(
+                f"truncated point file: {size} bytes is not a whole number of {4 * self.point_columns}-byte points",
+                where=path,
+                remedy="download it again",
+            )
+        points = np.ascontiguousarray(raw.reshape(-1, self.point_columns)[:, :4])
+        if len(points) == 0:
+            raise OlivineError(
+                "the cloud is empty", where=path, remedy="download it again or leave out frame " + self.token
+            )
+        finite = np.isfinite(points).all(axis=1)
+        if not finite.all():
+            raise OlivineError(
+                f"{int((~finite).sum())} points are not finite (the first is point {int(np.argmin(finite))})",
+                where=path,
+                remedy="download it again or mend the file",
+            )
+        return points
+
+    def point_labels(self) -> NDArray[np.uint8] | None:
+        """The mapped class of each point, uint8 [N], 0 = ignored; None where the data set has none.
+
+        Raises:
+            OlivineError: the label file is missing, or holds another number of labels than the cloud has points.
+        """
+        if self.point_label_file is None:
+            return None
+        path = self.root / self.point_label_file
+        dtype = np.uint8 if self.point_label_bytes == 1 else np.uint32
+        try:
+            raw = np.fromfile(path, dtype)
+        except OSError as error:
+            raise OlivineError(
+                f"the point labels of frame {self.token} cannot be read ({error.strerror})",
+                where=path,
+                remedy="download the data set's point labels again",
+            ) from None
+        expected = (self.root / self.point_file).stat().st_size // (4 * self.point_columns)
+        if len(raw) != expected:
+            raise OlivineError(
+                f"{len(raw)} labels for {expected} points", where=path, remedy="download the point labels again"
+            )
+        if dtype is np.uint32:
+            raw = raw & 0xFFFF  # the upper half is the instance
+        lookup = np.frombuffer(self.point_label_lookup, np.uint8)
+        if len(raw) and int(raw.max()) >= len(lookup):
+            raise OlivineError(
+                f"raw class {int(raw.max())} is not one of the data set's {len(lookup)}",
+                where=path,
+                remedy="check that the labels belong to this data set",
+            )
+        return lookup[raw]
+
+    def boxes(self) -> list[Box] | None:
+        """The annotated boxes in the LiDAR frame, or None where the data set has none.
+
+        Reads the data set's own tables (seconds on a large set): for checks and pictures.
+        """
+        if self.dataset != "nuscenes":
+            return None
+        from .nuscenes import frame_boxes
+
+        return frame_boxes(self)
+
+    @property
+    def image_truth(self) -> list[tuple[Path, Path]] | None:
+        """(class mask, instance mask) of each camera, exact; None unless the data set is synthetic."""
+        if self.truth_folder is None:
+            return None
+        base = self.root / self.truth_folder
+        return [(base / "class" / f"{c.key}.png", base / "instance" / f"{c.key}.png") for c in self.cameras]
+
+    def image_path(self, camera: Camera) -> Path:
+        """The image file of one of the frame's cameras."""
+        return self.root / camera.image
+
+
+def _frame_to_plain(frame: Frame) -> dict[str, Any]:
+    plain: dict[str, Any] = {f.name: getattr(frame, f.name) for f in fields(Frame)}
+    del plain["root"]
+    plain["pose"] = frame.pose.ravel().tolist()
+    plain["point_label_lookup"] = list(frame.point_label_lookup)
+    plain["cameras"] = [
+        {
+            "name": c.name,
+            "image": c.image,
+            "width": c.width,
+            "height": c.height,
+            "intrinsic": c.intrinsic.ravel().tolist(),
+            "lidar_to_camera": c.lidar_to_camera.ravel().tolist(),
+        }
+        for c in frame.cameras
+    ]
+    return plain
+
+
+def _frame_from_plain(plain: dict[str, Any], root: Path) -> Frame:
+    values = dict(plain)
+    values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
+    values["point_label_lookup"] = bytes(plain["point_label_lookup"])
+    values["cameras"] = tuple(
+        Camera(
+            c["name"],
+            c["image"],
+            c["width"],
+            c["height"],
+            np.array(c["intrinsic"], np.float64).reshape(3, 3),
+            np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+        )
+        for c in plain["cameras"]
+    )
+    return Frame(root=root, **values)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene's entry in the index: its frames are read when asked."""
+
+    name: str
+    split: str
+    frame_count: int
+    file: Path
+    root: Path
+
+    def frames(self) -> list[Frame]:
+        """The scene's frames in time order."""
+        try:
+            lines = self.file.read_text().splitlines()
+        except OSError as error:
+            raise OlivineError(
+                f"the frame index cannot be read ({error.strerror})", where=self.file, remedy="run olivine labelgen again"
+            ) from None
+        frames = [_frame_from_plain(json.loads(line), self.root) for line in lines]
+        if len(frames) != self.frame_count:
+            raise OlivineError(
+                f"the index holds {len(frames)} frames, its table says {self.frame_count}",
+                where=self.file,
+                remedy="delete the frames folder and run olivine labelgen again",
+            )
+        return frames
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """All frames of a data set, scene by scene, on disk.
+
+    On disk: ``index.json`` (data set, version, root, scenes) and one JSON-lines file for
+    each scene. Only ``index.json`` is read at opening.
+    """
+
+    dataset: str
+    version: str
+    root: Path
+    point_classes: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return sum(scene.frame_count for scene in self.scenes)
+
+    def splits(self) -> list[str]:
+        """The splits that have frames, ``train`` first."""
+        return [s for s in ("train", "val", "test") if any(scene.split == s for scene in self.scenes)]
+
+    def select(self, split: str | None = None) -> list[Scene]:
+        """The scenes of a split (all without one), in the index's order."""
+        return [scene for scene in self.scenes if split is None or scene.split == split]
+
+    def frames(self, split: str | None = None) -> Iterator[Frame]:
+        """The frames of a split (all without one), scene by scene, in time order."""
+        for scene in self.select(split):
+            yield from scene.frames()
+
+
+def write_index(
+    directory: PathLike,
+    frames: Iterable[Frame],
+    *,
+    dataset: str,
+    version: str,
+    root: PathLike,
+    point_classes: tuple[str, ...] = (),
+) -> FrameIndex:
+    """Write the index of ``frames`` (scene by scene, in time order) and open it.
+
+    Args:
+        directory: the index's folder, made where absent.
+        point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
+    """
+    directory = Path(directory)
+    by_scene: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_scene.setdefault(frame.scene, []).append(frame)
+    if not by_scene:
+        raise OlivineError("the data set has no frames", where=root, remedy="check the data set's folder and version")
+    table = []
+    for name, members in by_scene.items():
+        text = "".join(json.dumps(_frame_to_plain(f), sort_keys=True) + "\n" for f in members)
+        write_bytes(directory / f"{name}.jsonl", text.encode())
+        table.append({"name": name, "split": members[0].split, "frames": len(members), "digest": digest(text)})
+    write_json(
+        directory / "index.json",
+        {
+            "schema": INDEX_SCHEMA,
+            "dataset": dataset,
+            "version": version,
+            "root": os.fspath(Path(root).absolute()),
+            "point_classes": list(point_classes),
+            "scenes": table,
+        },
+    )
+    return open_index(directory)
+
+
+def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
+    """Open an index written by :func:`write_index`.
+
+    Args:
+        root: where the data set is now, if it has moved since.
+    """
+    directory = Path(directory)
+    plain = read_json(directory / "index.json", remedy="run olivine labelgen first")
+    if str(plain.get("schema", "")).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
+        raise OlivineError(
+            f"frame index of schema {plain.get('schema')}, this olivine reads {INDEX_SCHEMA}",
+            where=directory / "index.json",
+            remedy="delete the frames folder and run olivine labelgen again",
+        )
+    base = Path(root if root is not None else plain["root"])
+    scenes = tuple(
+        Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
+    )
+    identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
+    return FrameIndex(
+        plain["dataset"], plain["version"], base, tuple(plain["point_classes"]), scenes, digest(identity)
+    )

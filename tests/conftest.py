@@ -1,0 +1,40 @@
+"""Where the tests find the real sample data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def _folder(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"real sample data not here: no {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real sample data."""
+    return _folder("")
+
+
+@pytest.fixture(scope="session")
+def nuscenes_keyframe() -> Path:
+    """One real nuScenes keyframe, as v1.0-mini."""
+    return _folder("nuscenes-keyframe")
+
+
+@pytest.fixture(scope="session")
+def keyframe_camseg() -> Path:
+    """A label map for each image of the keyframe."""
+    return _folder("nuscenes-keyframe-camseg")
+
+
+@pytest.fixture(scope="session")
+def kitti_frame() -> Path:
+    """One real KITTI odometry frame."""
+    return _folder("kitti-odometry-frame")
