@@ -1,1 +1,1 @@
-"""To be written."""
+"""The presets, one YAML file each; ``olivine pretrain --config NAME`` finds them here."""

@@ -1,0 +1,197 @@
+"""The three losses of OLIVINE as pure functions (eq. 1, 2, 10; their readings in the paper and in the public code).
+
+Every function takes L2-normalised embeddings of N pairs, row i of each argument belonging to pair i, and
+returns a scalar. Similarities are made and reduced in blocks of rows, so that memory is bounded for large N,
+with a maximum subtracted, and in float32 at least, whatever autocast says.
+
+An empty set of pairs has no loss; callers leave it out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..common import OlivineError
+from .vmf import log_normalizer
+
+WcdForm = Literal["paper", "reference"]
+KlAverage = Literal["pairs", "classes"]
+
+# Similarities kept at once, per block of anchors: 2^22 float32 values are 16 MiB.
+_BLOCK_VALUES = 1 << 22
+
+
+def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
+    """Point-pixel InfoNCE (eq. 1; the PPKT loss): −1/N Σ_i log( exp(g_i·f_i/τ) / Σ_j exp(g_i·f_j/τ) ).
+
+    Args:
+        point: g, [N, p], unit rows.
+        pixel: f, [N, p], unit rows.
+        temperature: τ > 0.
+
+    Returns:
+        scalar, float32 or wider.
+    """
+    g, f = _matching(point, pixel)
+    # Every anchor's only positive is its own pixel: N classes of one pair each.
+    total = _BlockedContrast.apply(g, f, torch.arange(len(g), device=g.device), temperature, "diagonal")
+    return total / len(g)
+
+
+def weakly_supervised_contrast(
+    point: Tensor, pixel: Tensor, label: Tensor, temperature: float, form: WcdForm = "paper"
+) -> Tensor:
+    """Weakly-supervised contrastive distillation (eq. 2); anchors are points, the softmax runs over pixels.
+
+    ``paper``: −1/N Σ_i 1/|A(i)| Σ_{a∈A(i)} log( exp(g'_i·f'_a/τ) / Σ_j exp(g'_i·f'_j/τ) ).
+    ``reference``: −1/N Σ_i log( Σ_{a∈A(i)} exp(g'_i·f'_a/τ) / Σ_j exp(g'_i·f'_j/τ) ), as the public code.
+    A(i) holds the pairs with pair i's label, i included.
+
+    Args:
+        point: g', [N, p], unit rows.
+        pixel: f', [N, p], unit rows.
+        label: weak labels, integer [N].
+        temperature: τ > 0.
+        form: which of the two.
+
+    Returns:
+        scalar, float32 or wider.
+    """
+    g, f = _matching(point, pixel)
+    if label.shape != (len(g),):
+        raise OlivineError(f"{tuple(label.shape)} labels for {len(g)} pairs", where="weakly_supervised_contrast")
+    if form not in ("paper", "reference"):
+        raise OlivineError(f"no form {form!r}", where="weakly_supervised_contrast", remedy="use paper or reference")
+    return _BlockedContrast.apply(g, f, label, temperature, form) / len(g)
+
+
+def vmf_consistency(
+    point: Tensor,
+    label: Tensor,
+    direction: Tensor,
+    kappa: Tensor,
+    seen: Tensor,
+    average: KlAverage = "pairs",
+) -> Tensor:
+    """Semantic-guided consistency (eq. 10-11): the divergence of each point's Dirac delta from its class's vMF.
+
+    Mean of −log C_p(κ_s) − κ_s μ_sᵀ g'_i. No gradient flows into μ and κ. Pairs of a class that was never
+    seen are left out; with none left the loss is 0.
+
+    Args:
+        point: g', [N, p], unit rows.
+        label: weak labels in [0, C), integer [N].
+        direction: μ, [C, p], unit rows.
+        kappa: κ, [C].
+        seen: bool [C].
+        average: over the pairs, or in each class and then over the classes present (the public code).
+    """
+    kappa, direction = kappa.detach(), direction.detach()
+    constant = -log_normalizer(kappa.double(), point.shape[1])
+    # κ μ is one vector per class: the pairs' part is a dot product.
+    cosine_part = _rows_dot(point, (kappa[:, None] * direction), label)
+    value = constant.to(cosine_part.dtype).index_select(0, label.long()) - cosine_part
+    return _average(value, label, seen, average)
+
+
+def dirac_consistency(
+    point: Tensor, label: Tensor, direction: Tensor, seen: Tensor, average: KlAverage = "pairs"
+) -> Tensor:
+    """The deterministic ablation of :func:`vmf_consistency`: each class a Dirac delta at μ; mean of 1 − μ_sᵀ g'_i.
+
+    The divergence of two deltas is infinite, so the cosine distance stands for it.
+    """
+    return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
+
+
+def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    if point.shape != pixel.shape or point.ndim != 2 or len(point) == 0:
+        raise OlivineError(
+            f"point {tuple(point.shape)} and pixel {tuple(pixel.shape)} embeddings are not N matching rows",
+            where="contrastive loss",
+        )
+    dtype = torch.promote_types(torch.float32, torch.promote_types(point.dtype, pixel.dtype))
+    return point.to(dtype), pixel.to(dtype)
+
+
+def _rows_dot(point: Tensor, class_vector: Tensor, label: Tensor) -> Tensor:
+    """point_i · class_vector_{label_i}, [N], float32 at least."""
+    g = point.to(torch.promote_types(torch.float32, point.dtype))
+    return (g * class_vector.to(g.dtype).index_select(0, label.long())).sum(1)
+
+
+def _average(value: Tensor, label: Tensor, seen: Tensor, average: KlAverage) -> Tensor:
+    kept = seen.index_select(0, label.long()).to(value.dtype)
+    if average == "pairs":
+        return (value * kept).sum() / kept.sum().clamp(min=1)
+    if average != "classes":
+        raise OlivineError(f"no average {average!r}", where="consistency loss", remedy="use pairs or classes")
+    member = torch.nn.functional.one_hot(label.long(), len(seen)).to(value.dtype) * kept[:, None]
+    count = member.sum(0)
+    return ((value @ member) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+
+
+class _BlockedContrast(torch.autograd.Function):
+    """Σ_i of a contrastive loss, with both gradients made in the same pass over blocks of anchors.
+
+    For logits z_ij = g_i·f_j/τ all three losses are −(target part) + logsumexp_j z_ij, and their gradient by
+    z_ij is softmax(z_i)_j − t_ij with t the target's own weights: the one-hot of i (``diagonal``), uniform on
+    A(i) (``paper``), or softmax restricted to A(i) (``reference``). Made at once, the [N, N] matrix is never kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, f: Tensor, label: Tensor, temperature: float, form: str) -> Tensor:
+        with torch.autocast(g.device.type, enabled=False):
+            loss, grad_g, grad_f = _contrast(g, f, label, temperature, form)
+        ctx.save_for_backward(grad_g, grad_f)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        grad_g, grad_f = ctx.saved_tensors
+        return grad_g * gradient[0], grad_f * gradient[0], None, None, None
+
+
+def _contrast(g: Tensor, f: Tensor, label: Tensor, tau: float, form: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss and its gradients by ``g`` and ``f``."""
+    n = len(g)
+    loss = g.new_zeros((), dtype=torch.float64)
+    grad_g, grad_f = torch.empty_like(g), torch.zeros_like(f)
+    class_mean = count = None
+    if form == "paper":
+        # Σ_{a∈A(i)} z_ia / |A(i)| is g_i · (mean pixel of the class) / τ: no [N, N] mask is needed.
+        _, inverse, count = torch.unique(label, return_inverse=True, return_counts=True)
+        member = torch.nn.functional.one_hot(inverse, len(count)).to(g.dtype)
+        class_mean = (member.T @ f) / count[:, None].to(g.dtype)
+        target = class_mean.index_select(0, inverse)
+    elif form == "diagonal":
+        target = f
+    rows = max(1, min(n, _BLOCK_VALUES // n))
+    for start in range(0, n, rows):
+        block = slice(start, min(start + rows, n))
+        z = (g[block] @ f.T).div_(tau)
+        if form == "reference":
+            other = label[block, None] != label[None, :]
+            positive_lse = torch.logsumexp(z.masked_fill(other, -math.inf), 1)
+        lse = torch.logsumexp(z, 1)
+        if form == "reference":
+            loss += (lse - positive_lse).sum(dtype=torch.float64)
+            restricted = torch.exp(z - positive_lse[:, None]).masked_fill_(other, 0.0)
+            z.sub_(lse[:, None]).exp_().sub_(restricted)
+        else:
+            loss += (lse - (g[block] * target[block]).sum(1) / tau).sum(dtype=torch.float64)
+            z.sub_(lse[:, None]).exp_()
+        grad_g[block] = z @ f
+        grad_f += z.T @ g[block]
+    if form == "diagonal":
+        grad_g -= f
+        grad_f -= g
+    elif form == "paper":
+        assert class_mean is not None and count is not None
+        grad_g -= target
+        grad_f -= ((member.T @ g) / count[:, None].to(g.dtype)).index_select(0, inverse)
+    return loss.to(g.dtype), grad_g / tau, grad_f / tau
