@@ -195,7 +195,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
     On a terminal a bar; elsewhere (a log file) a line every ten seconds.
     """
     if total is None and hasattr(items, "__len__"):
-        total = len(items)
+        total = len(items)  # type: ignore[arg-type]
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -231,10 +231,10 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
     """The installed version of each distribution, ``"absent"`` where there is none."""
     from importlib.metadata import PackageNotFoundError, version
 
-    versions = {}
-    for name in names:
+    def installed(name: str) -> str:
         try:
-            versions[name] = version(name)
+            return version(name)
         except PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+            return "absent"
+
+    return {name: installed(name) for name in names}

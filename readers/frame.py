@@ -65,7 +65,15 @@ def _camera_from_bytes(name: str, image: str, width: int, height: int, matrices:
 
 @dataclass(frozen=True)
 class Box:
-    """An annotated box: centre, size (length, width, height) in metres and yaw in radians in the LiDAR frame."""
+    """An annotated box in the LiDAR frame.
+
+    Attributes:
+        category: the data set's own category name.
+        center: x, y, z in metres.
+        size: length, width, height in metres.
+        rotation: unit quaternion (w, x, y, z), box to LiDAR.
+        point_count: LiDAR points inside, as annotated.
+    """
 
     category: str
     center: tuple[float, float, float]
@@ -86,7 +94,7 @@ class Frame:
         split: ``train``, ``val`` or ``test``.
         timestamp: microseconds, of the LiDAR sweep.
         point_file: relative to ``root``; float32 rows of ``point_columns`` values.
-        pose: float64 [4, 4], LiDAR frame to world.
+        pose: float64 [4, 4], LiDAR frame to world; NaN where the data set has none.
         cameras: in the data set's order.
         point_label_file: raw ground truth relative to ``root``, or None.
         point_label_lookup: the mapped class of every raw class, uint8; 0 = ignored.
@@ -154,9 +162,9 @@ class Frame:
         if self.point_label_file is None:
             return None
         path = self.root / self.point_label_file
-        dtype = np.uint8 if self.point_label_bytes == 1 else np.uint32
+        wide = self.point_label_bytes == 4
         try:
-            raw = np.fromfile(path, dtype)
+            raw: NDArray[Any] = np.fromfile(path, np.uint32 if wide else np.uint8)
         except OSError as error:
             raise OlivineError(
                 f"the point labels of frame {self.token} cannot be read ({error.strerror})",
@@ -168,7 +176,7 @@ class Frame:
             raise OlivineError(
                 f"{len(raw)} labels for {expected} points", where=path, remedy="download the point labels again"
             )
-        if dtype is np.uint32:
+        if wide:
             raw = raw & 0xFFFF  # the upper half is the instance
         lookup = np.frombuffer(self.point_label_lookup, np.uint8)
         if len(raw) and int(raw.max()) >= len(lookup):
@@ -256,7 +264,9 @@ class Scene:
             lines = self.file.read_text().splitlines()
         except OSError as error:
             raise OlivineError(
-                f"the frame index cannot be read ({error.strerror})", where=self.file, remedy="run olivine labelgen again"
+                f"the frame index cannot be read ({error.strerror})",
+                where=self.file,
+                remedy="run olivine labelgen again",
             ) from None
         frames = [_frame_from_plain(json.loads(line), self.root) for line in lines]
         if len(frames) != self.frame_count:
@@ -359,6 +369,4 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
         Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
     )
     identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
-    return FrameIndex(
-        plain["dataset"], plain["version"], base, tuple(plain["point_classes"]), scenes, digest(identity)
-    )
+    return FrameIndex(plain["dataset"], plain["version"], base, tuple(plain["point_classes"]), scenes, digest(identity))

@@ -1,0 +1,48 @@
+"""Losses of the segmentation protocols: cross-entropy and Lovász-Softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
+    """Lovász-Softmax over the classes present, scalar.
+
+    The convex closure of one minus the Jaccard index of each class, averaged over the classes that
+    ``label`` holds (Berman et al., "The Lovász-Softmax loss", CVPR 2018, eq. 8 and 9).
+
+    Args:
+        probability: [N, C], rows that sum to one.
+        label: int64 [N] in [0, C).
+    """
+    if label.numel() == 0:
+        return probability.sum() * 0.0
+    present = torch.unique(label)
+    truth = (label[:, None] == present[None, :]).to(probability.dtype)
+    error = (truth - probability.index_select(1, present)).abs()
+    error, order = error.sort(dim=0, descending=True, stable=True)
+    truth = truth.gather(0, order)
+    # Jaccard index after the first i points of the falling order; its increments are the
+    # gradient of the Lovász extension.
+    total = truth.sum(dim=0, keepdim=True)
+    intersection = total - truth.cumsum(0)
+    union = total + (1.0 - truth).cumsum(0)
+    jaccard = 1.0 - intersection / union
+    gradient = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    return (error * gradient).sum(dim=0).mean()
+
+
+def segmentation_loss(logit: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy plus Lovász-Softmax, one to one, over the voxels whose label is not 0; scalar.
+
+    Args:
+        logit: [V, K + 1].
+        label: int64 [V], 0 = ignored.
+    """
+    kept = label.nonzero().squeeze(1)
+    logit, label = logit.index_select(0, kept), label.index_select(0, kept)
+    if label.numel() == 0:
+        return logit.sum() * 0.0
+    return functional.cross_entropy(logit, label) + lovasz_softmax(logit.softmax(1), label)

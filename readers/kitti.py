@@ -1,0 +1,189 @@
+"""KITTI odometry and SemanticKITTI through pykitti: camera ``image_2``, official splits, mapped labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError
+from .frame import Camera, Frame
+
+SPLITS = {
+    "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
+    "val": ("08",),
+    "test": tuple(f"{i:02d}" for i in range(11, 22)),
+}
+
+# The 19 classes of the single-scan benchmark and the raw ids that map to each
+# (SemanticKITTI, semantic-kitti.yaml); every other raw id is ignored (0).
+CLASSES: dict[str, tuple[int, ...]] = {
+    "car": (10, 252),
+    "bicycle": (11,),
+    "motorcycle": (15,),
+    "truck": (18, 258),
+    "other-vehicle": (13, 16, 20, 256, 257, 259),
+    "person": (30, 254),
+    "bicyclist": (31, 253),
+    "motorcyclist": (32, 255),
+    "road": (40, 60),
+    "parking": (44,),
+    "sidewalk": (48,),
+    "other-ground": (49,),
+    "building": (50,),
+    "fence": (51,),
+    "vegetation": (70,),
+    "trunk": (71,),
+    "terrain": (72,),
+    "pole": (80,),
+    "traffic-sign": (81,),
+}
+_LOOKUP_SIZE = 260
+
+
+class KittiDataset:
+    """KITTI odometry in its own layout (``sequences/00/{velodyne,image_2,calib.txt,times.txt}``).
+
+    The projection is pykitti's: ``T_cam2_velo`` and ``K_cam2``, which leave out the last two
+    entries of P2's fourth column (0.2 mm and 3 mm).
+
+    Args:
+        root: the folder with ``sequences/`` (and ``poses/`` where there are any).
+        semantic: SemanticKITTI: sequences 00 to 10 must have ``labels/``.
+    """
+
+    version = "odometry"
+
+    def __init__(self, root: Path, semantic: bool) -> None:
+        self.root = Path(root)
+        self.name = "semantickitti" if semantic else "kitti"
+        self._semantic = semantic
+        self.point_classes = tuple(CLASSES) if semantic else ()
+        self._truth = "truth" if (self.root / "synthetic.json").is_file() and (self.root / "truth").is_dir() else None
+        known = {sequence for members in SPLITS.values() for sequence in members}
+        folders = sorted(path.name for path in (self.root / "sequences").glob("*") if path.is_dir())
+        self.sequences = [name for name in folders if name in known and (self._folder(name) / "velodyne").is_dir()]
+        if not self.sequences:
+            raise OlivineError(
+                "no KITTI odometry sequences here (no sequences/00/velodyne)",
+                where=self.root,
+                remedy="unpack the odometry archives (velodyne, color, calib, poses) into this folder",
+            )
+        self.note = f"{len(self.sequences)} sequences: {', '.join(self.sequences)}"
+
+    def _folder(self, sequence: str) -> Path:
+        return self.root / "sequences" / sequence
+
+    def frames(self, split: str | None = None) -> list[Frame]:
+        """The frames of ``train``, ``val`` or ``test`` (all without one), sequence by sequence in time order."""
+        if split is not None and split not in SPLITS:
+            raise OlivineError(f"unknown split {split!r}", remedy=f"choose one of {', '.join(SPLITS)}")
+        return [
+            frame
+            for name, members in SPLITS.items()
+            if split in (None, name)
+            for sequence in members
+            if sequence in self.sequences
+            for frame in self._sequence_frames(sequence, name)
+        ]
+
+    def _sequence_frames(self, sequence: str, split: str) -> list[Frame]:
+        data = _open_sequence(self.root, sequence)
+        folder = self._folder(sequence)
+        clouds = sorted((folder / "velodyne").glob("*.bin"))
+        if not clouds:
+            raise OlivineError(
+                "no point files here", where=folder / "velodyne", remedy="unpack the velodyne archive again"
+            )
+        labelled = self._semantic and split != "test"
+        if labelled and not (folder / "labels").is_dir():
+            raise OlivineError(
+                "SemanticKITTI labels are missing",
+                where=folder / "labels",
+                remedy="unpack the SemanticKITTI label archive, or read the folder as --dataset kitti",
+            )
+        lookup = _lookup() if labelled else b""
+        intrinsic = np.array(data.calib.K_cam2, np.float64)
+        lidar_to_camera = np.array(data.calib.T_cam2_velo, np.float64)
+        frames = []
+        for cloud in clouds:
+            number = int(cloud.stem)
+            if number >= len(data.timestamps):
+                raise OlivineError(
+                    f"no time for frame {cloud.stem} (the file has {len(data.timestamps)})",
+                    where=folder / "times.txt",
+                    remedy="unpack the calibration archive again",
+                )
+            image = f"sequences/{sequence}/image_2/{cloud.stem}.png"
+            width, height = _image_size(self.root / image)
+            frames.append(
+                Frame(
+                    dataset=self.name,
+                    version=self.version,
+                    root=self.root,
+                    token=f"{sequence}/{cloud.stem}",
+                    scene=sequence,
+                    split=split,
+                    timestamp=round(data.timestamps[number].total_seconds() * 1e6),
+                    point_file=f"sequences/{sequence}/velodyne/{cloud.name}",
+                    point_columns=4,
+                    pose=_pose(data, number),
+                    cameras=(Camera("image_2", image, width, height, intrinsic, lidar_to_camera),),
+                    point_label_file=f"sequences/{sequence}/labels/{cloud.stem}.label" if labelled else None,
+                    point_label_bytes=4,
+                    point_label_lookup=lookup,
+                    truth_folder=self._truth,
+                )
+            )
+        return frames
+
+
+def _open_sequence(root: Path, sequence: str) -> Any:
+    try:
+        import pykitti
+    except ImportError as error:
+        raise OlivineError(
+            f"pykitti is not usable ({error})", remedy="install it: pip install 'olivine[kitti]'"
+        ) from error
+    folder = root / "sequences" / sequence
+    for name in ("calib.txt", "times.txt"):
+        if not (folder / name).is_file():
+            raise OlivineError("missing", where=folder / name, remedy="unpack the calibration archive again")
+    try:
+        return pykitti.odometry(str(root), sequence)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise OlivineError(
+            f"pykitti cannot read the sequence ({type(error).__name__}: {error})",
+            where=folder,
+            remedy="unpack the calibration and pose archives again",
+        ) from error
+
+
+def _pose(data: Any, number: int) -> NDArray[np.float64]:
+    if number >= len(data.poses):
+        return np.full((4, 4), np.nan)
+    return np.array(data.poses[number] @ data.calib.T_cam0_velo, np.float64)
+
+
+def _lookup() -> bytes:
+    table = bytearray(_LOOKUP_SIZE)
+    for index, raw_ids in enumerate(CLASSES.values(), 1):
+        for raw in raw_ids:
+            table[raw] = index
+    return bytes(table)
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise OlivineError("no such image", where=path, remedy="unpack the color image archive again") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise OlivineError(
+            f"not a readable image ({error})", where=path, remedy="unpack the color image archive again"
+        ) from None

@@ -1,0 +1,225 @@
+"""nuScenes through nuscenes-devkit: mini, trainval and test, with lidarseg labels where present."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError
+from .frame import Box, Camera, Frame
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+TABLES = (
+    "category",
+    "attribute",
+    "visibility",
+    "instance",
+    "sensor",
+    "calibrated_sensor",
+    "ego_pose",
+    "log",
+    "scene",
+    "sample",
+    "sample_data",
+    "sample_annotation",
+    "map",
+)
+_DOWNLOAD = "download the data set's metadata archive again and unpack it into this folder"
+
+
+class NuScenesDataset:
+    """nuScenes in the devkit's layout.
+
+    Args:
+        root: the folder with ``samples/`` and ``v1.0-…/``.
+        version: without it the present version with the most samples; ``note`` says which and why.
+    """
+
+    name = "nuscenes"
+
+    def __init__(self, root: Path, version: str | None = None) -> None:
+        self.root = Path(root)
+        self.version, self.note = _choose_version(self.root, version)
+        self._devkit = _open_devkit(self.root, self.version)
+        self._lidarseg = getattr(self._devkit, "lidarseg", [])
+        self._lookup, self.point_classes = _point_classes(self._devkit) if self._lidarseg else (b"", ())
+        self._truth = _truth_folder(self.root)
+
+    def frames(self, split: str | None = None) -> list[Frame]:
+        """The keyframes of ``train``, ``val`` or ``test`` (all without one), scene by scene in time order."""
+        splits = _scene_splits(self.version)
+        frames = []
+        for scene in self._devkit.scene:
+            scene_split = splits.get(scene["name"])
+            if scene_split is None:
+                raise OlivineError(
+                    f"scene {scene['name']} belongs to no official split of {self.version}",
+                    where=self.root / self.version / "scene.json",
+                    remedy="use the official scene names, so that training and validation stay apart",
+                )
+            if split is not None and scene_split != split:
+                continue
+            token = scene["first_sample_token"]
+            while token:
+                sample = self._devkit.get("sample", token)
+                frames.append(self._frame(sample, scene["name"], scene_split))
+                token = sample["next"]
+        return frames
+
+    def _frame(self, sample: dict[str, Any], scene: str, split: str) -> Frame:
+        missing = [name for name in ("LIDAR_TOP", *CAMERAS) if name not in sample["data"]]
+        if "LIDAR_TOP" in missing or len(missing) == 1 + len(CAMERAS):
+            raise OlivineError(
+                f"sample {sample['token']} has no {', '.join(missing)}",
+                where=self.root / self.version / "sample_data.json",
+                remedy=_DOWNLOAD,
+            )
+        lidar = self._devkit.get("sample_data", sample["data"]["LIDAR_TOP"])
+        lidar_to_world = self._sensor_to_world(lidar)
+        cameras = []
+        for name in CAMERAS:
+            if name in missing:
+                continue
+            image = self._devkit.get("sample_data", sample["data"][name])
+            calibration = self._devkit.get("calibrated_sensor", image["calibrated_sensor_token"])
+            cameras.append(
+                Camera(
+                    name,
+                    image["filename"],
+                    image["width"],
+                    image["height"],
+                    np.array(calibration["camera_intrinsic"], np.float64),
+                    np.linalg.inv(self._sensor_to_world(image)) @ lidar_to_world,
+                )
+            )
+        label_file = None
+        if self._lidarseg:
+            try:
+                label_file = self._devkit.get("lidarseg", lidar["token"])["filename"]
+            except KeyError:
+                raise OlivineError(
+                    f"no entry for LiDAR sweep {lidar['token']}",
+                    where=self.root / self.version / "lidarseg.json",
+                    remedy="download the lidarseg archive of the same version",
+                ) from None
+        return Frame(
+            dataset=self.name,
+            version=self.version,
+            root=self.root,
+            token=lidar["token"],
+            scene=scene,
+            split=split,
+            timestamp=lidar["timestamp"],
+            point_file=lidar["filename"],
+            point_columns=5,
+            pose=lidar_to_world,
+            cameras=tuple(cameras),
+            point_label_file=label_file,
+            point_label_lookup=self._lookup if label_file else b"",
+            truth_folder=self._truth,
+        )
+
+    def _sensor_to_world(self, sample_data: dict[str, Any]) -> NDArray[np.float64]:
+        calibration = self._devkit.get("calibrated_sensor", sample_data["calibrated_sensor_token"])
+        ego = self._devkit.get("ego_pose", sample_data["ego_pose_token"])
+        return _rigid(ego) @ _rigid(calibration)
+
+
+def _rigid(record: dict[str, Any]) -> NDArray[np.float64]:
+    from pyquaternion import Quaternion
+
+    matrix = np.eye(4)
+    matrix[:3, :3] = Quaternion(record["rotation"]).rotation_matrix
+    matrix[:3, 3] = record["translation"]
+    return matrix
+
+
+def _choose_version(root: Path, version: str | None) -> tuple[str, str]:
+    present = sorted(path.name for path in root.glob("v1.0-*") if (path / "sample.json").is_file())
+    if version is not None:
+        if version not in present:
+            raise OlivineError(
+                f"no tables of nuScenes {version} here",
+                where=root / version,
+                remedy=f"choose --version from: {', '.join(present)}" if present else _DOWNLOAD,
+            )
+        return version, f"{version}, as asked"
+    if not present:
+        raise OlivineError("no nuScenes tables here (no v1.0-…/sample.json)", where=root, remedy=_DOWNLOAD)
+    largest = max(present, key=lambda name: (root / name / "sample.json").stat().st_size)
+    why = "the only version present" if len(present) == 1 else f"the largest of {', '.join(present)}"
+    return largest, f"{largest}, {why}"
+
+
+@lru_cache(maxsize=2)
+def _open_devkit(root: Path, version: str) -> Any:
+    try:
+        from nuscenes import NuScenes
+    except ImportError as error:
+        raise OlivineError(
+            f"nuscenes-devkit is not usable ({error})", remedy="install it: pip install 'olivine[nuscenes]'"
+        ) from error
+    for table in TABLES:
+        path = root / version / f"{table}.json"
+        if not path.is_file():
+            raise OlivineError("a table of the data set is missing", where=path, remedy=_DOWNLOAD)
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except (ValueError, KeyError, AssertionError, IndexError) as error:
+        for table in (*TABLES, "lidarseg"):
+            path = root / version / f"{table}.json"
+            if path.is_file():
+                try:
+                    json.loads(path.read_bytes())
+                except ValueError as broken:
+                    raise OlivineError(
+                        f"a table of the data set is not whole ({broken})", where=path, remedy=_DOWNLOAD
+                    ) from None
+        raise OlivineError(
+            f"nuscenes-devkit cannot load the tables ({type(error).__name__}: {error})",
+            where=root / version,
+            remedy=_DOWNLOAD,
+        ) from error
+
+
+def _scene_splits(version: str) -> dict[str, str]:
+    """The split of every official scene name; the mini version's scenes by its own lists."""
+    from nuscenes.utils import splits
+
+    lists = {"train": splits.train, "val": splits.val, "test": splits.test}
+    if version == "v1.0-mini":
+        lists = {"train": splits.mini_train, "val": splits.mini_val}
+    return {scene: name for name, scenes in lists.items() for scene in scenes}
+
+
+def _point_classes(devkit: Any) -> tuple[bytes, tuple[str, ...]]:
+    """Raw lidarseg index to the challenge's 16 classes (0 = ignored), and their names from 1 on."""
+    from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
+
+    mapper = LidarsegClassMapper(devkit)
+    fine = mapper.fine_idx_2_coarse_idx_mapping
+    lookup = bytes(fine.get(i, 0) for i in range(max(fine) + 1))
+    names = {index: name for name, index in mapper.coarse_name_2_coarse_idx_mapping.items()}
+    return lookup, tuple(names[i] for i in range(1, len(names)))
+
+
+def _truth_folder(root: Path) -> str | None:
+    return "truth" if (root / "synthetic.json").is_file() and (root / "truth").is_dir() else None
+
+
+def frame_boxes(frame: Frame) -> list[Box]:
+    """The annotated boxes of a keyframe in its LiDAR frame, in the tables' order."""
+    devkit = _open_devkit(frame.root, frame.version)
+    boxes = []
+    for box in devkit.get_sample_data(frame.token)[1]:
+        width, length, height = (float(v) for v in box.wlh)
+        x, y, z = (float(v) for v in box.center)
+        w, i, j, k = (float(v) for v in box.orientation.elements)
+        count = int(devkit.get("sample_annotation", box.token)["num_lidar_pts"])
+        boxes.append(Box(box.name, (x, y, z), (length, width, height), (w, i, j, k), count))
+    return boxes

@@ -1,0 +1,193 @@
+"""The nuScenes reader against the real keyframe and the devkit's own geometry."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from olivine.common import OlivineError
+from olivine.readers import open_dataset
+from olivine.readers.frame import open_index, write_index
+
+
+@pytest.fixture(scope="module")
+def frame(nuscenes_keyframe):
+    return open_dataset("nuscenes", nuscenes_keyframe).frames("val")[0]
+
+
+@pytest.fixture
+def broken(nuscenes_keyframe, tmp_path):
+    """A copy of the keyframe whose files may be damaged."""
+    shutil.copytree(nuscenes_keyframe, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_the_keyframe_has_its_34688_points_and_six_cameras(frame):
+    assert frame.points().shape == (34688, 4)
+    assert frame.points().dtype == np.float32
+    assert frame.cameras[0].name == "CAM_FRONT"
+    assert {(c.width, c.height) for c in frame.cameras} == {(1600, 900)}
+    assert all(frame.image_path(c).is_file() for c in frame.cameras)
+
+
+def test_points_are_the_devkits(frame):
+    from nuscenes.utils.data_classes import LidarPointCloud
+
+    cloud = LidarPointCloud.from_file(str(frame.root / frame.point_file))
+    assert np.array_equal(frame.points(), cloud.points.T)
+
+
+def test_lidar_to_camera_goes_through_the_world_at_each_sensors_own_time(frame):
+    from nuscenes import NuScenes
+    from pyquaternion import Quaternion
+
+    devkit = NuScenes("v1.0-mini", str(frame.root), verbose=False)
+    points = frame.points()[:, :3].astype(np.float64).T
+    lidar = devkit.get("sample_data", frame.token)
+    for camera in frame.cameras:
+        image = devkit.get("sample_data", devkit.get("sample", lidar["sample_token"])["data"][camera.name])
+        expected = points
+        for record, inverse in ((lidar, False), (image, True)):
+            steps = [
+                devkit.get("calibrated_sensor", record["calibrated_sensor_token"]),
+                devkit.get("ego_pose", record["ego_pose_token"]),
+            ]
+            for step in reversed(steps) if inverse else steps:
+                rotation = Quaternion(step["rotation"]).rotation_matrix
+                translation = np.array(step["translation"])[:, None]
+                expected = rotation.T @ (expected - translation) if inverse else rotation @ expected + translation
+        ours = camera.lidar_to_camera[:3, :3] @ points + camera.lidar_to_camera[:3, 3:]
+        assert np.abs(ours - expected).max() < 1e-8
+
+
+def test_67_of_69_boxes_hold_the_annotated_number_of_points_within_two(frame):
+    from pyquaternion import Quaternion
+
+    points = frame.points()[:, :3].astype(np.float64)
+    boxes = frame.boxes()
+    held = 0
+    for box in boxes:
+        local = (points - box.center) @ Quaternion(box.rotation).rotation_matrix
+        inside = int((np.abs(local) <= np.array(box.size) / 2).all(axis=1).sum())
+        held += abs(inside - box.point_count) <= 2
+    assert (held, len(boxes)) == (67, 69)
+
+
+def test_a_frame_is_small_and_survives_pickling(frame):
+    data = pickle.dumps(frame)
+    assert len(data) <= 3000
+    again = pickle.loads(data)
+    assert again.token == frame.token
+    assert np.array_equal(again.pose, frame.pose)
+    for a, b in zip(again.cameras, frame.cameras, strict=True):
+        assert np.array_equal(a.lidar_to_camera, b.lidar_to_camera)
+        assert np.array_equal(a.intrinsic, b.intrinsic)
+        assert (a.key, a.width, a.height) == (b.key, b.width, b.height)
+
+
+def test_the_index_gives_the_same_frames_bit_for_bit_without_the_devkit(frame, nuscenes_keyframe, tmp_path):
+    dataset = open_dataset("nuscenes", nuscenes_keyframe)
+    index = write_index(tmp_path, dataset.frames(), dataset=dataset.name, version=dataset.version, root=dataset.root)
+    assert (len(index), index.splits()) == (1, ["val"])
+    again = next(open_index(tmp_path).frames("val"))
+    assert again.token == frame.token
+    assert again.pose.tobytes() == frame.pose.tobytes()
+    assert [c.lidar_to_camera.tobytes() for c in again.cameras] == [c.lidar_to_camera.tobytes() for c in frame.cameras]
+    assert np.array_equal(again.points(), frame.points())
+
+
+def test_a_set_without_lidarseg_has_no_point_labels(frame):
+    assert frame.point_labels() is None
+
+
+def test_lidarseg_is_mapped_to_the_16_challenge_classes(broken):
+    version = broken / "v1.0-mini"
+    categories = json.loads((version / "category.json").read_text())
+    token = json.loads((version / "sample_data.json").read_text())
+    token = next(r["token"] for r in token if "LIDAR" in r["filename"])
+    (broken / "lidarseg" / "v1.0-mini").mkdir(parents=True)
+    raw = np.arange(34688, dtype=np.uint8) % len(categories)
+    raw.tofile(broken / "lidarseg" / "v1.0-mini" / f"{token}_lidarseg.bin")
+    record = {"token": token, "sample_data_token": token, "filename": f"lidarseg/v1.0-mini/{token}_lidarseg.bin"}
+    (version / "lidarseg.json").write_text(json.dumps([record]))
+    dataset = open_dataset("nuscenes", broken)
+    frame = dataset.frames()[0]
+    labels = frame.point_labels()
+    assert len(dataset.point_classes) == 16
+    names = {r["index"]: r["name"] for r in categories}
+    expected = {
+        "vehicle.car": "car",
+        "flat.driveable_surface": "driveable_surface",
+        "human.pedestrian.adult": "pedestrian",
+    }
+    for fine, coarse in expected.items():
+        of_class = np.array([names[i] == fine for i in raw])
+        assert {dataset.point_classes[i - 1] for i in labels[of_class]} == {coarse}
+    assert set(labels[raw == 0]) == {0}
+
+    record_path = broken / "lidarseg" / "v1.0-mini" / f"{token}_lidarseg.bin"
+    raw[:100].tofile(record_path)
+    with pytest.raises(OlivineError, match=r"_lidarseg\.bin: 100 labels for 34688 points"):
+        frame.point_labels()
+
+
+def test_bad_point_files_are_named_with_the_remedy(broken):
+    frame = open_dataset("nuscenes", broken).frames()[0]
+    path = broken / frame.point_file
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[:-7])
+    with pytest.raises(OlivineError, match=r"pcd\.bin: truncated point file.*Download"):
+        frame.points()
+    path.write_bytes(b"")
+    with pytest.raises(OlivineError, match="the cloud is empty"):
+        frame.points()
+    cloud = np.frombuffer(whole, np.float32).copy()
+    cloud[5 * 7] = np.nan
+    path.write_bytes(cloud.tobytes())
+    with pytest.raises(OlivineError, match=r"1 points are not finite \(the first is point 7\)"):
+        frame.points()
+    path.unlink()
+    with pytest.raises(OlivineError, match="cannot be read"):
+        frame.points()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "v1.0-mini"), "no nuScenes tables here"),
+        (
+            lambda root: (root / "v1.0-mini" / "ego_pose.json").unlink(),
+            "ego_pose.json: a table of the data set is missing",
+        ),
+        (
+            lambda root: (root / "v1.0-mini" / "sample_data.json").write_text("[{"),
+            "sample_data.json: a table of the data set is not whole",
+        ),
+    ],
+)
+def test_a_half_data_set_is_one_line(broken, damage, message):
+    damage(broken)
+    with pytest.raises(OlivineError, match=message) as error:
+        open_dataset("nuscenes", broken)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_data_set_says_how_to_get_one(tmp_path):
+    with pytest.raises(OlivineError, match="olivine synth"):
+        open_dataset("nuscenes", tmp_path / "nothing")
+    with pytest.raises(OlivineError, match="Choose one of"):
+        open_dataset("waymo", tmp_path)
+
+
+def test_the_largest_version_is_taken_and_said(broken):
+    shutil.copytree(broken / "v1.0-mini", broken / "v1.0-trainval")
+    sample = broken / "v1.0-trainval" / "sample.json"
+    sample.write_text(sample.read_text() + " " * 1000)
+    dataset = open_dataset("nuscenes", broken)
+    assert dataset.version == "v1.0-trainval"
+    assert "the largest of v1.0-mini, v1.0-trainval" in dataset.note
+    with pytest.raises(OlivineError, match="Choose --version from"):
+        open_dataset("nuscenes", broken, version="v1.0-test")
