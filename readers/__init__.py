@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..common import OlivineError, PathLike
-from .frame import Frame
+from ..common import OlivineError, PathLike, digest
+from .frame import Frame, FrameIndex, open_index, write_index
 
 DATASETS = ("nuscenes", "semantickitti", "kitti")
 
@@ -23,6 +23,7 @@ class Dataset(Protocol):
     version: str
     root: Path
     point_classes: tuple[str, ...]
+    note: str
 
     def frames(self, split: str | None = None) -> Sequence[Frame]:
         """The frames of a split, scene by scene and in time order; all of them without one."""
@@ -55,3 +56,40 @@ def open_dataset(name: str, root: PathLike, version: str | None = None) -> Datas
     from .kitti import KittiDataset
 
     return KittiDataset(root, semantic=name == "semantickitti")
+
+
+def index_dataset(directory: PathLike, name: str, root: PathLike, version: str | None = None) -> tuple[FrameIndex, str]:
+    """The index of a data set's frames in ``directory``, written where it is absent or out of date.
+
+    Args:
+        directory: the index's folder.
+        name, root, version: as :func:`open_dataset`.
+
+    Returns:
+        The index, and a line that says which version was taken and whether the index was at hand.
+    """
+    directory, root = Path(directory), Path(root)
+    if root.is_dir() and (directory / "index.json").is_file():
+        index = open_index(directory, root)
+        same = (index.dataset, version or index.version) == (name, index.version)
+        if same and index.fingerprint == _fingerprint(root, index.version):
+            return index, f"{index.version}, {len(index)} frames, index at hand in {directory}"
+    dataset = open_dataset(name, root, version)
+    index = write_index(
+        directory,
+        dataset.frames(),
+        dataset=name,
+        version=dataset.version,
+        root=root,
+        point_classes=dataset.point_classes,
+        fingerprint=_fingerprint(root, dataset.version),
+    )
+    return index, f"{dataset.note}; {len(index)} frames in {len(index.scenes)} scenes"
+
+
+def _fingerprint(root: Path, version: str) -> str:
+    """Changes when the data set's tables or folders do; costs a few file-system calls."""
+    tables = [*root.glob("v1.0-*/sample.json"), *(root / version).glob("*.json")]
+    folders = [p for s in root.glob("sequences/*") for p in (s, *s.iterdir()) if s.is_dir()]
+    state = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted({*tables, *folders})]
+    return digest(state)

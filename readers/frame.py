@@ -292,6 +292,7 @@ class FrameIndex:
     point_classes: tuple[str, ...]
     scenes: tuple[Scene, ...]
     digest: str
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return sum(scene.frame_count for scene in self.scenes)
@@ -318,12 +319,14 @@ def write_index(
     version: str,
     root: PathLike,
     point_classes: tuple[str, ...] = (),
+    fingerprint: str = "",
 ) -> FrameIndex:
     """Write the index of ``frames`` (scene by scene, in time order) and open it.
 
     Args:
         directory: the index's folder, made where absent.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
+        fingerprint: changes when the data set's files do; tells an index that is out of date.
     """
     directory = Path(directory)
     by_scene: dict[str, list[Frame]] = {}
@@ -344,6 +347,7 @@ def write_index(
             "version": version,
             "root": os.fspath(Path(root).absolute()),
             "point_classes": list(point_classes),
+            "fingerprint": fingerprint,
             "scenes": table,
         },
     )

@@ -191,3 +191,20 @@ def test_the_largest_version_is_taken_and_said(broken):
     assert "the largest of v1.0-mini, v1.0-trainval" in dataset.note
     with pytest.raises(OlivineError, match="Choose --version from"):
         open_dataset("nuscenes", broken, version="v1.0-test")
+
+
+def test_the_index_is_written_once_and_again_when_the_tables_change(broken, tmp_path):
+    from olivine.readers import index_dataset
+
+    first, note = index_dataset(tmp_path / "frames", "nuscenes", broken)
+    assert "1 frames in 1 scenes" in note
+    written = (tmp_path / "frames" / "index.json").stat().st_mtime_ns
+    again, note = index_dataset(tmp_path / "frames", "nuscenes", broken)
+    assert "index at hand" in note
+    assert again.digest == first.digest
+    assert (tmp_path / "frames" / "index.json").stat().st_mtime_ns == written
+
+    table = broken / "v1.0-mini" / "sample_data.json"
+    table.write_text(table.read_text() + "\n")
+    _, note = index_dataset(tmp_path / "frames", "nuscenes", broken)
+    assert "index at hand" not in note

@@ -1,0 +1,49 @@
+# Every target sets up what it needs; `make setup` again is a matter of seconds.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CODE   := readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
+PACKAGES := readers synthetic labelgen pairs train downstream report
+DEMO   ?= demo
+
+.PHONY: help setup demo test soak lint bench clean
+
+help:
+	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
+	@echo "make test    every promise, lint and types  make soak   the long tests (up to an hour)"
+	@echo "make bench   speed against peers            make lint   ruff and mypy alone"
+
+setup: $(STAMP)
+
+# headless last: both OpenCV packages own the module cv2, and only the headless
+# build imports on a machine without a display.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --force-reinstall "$$(grep '^opencv-python-headless==' constraints.txt)"
+	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/olivine
+	$(BIN)/olivine doctor --quick
+	touch $(STAMP)
+
+demo: setup
+	bash benchmarks/demo.sh $(BIN) $(DEMO)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) -m olivine.cli -m olivine.common -m olivine.doctor
+
+test: lint
+	$(BIN)/python -m pytest -m 'not soak'
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+bench: setup
+	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

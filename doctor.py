@@ -1,0 +1,149 @@
+"""What is installed, what is missing, what would be used, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .common import package_versions
+
+# distribution, module, what it is for, the extra that brings it (None: olivine itself)
+PACKAGES = (
+    ("torch", "torch", "training", None),
+    ("torchvision", "torchvision", "image encoders", None),
+    ("numba", "numba", "projection and density", None),
+    ("zarr", "zarr", "shards", None),
+    ("lightning-fabric", "lightning_fabric", "devices", None),
+    ("nuscenes-devkit", "nuscenes", "reading nuScenes", "nuscenes"),
+    ("pykitti", "pykitti", "reading KITTI", "kitti"),
+    ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
+    ("segment-anything", "segment_anything", "grounded-sam", "labelgen"),
+    ("transformers", "transformers", "grounded-sam", "labelgen"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: ``state`` is ``ok``, ``missing`` (a feature is not there) or ``broken``."""
+
+    topic: str
+    state: str
+    text: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def examine(quick: bool = False) -> Iterator[Finding]:
+    """Look at the installation; ``quick`` leaves out what takes seconds (devices, folders)."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", "ok", f"{version} at {sys.executable}")
+    versions = package_versions([name for name, *_ in PACKAGES])
+    for name, module, purpose, extra in PACKAGES:
+        if versions[name] == "absent":
+            wanted = f"olivine[{extra}]" if extra else "olivine"
+            state = "missing" if extra else "broken"
+            yield Finding(name, state, f"not installed ({purpose})", f"pip install '{wanted}'")
+            continue
+        problem = None if quick else _import_problem(module)
+        if problem:
+            yield Finding(name, "broken", f"{versions[name]} does not import: {problem}", _reinstall(name))
+        else:
+            yield Finding(name, "ok", f"{versions[name]} ({purpose})")
+    yield _opencv()
+    if quick:
+        return
+    yield from _devices()
+    yield _jpeg()
+    yield from _folders()
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Finding(
+        "disk", "ok" if free > 5 else "missing", f"{free:.0f} GiB free here", "" if free > 5 else "free some space"
+    )
+
+
+def _import_problem(module: str) -> str | None:
+    # In a process of its own: a package that breaks at import may take the interpreter with it.
+    code = f"import {module}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _reinstall(name: str) -> str:
+    if name in ("torch", "torchvision"):
+        return "pip install --force-reinstall torch==2.14.1 torchvision==0.29.1 (they must match)"
+    return f"pip install --force-reinstall --no-deps {name}"
+
+
+def _opencv() -> Finding:
+    """Two packages of our dependencies own the module cv2; the last one installed wins."""
+    versions = package_versions(["opencv-python", "opencv-python-headless"])
+    present = {name: version for name, version in versions.items() if version != "absent"}
+    if not present:
+        return Finding(
+            "opencv", "missing", "not installed (grounded-sam, nuScenes)", "pip install opencv-python-headless"
+        )
+    problem = _import_problem("cv2")
+    text = ", ".join(f"{name} {version}" for name, version in present.items())
+    if problem is None:
+        return Finding("opencv", "ok", f"cv2 imports without a display ({text})")
+    wanted = present.get("opencv-python-headless") or next(iter(present.values()))
+    return Finding(
+        "opencv",
+        "broken",
+        f"cv2 does not import ({problem}); {text} own the same module",
+        f"pip install --no-deps --force-reinstall opencv-python-headless=={wanted}",
+    )
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # whatever a broken torch raises is what the user needs to see
+        yield Finding("device", "broken", f"torch does not import: {error}", _reinstall("torch"))
+        return
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding("device", "ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        yield Finding("preset", "ok", "olivine pretrain would take the paper's preset (there is a GPU)")
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        yield Finding("device", "ok", f"CPU, {cores} cores, {torch.backends.cpu.get_cpu_capability()}; no CUDA device")
+        yield Finding("preset", "ok", "olivine pretrain would take the CPU preset (no GPU)")
+    minkowski = package_versions(["MinkowskiEngine"])["MinkowskiEngine"]
+    beside = "" if minkowski == "absent" else f"; MinkowskiEngine {minkowski} is installed too"
+    yield Finding("sparse engine", "ok", f"torch (PyTorch alone, nothing to compile){beside}")
+
+
+def _jpeg() -> Finding:
+    from PIL import features
+
+    if features.check_feature("libjpeg_turbo"):
+        return Finding("jpeg", "ok", f"Pillow with libjpeg-turbo {features.version_feature('libjpeg_turbo')}")
+    return Finding(
+        "jpeg", "missing", "Pillow without libjpeg-turbo: images decode slower", "pip install --force-reinstall pillow"
+    )
+
+
+def _folders() -> Iterator[Finding]:
+    for name in ("nuscenes", "semantickitti", "kitti"):
+        path = Path("data") / name
+        if path.is_dir():
+            kind = "synthetic" if (path / "synthetic.json").is_file() else "real"
+            yield Finding("data set", "ok", f"{path} ({kind})")
+    if not any((Path("data") / n).is_dir() for n in ("nuscenes", "semantickitti", "kitti")):
+        yield Finding(
+            "data set", "missing", "none in data/", "link one to data/nuscenes, or: olivine synth --out data/nuscenes"
+        )

@@ -1,0 +1,130 @@
+"""The walls between the rooms, and a wheel that carries everything."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("readers", "synthetic", "labelgen", "pairs", "train", "downstream", "report", "configs")
+
+# What a room may import from the others (its own modules and `common` besides). A module
+# name with a dot allows that module alone.
+ALLOWED = {
+    "readers": set(),
+    "synthetic": {"readers.frame"},
+    "labelgen": {"readers.frame"},
+    "pairs": {"readers.frame", "labelgen.store"},
+    "train": {"pairs.shards"},
+    "downstream": {"train", "pairs.shards"},
+    "report": {"readers.frame", "labelgen.store", "pairs.shards", "downstream.results"},
+    "configs": set(),
+}
+DEVKITS = {"nuscenes", "pykitti", "groundingdino", "segment_anything", "transformers"}
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, absolute, `olivine.` cut off; foreign ones with a leading `:`."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            stem = ".".join((*base, *((node.module,) if node.module else ())))
+            names = [f"olivine.{stem}" if node.module else f"olivine.{'.'.join((*base, a.name))}" for a in node.names]
+        else:
+            continue
+        found |= {n.removeprefix("olivine.") if n.startswith("olivine.") else f":{n}" for n in names}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_the_design_allows(room):
+    wrong = []
+    for path in modules(room):
+        for name in imported(path):
+            if name.startswith(":"):
+                continue
+            allowed = {"common", room} | ALLOWED[room]
+            if not any(name == a or name.startswith(f"{a}.") for a in allowed):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", ["train", "downstream"])
+def test_nothing_downstream_of_the_shards_knows_a_devkit(room):
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(room)
+        for name in imported(path)
+        if name.lstrip(":").split(".")[0] in DEVKITS
+    ]
+    assert not wrong
+
+
+def test_no_room_has_the_name_of_a_package_that_dependencies_look_for():
+    for room in ROOMS:
+        code = f"import importlib.util as u; raise SystemExit(u.find_spec({room!r}) is not None)"
+        assert subprocess.run([sys.executable, "-c", code], cwd="/", check=False).returncode == 0, room
+
+
+def test_the_wheel_carries_every_module_and_data_file(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), "."]
+    # A copy of what git knows, so that neither a stale build folder nor a local file helps.
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
+    )
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    source = tmp_path / "source"
+    for name in filter(None, files.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(build, cwd=source, check=True)
+    carried = {n for n in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if n.startswith("olivine/")}
+    expected = {f"olivine/{p.relative_to(ROOT)}" for room in ROOMS for p in modules(room)}
+    expected |= {f"olivine/{p.name}" for p in ROOT.glob("*.py")} | {"olivine/py.typed"}
+    expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "configs").glob("*.yaml")}
+    for folder in ("train/weights", "synthetic/data", "readers/data"):
+        expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / folder).glob("*") if p.is_file()}
+    assert expected <= carried
+    assert not {n for n in carried if n.split("/")[1] in ("tests", "benchmarks", "data", "demo", "runs")}
+
+
+def test_help_answers_in_half_a_second_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['olivine', '--help']\n"
+        "from olivine.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'zarr', 'numba', 'transformers', 'nuscenes', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "raise SystemExit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("synth", "labelgen", "build-pairs", "pretrain", "probe", "doctor"):
+        assert command in done.stdout
+
+
+def test_no_path_of_a_build_machine_is_in_the_tree():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.decode()
+    machine = tuple("/" + place + "/" for place in ("work", "farm", "root"))
+    wrong = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".sh", ".txt", ".json") and path.is_file():
+            text = path.read_text(errors="replace")
+            wrong += [f"{name}: {m}" for m in machine if f" {m}" in text or f'"{m}' in text]
+    assert not wrong
