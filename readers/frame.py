@@ -373,4 +373,12 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
         Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
     )
     identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
-    return FrameIndex(plain["dataset"], plain["version"], base, tuple(plain["point_classes"]), scenes, digest(identity))
+    return FrameIndex(
+        dataset=plain["dataset"],
+        version=plain["version"],
+        root=base,
+        point_classes=tuple(plain["point_classes"]),
+        scenes=scenes,
+        digest=digest(identity),
+        fingerprint=plain.get("fingerprint", ""),
+    )
