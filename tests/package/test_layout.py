@@ -20,7 +20,7 @@ ALLOWED = {
     "pairs": {"readers.frame", "labelgen.store"},
     "train": {"pairs.shards"},
     "downstream": {"train", "pairs.shards"},
-    "report": {"readers.frame", "labelgen.store", "pairs.shards", "downstream.results"},
+    "report": {"readers.frame", "labelgen.store", "pairs.shards"},
     "configs": set(),
 }
 DEVKITS = {"nuscenes", "pykitti", "groundingdino", "segment_anything", "transformers"}

@@ -1,0 +1,106 @@
+"""Scores and losses against direct evaluations of their definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from olivine.downstream.losses import lovasz_softmax, segmentation_loss
+from olivine.downstream.metrics import confusion_matrix, scores
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def direct_iou(truth, prediction, label):
+    kept = truth > 0
+    t, p = truth[kept] == label, prediction[kept] == label
+    return (t & p).sum() / (t | p).sum()
+
+
+def test_iou_is_intersection_over_union_of_the_labelled_points():
+    generator = np.random.default_rng(0)
+    truth, prediction = generator.integers(0, 4, 5000), generator.integers(1, 4, 5000)
+    result = scores(confusion_matrix(truth, prediction, 4), CLASSES)
+    for label, name in enumerate(CLASSES[:3], 1):
+        assert result.iou[name] == pytest.approx(direct_iou(truth, prediction, label), rel=1e-12)
+    assert result.absent == ("d",)
+    assert result.mean_iou == pytest.approx(np.mean([direct_iou(truth, prediction, c) for c in (1, 2, 3)]))
+    assert result.point_count == (truth > 0).sum()
+
+
+def test_scores_equal_the_nuscenes_devkits():
+    from nuscenes.eval.lidarseg.utils import ConfusionMatrix
+
+    generator = np.random.default_rng(1)
+    truth, prediction = generator.integers(0, 5, 4000), generator.integers(1, 5, 4000)
+    devkit = ConfusionMatrix(5, 0)
+    devkit.update(truth, prediction)
+    ours = scores(confusion_matrix(truth, prediction, 4), CLASSES)
+    assert list(ours.iou.values()) == pytest.approx(devkit.get_per_class_iou()[1:], abs=1e-12)
+    assert ours.mean_iou == pytest.approx(devkit.get_mean_iou(), abs=1e-12)
+
+
+def test_one_matrix_of_a_set_is_the_sum_of_its_frames():
+    generator = np.random.default_rng(2)
+    truth, prediction = generator.integers(0, 5, 300), generator.integers(1, 5, 300)
+    parts = [confusion_matrix(truth[s], prediction[s], 4) for s in (slice(0, 100), slice(100, 300))]
+    assert np.array_equal(sum(parts), confusion_matrix(truth, prediction, 4))
+
+
+def jaccard_loss(mistaken, truth):
+    """1 - Jaccard index of a class when the points `mistaken` are wrong (the loss's set function)."""
+    if not mistaken:
+        return 0.0
+    union = set(truth) | set(mistaken)
+    return len(mistaken) / len(union)
+
+
+def direct_lovasz(probability, label):
+    """The Lovász extension by its definition: sum of sorted errors times the set function's increments."""
+    total = []
+    for c in sorted(set(label)):
+        truth = [i for i, v in enumerate(label) if v == c]
+        error = [1 - probability[i][c] if label[i] == c else probability[i][c] for i in range(len(label))]
+        order = sorted(range(len(label)), key=lambda i: -error[i])
+        value = 0.0
+        for k, i in enumerate(order):
+            value += error[i] * (jaccard_loss(order[: k + 1], truth) - jaccard_loss(order[:k], truth))
+        total.append(value)
+    return sum(total) / len(total)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss(seed):
+    generator = torch.Generator().manual_seed(seed)
+    probability = torch.randn(40, 5, generator=generator, dtype=torch.float64).softmax(1)
+    label = torch.randint(0, 4, (40,), generator=generator)
+    assert lovasz_softmax(probability, label).item() == pytest.approx(
+        direct_lovasz(probability.tolist(), label.tolist()), rel=1e-12
+    )
+
+
+def test_lovasz_gradients_are_right():
+    probability = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
+    label = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 0, 1])
+    assert torch.autograd.gradcheck(lambda p: lovasz_softmax(p, label), probability.requires_grad_())
+
+
+def test_lovasz_of_hard_predictions_is_one_minus_the_jaccard_index():
+    label = torch.tensor([0, 0, 1, 1, 1])
+    for wrong in itertools.combinations(range(5), 2):
+        predicted = label.clone()
+        predicted[list(wrong)] = 1 - predicted[list(wrong)]
+        one_hot = torch.nn.functional.one_hot(predicted, 2).double()
+        expected = np.mean(
+            [1 - ((predicted == c) & (label == c)).sum() / ((predicted == c) | (label == c)).sum() for c in (0, 1)]
+        )
+        assert lovasz_softmax(one_hot, label).item() == pytest.approx(float(expected))
+
+
+def test_ignored_voxels_change_nothing():
+    logit = torch.randn(30, 4, generator=torch.Generator().manual_seed(3))
+    label = torch.arange(30) % 4
+    kept = label > 0
+    assert segmentation_loss(logit, label).item() == pytest.approx(segmentation_loss(logit[kept], label[kept]).item())
+    assert segmentation_loss(logit, torch.zeros(30, dtype=torch.long)).item() == 0.0

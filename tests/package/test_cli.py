@@ -1,0 +1,74 @@
+"""The command line's manners: one line for what is wrong, exit codes 0, 1, 2, no traceback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def olivine(*arguments, cwd):
+    command = [sys.executable, "-m", "olivine.cli", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["labelgen"], "no data set in data/. Link one"),
+        (["labelgen", "--dataset", "nuscenes"], "no nuscenes data set here"),
+        (["labelgen", "--dataset", "waymo", "--root", "."], "unknown data set 'waymo'. Choose one of"),
+        (["labelgen", "--root", "."], "--root needs --dataset"),
+        (["build-pairs"], "run olivine labelgen first"),
+        (["pretrain"], "Run olivine build-pairs first"),
+        (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
+        (["probe"], "no run in runs/. Run olivine pretrain first"),
+        (["report"], "run olivine labelgen first"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["labelgen", "--nonsense"], "No such option"),
+        (["synth", "--scenes", "0"], "scenes"),
+        (["synth", "--scenes", "many"], "a valid integer"),
+    ],
+)
+def test_a_wrong_call_is_one_line_that_says_what_to_do(arguments, says, tmp_path):
+    done = olivine(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("olivine: ")
+    assert says.lower() in lines[-1].lower()
+    assert len([line for line in lines if line.startswith("olivine: ")]) == 1
+
+
+def test_doctor_finds_this_installation_in_order(tmp_path):
+    done = olivine("doctor", "--json", cwd=tmp_path)
+    findings = {f["topic"]: f for f in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert findings["opencv"]["state"] == "ok"
+    assert findings["data set"]["remedy"].endswith("olivine synth --out data/nuscenes")
+
+
+def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, monkeypatch):
+    from olivine import doctor
+
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = doctor._opencv()
+    assert finding.state == "broken"
+    assert "libGL.so.1" in finding.text
+    assert "opencv-python-headless==" in finding.remedy
+
+
+def test_every_command_has_an_example_in_its_help(tmp_path):
+    from olivine.cli import app
+
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"Example: olivine {name}" in command.callback.__doc__, name
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    done = olivine("synth", "--dry-run", "--out", "world", cwd=tmp_path)
+    assert done.returncode == 0
+    assert not list(tmp_path.iterdir())
