@@ -1,0 +1,206 @@
+"""Sparse residual U-Nets over voxels: SR-UNet34 and a small one of the same shape for CPUs.
+
+The architecture and the parameters' names are those of the 3D network of SLidR and OLIVINE (a MinkUNet with residual
+blocks of two convolutions), so that their checkpoints load: four strided levels, each followed by residual blocks,
+and back up with the skipped features concatenated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d, ReLU
+from ..sparse.operations import concatenate
+from ..sparse.tensor import SparseTensor
+
+#: Momentum of the norms inside residual blocks, whatever the stage of training.
+BLOCK_MOMENTUM = 0.1
+
+
+@dataclass(frozen=True)
+class SRUNetLayout:
+    """Widths and depths of a sparse residual U-Net.
+
+    Attributes:
+        stem: width of the first convolution.
+        planes: widths of the four levels down and the four up; the last is the width of the features.
+        blocks: residual blocks of each.
+    """
+
+    stem: int
+    planes: tuple[int, int, int, int, int, int, int, int]
+    blocks: tuple[int, int, int, int, int, int, int, int]
+
+
+SRUNET34 = SRUNetLayout(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2))
+SRUNET_SMALL = SRUNetLayout(16, (16, 32, 64, 64, 64, 32, 32, 32), (1, 1, 1, 1, 1, 1, 1, 1))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions beside a shortcut, which is a 1x1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, channels: int, shortcut_momentum: float) -> None:
+        super().__init__()
+        self.conv1 = Conv3d(in_channels, channels, 3)
+        self.norm1 = BatchNorm(channels, momentum=BLOCK_MOMENTUM)
+        self.conv2 = Conv3d(channels, channels, 3)
+        self.norm2 = BatchNorm(channels, momentum=BLOCK_MOMENTUM)
+        self.downsample: nn.Module | None = None
+        if in_channels != channels:
+            self.downsample = nn.Sequential(
+                Conv3d(in_channels, channels, 1), BatchNorm(channels, momentum=shortcut_momentum)
+            )
+
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        """relu(shortcut + norm(conv(relu(norm(conv(x))))))."""
+        inner = self.norm1(self.conv1(tensor))
+        inner = self.norm2(self.conv2(inner.replace(torch.relu(inner.feature))))
+        shortcut = tensor if self.downsample is None else self.downsample(tensor)
+        return inner.replace(torch.relu(inner.feature + shortcut.feature))
+
+
+class SRUNet(nn.Module):
+    """A sparse residual U-Net with a point-pixel and a category head.
+
+    Args:
+        in_channels: width of a voxel's feature (1: intensity).
+        out_channels: width of each head's output.
+        layout: widths and depths.
+        norm_momentum: of the batch norms outside residual blocks and in their shortcuts: 0.05 in pre-training, 0.02
+            in fine-tuning (REFERENCE: the public code).
+        category_head: whether there is a second head; SLidR has one head only.
+        seed: of the initial weights.
+
+    Attributes:
+        feature_channels: width of :meth:`features`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 64,
+        *,
+        layout: SRUNetLayout,
+        norm_momentum: float = 0.05,
+        category_head: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        planes, blocks, stem = layout.planes, layout.blocks, layout.stem
+        self.layout = layout
+        self.feature_channels = planes[7]
+        self.relu = ReLU()
+
+        def norm(channels: int) -> BatchNorm:
+            return BatchNorm(channels, momentum=norm_momentum)
+
+        def stage(in_channels: int, channels: int, count: int) -> nn.Sequential:
+            first = ResidualBlock(in_channels, channels, norm_momentum)
+            return nn.Sequential(first, *(ResidualBlock(channels, channels, norm_momentum) for _ in range(count - 1)))
+
+        self.conv0p1s1 = Conv3d(in_channels, stem, 3)
+        self.bn0 = norm(stem)
+        self.conv1p1s2 = Conv3d(stem, stem, 2, 2)
+        self.bn1 = norm(stem)
+        self.block1 = stage(stem, planes[0], blocks[0])
+        self.conv2p2s2 = Conv3d(planes[0], planes[0], 2, 2)
+        self.bn2 = norm(planes[0])
+        self.block2 = stage(planes[0], planes[1], blocks[1])
+        self.conv3p4s2 = Conv3d(planes[1], planes[1], 2, 2)
+        self.bn3 = norm(planes[1])
+        self.block3 = stage(planes[1], planes[2], blocks[2])
+        self.conv4p8s2 = Conv3d(planes[2], planes[2], 2, 2)
+        self.bn4 = norm(planes[2])
+        self.block4 = stage(planes[2], planes[3], blocks[3])
+
+        self.convtr4p16s2 = ConvTranspose3d(planes[3], planes[4], 2, 2)
+        self.bntr4 = norm(planes[4])
+        self.block5 = stage(planes[4] + planes[2], planes[4], blocks[4])
+        self.convtr5p8s2 = ConvTranspose3d(planes[4], planes[5], 2, 2)
+        self.bntr5 = norm(planes[5])
+        self.block6 = stage(planes[5] + planes[1], planes[5], blocks[5])
+        self.convtr6p4s2 = ConvTranspose3d(planes[5], planes[6], 2, 2)
+        self.bntr6 = norm(planes[6])
+        self.block7 = stage(planes[6] + planes[0], planes[6], blocks[6])
+        self.convtr7p2s2 = ConvTranspose3d(planes[6], planes[7], 2, 2)
+        self.bntr7 = norm(planes[7])
+        self.block8 = stage(planes[7] + stem, planes[7], blocks[7])
+
+        self.final = Conv3d(planes[7], out_channels, 1, bias=True)
+        self.final_class_level = Conv3d(planes[7], out_channels, 1, bias=True) if category_head else None
+        self.reset_parameters(torch.Generator().manual_seed(seed))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Random weights: convolutions normal with variance 2 / (cells x output channels), the others uniform."""
+        for module in self.modules():
+            if isinstance(module, Conv3d | ConvTranspose3d):
+                module.reset_parameters(generator)
+            if isinstance(module, Conv3d):
+                fan_out = module.kernel.numel() // module.in_channels
+                nn.init.normal_(module.kernel, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+
+    def features(self, tensor: SparseTensor) -> SparseTensor:
+        """The trunk's output on the input's voxels, before the heads: [V, feature_channels]."""
+        relu = self.relu
+        skip1 = relu(self.bn0(self.conv0p1s1(tensor)))
+        skip2 = self.block1(relu(self.bn1(self.conv1p1s2(skip1))))
+        skip4 = self.block2(relu(self.bn2(self.conv2p2s2(skip2))))
+        skip8 = self.block3(relu(self.bn3(self.conv3p4s2(skip4))))
+        out = self.block4(relu(self.bn4(self.conv4p8s2(skip8))))
+        out = self.block5(concatenate(relu(self.bntr4(self.convtr4p16s2(out))), skip8))
+        out = self.block6(concatenate(relu(self.bntr5(self.convtr5p8s2(out))), skip4))
+        out = self.block7(concatenate(relu(self.bntr6(self.convtr6p4s2(out))), skip2))
+        return self.block8(concatenate(relu(self.bntr7(self.convtr7p2s2(out))), skip1))
+
+    def forward(self, tensor: SparseTensor) -> tuple[SparseTensor, SparseTensor | None]:
+        """The point-pixel and the category embedding of every voxel, [V, out_channels] each, not normalised."""
+        feature = self.features(tensor)
+        category = None if self.final_class_level is None else self.final_class_level(feature)
+        return self.final(feature), category
+
+
+class SRUNet34(SRUNet):
+    """SR-UNet34, 37,855,392 parameters with one input channel and two 64-wide heads."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 64,
+        *,
+        norm_momentum: float = 0.05,
+        category_head: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            layout=SRUNET34,
+            norm_momentum=norm_momentum,
+            category_head=category_head,
+            seed=seed,
+        )
+
+
+class SRUNetSmall(SRUNet):
+    """The same network, narrow and shallow, for a CPU."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 64,
+        *,
+        norm_momentum: float = 0.05,
+        category_head: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            layout=SRUNET_SMALL,
+            norm_momentum=norm_momentum,
+            category_head=category_head,
+            seed=seed,
+        )

@@ -1,0 +1,149 @@
+"""Points to voxels: distinct integer coordinates, one feature for each, and the voxel of every point."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..common import OlivineError
+from .sparse.coordinates import MAX_BATCH, MAX_COORDINATE, describe, pack, unpack
+
+
+@dataclass(frozen=True)
+class VoxelSettings:
+    """How points become voxels.
+
+    Attributes:
+        grid: ``cartesian`` (x, y, z) or ``cylindrical`` (distance from the z axis, azimuth, z).
+        size_m: edge of a voxel in metres; in the cylindrical grid of the distance and of z.
+        height_m: edge along z where it differs, else None.
+        azimuth_deg: a cylindrical voxel's azimuth.
+        feature: ``first`` takes the point that comes first in the cloud, ``mean`` the mean of the voxel's points.
+        feature_channels: how many columns of a point become its feature, from ``first_channel`` on.
+        first_channel: 3 for the intensity, 0 for (x, y, z, intensity).
+        crop: whether points outside the range are left out.
+        range_m: (x low, y low, z low, x high, y high, z high); low included, high excluded.
+    """
+
+    grid: Literal["cartesian", "cylindrical"] = "cartesian"
+    size_m: float = 0.1
+    height_m: float | None = None
+    azimuth_deg: float = 1.0
+    feature: Literal["first", "mean"] = "first"
+    first_channel: int = 3
+    feature_channels: int = 1
+    crop: bool = False
+    range_m: tuple[float, float, float, float, float, float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+
+    def __post_init__(self) -> None:
+        if self.grid not in ("cartesian", "cylindrical"):
+            raise OlivineError(f"grid is {self.grid!r}", where="voxels.grid", remedy="use cartesian or cylindrical")
+        if self.feature not in ("first", "mean"):
+            raise OlivineError(f"feature is {self.feature!r}", where="voxels.feature", remedy="use first or mean")
+        if not (self.size_m > 0 and self.azimuth_deg > 0 and (self.height_m is None or self.height_m > 0)):
+            raise OlivineError("voxel sizes must be positive", where="voxels.size_m")
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The voxels of a batch of clouds.
+
+    Attributes:
+        coordinate: int32 [V, 4], (batch, x, y, z), ascending.
+        feature: float32 [V, C].
+        inverse: int64 [N], the voxel of each point, -1 for points outside the range.
+        first: int64 [V], the first point of each voxel.
+    """
+
+    coordinate: Tensor
+    feature: Tensor
+    inverse: Tensor
+    first: Tensor
+
+
+def voxelize(
+    points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] | None, settings: VoxelSettings
+) -> Voxels:
+    """The voxels of the points of a batch of clouds; the same for the same points.
+
+    Args:
+        points: float32 [N, >= 4], (x, y, z, intensity, …), metres in the LiDAR's frame.
+        batch_index: int [N], the cloud of each point; or a list with the number of points of each cloud, in order; or
+            None for a single cloud.
+        settings: grid, sizes, feature, range.
+
+    Raises:
+        OlivineError: a wrong shape or dtype, points that are not finite, coordinates beyond what a key holds.
+    """
+    batch = _batch_of(points, batch_index)
+    coordinate = _grid_coordinate(points, settings)
+    inside = torch.isfinite(points[:, :3]).all(1)
+    if not bool(inside.all()):
+        raise OlivineError(
+            f"{int((~inside).sum())} points are not finite",
+            where=f"points {describe(points)}",
+            remedy="remove them when the cloud is read",
+        )
+    if settings.crop:
+        low, high = (torch.tensor(b, device=points.device) for b in (settings.range_m[:3], settings.range_m[3:]))
+        inside &= ((points[:, :3] >= low) & (points[:, :3] < high)).all(1)
+    far = coordinate.abs().amax(1) > MAX_COORDINATE
+    if bool((far & inside).any()):
+        raise OlivineError(
+            f"{int((far & inside).sum())} points lie more than {MAX_COORDINATE} voxels away",
+            where=f"points {describe(points)}",
+            remedy="crop the cloud",
+        )
+    kept = torch.nonzero(inside).flatten()
+    key = pack(torch.cat((batch[:, None], coordinate), 1).index_select(0, kept))
+    distinct, voxel, count = torch.unique(key, sorted=True, return_inverse=True, return_counts=True)
+    inverse = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    inverse[kept] = voxel
+    # A stable sort keeps each voxel's points in the cloud's order, so the first is the cloud's first.
+    order = torch.sort(voxel, stable=True).indices
+    first = kept.index_select(0, order.index_select(0, torch.cumsum(count, 0) - count))
+    columns = points[:, settings.first_channel : settings.first_channel + settings.feature_channels].float()
+    if settings.feature == "first":
+        feature = columns.index_select(0, first)
+    else:
+        ends = torch.zeros(len(count) + 1, dtype=torch.int64, device=points.device)
+        torch.cumsum(count, 0, out=ends[1:])
+        feature = torch.nn.functional.embedding_bag(
+            kept.index_select(0, order), columns.contiguous(), ends, mode="mean", include_last_offset=True
+        )
+    return Voxels(unpack(distinct), feature, inverse, first)
+
+
+def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] | None) -> Tensor:
+    where = f"points {describe(points)}"
+    if points.ndim != 2 or points.shape[1] < 4 or not points.is_floating_point():
+        raise OlivineError("points must be floating point of the shape [N, 4 or more]", where=where)
+    if batch_index is None:
+        return torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    if isinstance(batch_index, Tensor):
+        if batch_index.shape != points.shape[:1]:
+            raise OlivineError(f"one batch index per point is needed, not {list(batch_index.shape)}", where=where)
+        batch = batch_index.to(points.device, torch.int64)
+    else:
+        counts = torch.tensor(batch_index, dtype=torch.int64)
+        if int(counts.sum()) != len(points):
+            raise OlivineError(f"the clouds have {int(counts.sum())} points together", where=where)
+        batch = torch.repeat_interleave(torch.arange(len(counts)), counts).to(points.device)
+    if len(batch) and not 0 <= int(batch.min()) <= int(batch.max()) < MAX_BATCH:
+        raise OlivineError(f"batch indices must be in 0..{MAX_BATCH - 1}", where=where)
+    return batch
+
+
+def _grid_coordinate(points: Tensor, settings: VoxelSettings) -> Tensor:
+    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    height = settings.height_m or settings.size_m
+    if settings.grid == "cartesian":
+        columns = (x / settings.size_m, y / settings.size_m, z / height)
+    else:
+        azimuth = torch.atan2(y, x) * 180.0 / math.pi
+        columns = (torch.sqrt(x * x + y * y) / settings.size_m, azimuth / settings.azimuth_deg, z / height)
+    return torch.floor(torch.stack(columns, 1)).long()
