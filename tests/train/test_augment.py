@@ -1,0 +1,222 @@
+"""Promises of the augmentation: the pairs stay right through all of it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.train.augment import (
+    NO_AUGMENTATION,
+    AugmentSettings,
+    augment_pictures,
+    choose_crop,
+    crop_pixels,
+    decode_crop,
+    generator_of,
+    make_sample,
+    rotate_and_flip,
+)
+
+SIZE = (56, 104)
+
+
+@dataclass
+class Record:
+    """What the trainer reads of a frame."""
+
+    token: str
+    points: NDArray[np.float32]
+    point_label: NDArray[np.uint8] | None
+    pair_point: NDArray[np.int32]
+    pair_camera: NDArray[np.uint8]
+    pair_label: NDArray[np.uint8]
+    pair_uv: NDArray[np.float32]
+    pair_density: NDArray[np.float32]
+    image: list[bytes]
+    image_size: NDArray[np.int64]
+    class_count: NDArray[np.int64]
+
+
+def gradient_picture(width: int, height: int) -> bytes:
+    """Red is the column, green the row: a pixel says where it was."""
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    rgb = np.stack([u * 255 / (width - 1), v * 255 / (height - 1), np.full(u.shape, 128.0)], -1)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb.round().astype(np.uint8)).save(buffer, "JPEG", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+def frame(pairs: int = 3000, cameras: int = 2, width: int = 400, height: int = 225) -> Record:
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 20, (2000, 4)).astype(np.float32)
+    points[:, 3] = np.arange(2000)  # the intensity names the point
+    pair_point = rng.integers(0, 2000, pairs).astype(np.int32)
+    return Record(
+        "frame-0",
+        points,
+        (np.arange(2000) % 17).astype(np.uint8),
+        pair_point,
+        rng.integers(0, cameras, pairs).astype(np.uint8),
+        rng.integers(0, 14, pairs).astype(np.uint8),
+        (rng.random((pairs, 2)) * (width - 1, height - 1)).astype(np.float32),
+        (pair_point + 1).astype(np.float32),  # the density names the point too
+        [gradient_picture(width, height)] * cameras,
+        np.array([[width, height]] * cameras),
+        np.full(14, 100),
+    )
+
+
+def test_pairs_point_at_the_same_thing_after_every_augmentation() -> None:
+    record = frame()
+    settings = AugmentSettings(crop_min_pairs=500, cuboid_min_pairs=500)
+    for epoch in range(6):
+        sample = make_sample(record, 0, SIZE, settings, generator_of(0, epoch, 0))  # type: ignore[arg-type]
+        # The pair's point is the same one: its intensity and the stored density both name it.
+        np.testing.assert_array_equal(sample.points[sample.pair_point, 3] + 1, sample.pair_density)
+        # The pair's pixel shows what it showed: the picture's colour at the new place is the old place.
+        by_density = {
+            (d, c, s): uv
+            for d, c, s, uv in zip(record.pair_density, record.pair_camera, record.pair_label, record.pair_uv.tolist())
+        }
+        sure = [
+            i
+            for i in range(len(sample.pair_point))
+            if np.sum(
+                (record.pair_density == sample.pair_density[i])
+                & (record.pair_camera == sample.pair_camera[i])
+                & (record.pair_label == sample.pair_label[i])
+            )
+            == 1
+        ]
+        assert len(sure) > 500
+        uv = sample.pair_uv[sure]
+        pixel = np.rint(uv).astype(int)
+        inside = ((uv > 1) & (uv < (SIZE[1] - 2, SIZE[0] - 2))).all(1)
+        colour = sample.image[sample.pair_camera[sure], pixel[:, 1], pixel[:, 0]].astype(float)
+        before = np.array(
+            [by_density[(sample.pair_density[i], sample.pair_camera[i], sample.pair_label[i])] for i in sure]
+        )
+        error = np.abs(colour[:, :2] / 255 * (399, 224) - before)[inside]
+        assert np.percentile(error, 99) < 4.5  # half a pixel of the small picture, and JPEG's rounding
+
+
+def test_a_resize_follows_the_pixel_convention() -> None:
+    uv = np.array([[0, 0], [399, 224], [10.25, 20.5]], np.float32)
+    found = crop_pixels(uv, (0, 0, 400, 225), (45, 80))
+    np.testing.assert_allclose(found, (uv + 0.5) * (80 / 400, 45 / 225) - 0.5, rtol=1e-6)
+
+
+def test_a_flip_mirrors_at_the_last_column() -> None:
+    record = frame(pairs=50)
+    plain = replace(NO_AUGMENTATION)
+    straight = make_sample(record, 0, SIZE, plain, generator_of(0, 0, 0))  # type: ignore[arg-type]
+    mirrored = make_sample(record, 0, SIZE, replace(plain, flip_image=1.0), generator_of(0, 0, 0))  # type: ignore[arg-type]
+    np.testing.assert_allclose(mirrored.pair_uv[:, 0], SIZE[1] - 1 - straight.pair_uv[:, 0])
+    np.testing.assert_array_equal(mirrored.image, straight.image[:, :, ::-1])
+
+
+def test_validation_changes_nothing_but_the_pictures_size() -> None:
+    record = frame()
+    sample = make_sample(record, 0, SIZE, NO_AUGMENTATION, generator_of(0, 0, 0))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(sample.points, record.points)
+    np.testing.assert_array_equal(sample.pair_point, record.pair_point)
+    assert sample.pair_truth is not None and record.point_label is not None
+    np.testing.assert_array_equal(sample.pair_truth, record.point_label[record.pair_point])
+
+
+def test_rotation_and_flips_keep_distances_heights_and_the_input() -> None:
+    xyz = frame().points[:, :3]
+    kept = xyz.copy()
+    turned = rotate_and_flip(xyz, AugmentSettings(), generator_of(3, 0, 0))
+    np.testing.assert_array_equal(xyz, kept)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(xyz, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(turned[:, 2], xyz[:, 2])
+    determinants = {
+        round(
+            float(
+                np.linalg.det(
+                    np.linalg.lstsq(xyz, rotate_and_flip(xyz, AugmentSettings(), generator_of(s, 0, 0)), rcond=None)[0]
+                )
+            )
+        )
+        for s in range(20)
+    }
+    assert determinants == {-1, 1}  # mirrored and not
+
+
+def test_crops_keep_to_their_area_aspect_and_pairs() -> None:
+    record, settings = frame(), AugmentSettings(crop_min_pairs=100)
+    members = record.pair_camera == 0
+    uv = record.pair_uv[members]
+    areas = []
+    for seed in range(200):
+        left, top, w, h = choose_crop(uv, 400, 225, settings, generator_of(seed, 0, 0))
+        assert 0 <= left <= 400 - w and 0 <= top <= 225 - h
+        assert 14 / 9 - 0.03 < w / h < 17 / 9 + 0.03
+        inside = ((uv >= (left - 0.5, top - 0.5)) & (uv < (left + w - 0.5, top + h - 0.5))).all(1).sum()
+        assert inside > 100 or inside > 0.75 * len(uv)
+        areas.append(w * h / (400 * 225))
+    assert min(areas) > 0.29 and max(areas) > 0.8 and max(areas) <= 1
+
+
+def test_a_picture_without_pairs_or_with_impossible_demands_ends() -> None:
+    none = np.empty((0, 2), np.float32)
+    assert choose_crop(none, 400, 225, AugmentSettings(), generator_of(0, 0, 0)) != (0, 0, 400, 225)
+    corners = np.array([[0, 0], [399, 224], [0, 224], [399, 0]], np.float32)
+    impossible = AugmentSettings(crop_area=(0.3, 0.4), crop_min_pairs=1024)
+    assert choose_crop(corners, 400, 225, impossible, generator_of(0, 0, 0)) == (0, 0, 400, 225)
+
+
+def test_a_cuboid_takes_its_points_and_their_pairs_and_is_put_back_when_it_costs_too_much() -> None:
+    record = frame()
+    sizes = []
+    for epoch in range(20):
+        sample = make_sample(
+            record,
+            0,
+            SIZE,
+            replace(NO_AUGMENTATION, cuboid=0.5, cuboid_min_pairs=0),
+            generator_of(0, epoch, 0),  # type: ignore[arg-type]
+        )
+        gone = np.setdiff1d(record.points[:, 3], sample.points[:, 3])
+        assert not np.isin(sample.pair_density - 1, gone).any()
+        assert len(sample.pair_point) == np.isin(record.pair_point, gone, invert=True).sum()
+        sizes.append(len(gone))
+    assert max(sizes) > 50
+    # 1,500 pairs a picture: losing any one brings a picture under the limit.
+    limit = int(np.bincount(record.pair_camera).min())
+    strict = replace(NO_AUGMENTATION, cuboid=1.0, cuboid_min_pairs=limit)
+    kept = [len(make_sample(record, 0, SIZE, strict, generator_of(0, e, 0)).points) for e in range(5)]  # type: ignore[arg-type]
+    assert 2000 in kept
+
+
+def test_rounded_pixels_are_whole_and_inside() -> None:
+    record = frame()
+    settings = AugmentSettings(round_pixels=True, crop_min_pairs=100)
+    _, uv, kept = augment_pictures(record, np.ones(3000, bool), SIZE, settings, generator_of(0, 0, 0))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(uv[kept], np.rint(uv[kept]))
+    assert (uv[kept] >= 0).all() and (uv[kept] <= (SIZE[1] - 1, SIZE[0] - 1)).all()
+
+
+def test_the_same_seed_epoch_and_frame_give_the_same_sample() -> None:
+    record = frame()
+    a = make_sample(record, 5, SIZE, AugmentSettings(), generator_of(1, 2, 5))  # type: ignore[arg-type]
+    b = make_sample(record, 5, SIZE, AugmentSettings(), generator_of(1, 2, 5))  # type: ignore[arg-type]
+    c = make_sample(record, 5, SIZE, AugmentSettings(), generator_of(1, 3, 5))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(a.points, b.points)
+    np.testing.assert_array_equal(a.image, b.image)
+    np.testing.assert_array_equal(a.pair_uv, b.pair_uv)
+    assert not np.array_equal(a.image, c.image)
+
+
+def test_a_picture_cut_short_is_named() -> None:
+    with pytest.raises(OlivineError, match="cannot be decoded"):
+        decode_crop(gradient_picture(40, 30)[:200], None, (8, 8))
+    with pytest.raises(OlivineError, match="no pictures"):
+        make_sample(replace(frame(), image=[]), 0, SIZE, AugmentSettings(), generator_of(0, 0, 0))  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""Promises of the frozen image encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from olivine.common import OlivineError
+from olivine.train.image_encoder import KINDS, SMALL_WEIGHTS, ImageEncoder, dilate_to_stride_4
+
+
+def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights and running statistics, so that batch norms do something."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+            value.copy_(torch.rand(value.shape, generator=generator) * 0.5 + 0.75)
+        elif value.ndim == 1:
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    return network.eval()
+
+
+def picture(n: int = 1, h: int = 32, w: int = 48) -> torch.Tensor:
+    return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_dilation_is_torchvisions_own() -> None:
+    ours = dilate_to_stride_4(scrambled(torchvision.models.resnet50()))
+    theirs = scrambled(torchvision.models.resnet50(replace_stride_with_dilation=[True, True, True]))
+    x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(2))
+    features = {}
+    theirs.layer4.register_forward_hook(lambda m, i, o: features.update(out=o))
+    with torch.no_grad():
+        theirs(x)
+        found = ours(x)
+    assert found.shape == (1, 2048, 10, 14)
+    torch.testing.assert_close(found, features["out"])
+
+
+@pytest.mark.parametrize(
+    "container",
+    ["torchvision", "moco", "swav", "dino", "numpy scalars"],
+)
+def test_the_usual_containers_load_and_folding_changes_nothing(container: str, tmp_path: Path) -> None:
+    source = scrambled(torchvision.models.resnet18())
+    state = source.state_dict()
+    body = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    file = {
+        "torchvision": state,
+        "moco": {
+            "epoch": 800,
+            "arch": "resnet50",
+            "state_dict": {
+                **{f"module.encoder_q.{n}": v for n, v in body.items()},
+                "module.encoder_q.fc.0.weight": torch.zeros(8, 8),
+                **{f"module.encoder_k.{n}": v * 0 for n, v in body.items()},
+                "module.queue": torch.zeros(4, 4),
+            },
+        },
+        "swav": {**{f"module.{n}": v for n, v in body.items()}, "module.prototypes.weight": torch.zeros(4, 4)},
+        "dino": {
+            "student": {f"module.backbone.{n}": v * 0 for n, v in body.items()},
+            "teacher": {f"backbone.{n}": v for n, v in body.items()},
+        },
+        "numpy scalars": {"best": np.float64(3.0), "state_dict": {f"module.encoder_q.{n}": v for n, v in body.items()}},
+    }[container]
+    torch.save(file, tmp_path / "weights.pth")
+    encoder = ImageEncoder("resnet18", tmp_path / "weights.pth")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
+    image = picture()
+    spec = KINDS["resnet18"]
+    x = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    with torch.no_grad():
+        expected = dilate_to_stride_4(source)(x)
+    torch.testing.assert_close(encoder(image), expected, rtol=1e-3, atol=1e-3)
+    assert len(encoder.digest) == 64
+
+
+def test_the_encoder_never_trains(tmp_path: Path) -> None:
+    encoder = ImageEncoder("small", "random").train()
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    assert encoder(picture()).shape == (1, 64, 8, 12)
+    assert not encoder(picture()).requires_grad
+
+
+def test_the_small_encoders_weights_are_in_the_package_and_small() -> None:
+    assert SMALL_WEIGHTS.stat().st_size < 1_000_000
+    assert ImageEncoder("small")(picture()).isfinite().all()
+
+
+def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OlivineError, match=r"needs a weights file.*image\.weights=FILE"):
+        ImageEncoder("resnet50")
+    with pytest.raises(OlivineError, match="no image encoder"):
+        ImageEncoder("resnet51")
+    with pytest.raises(OlivineError, match="no such file"):
+        ImageEncoder("resnet18", tmp_path / "absent.pth")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "18.pth")
+    with pytest.raises(OlivineError, match="not the weights of a resnet50"):
+        ImageEncoder("resnet50", tmp_path / "18.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "18.pth").read_bytes()[:1000])
+    with pytest.raises(OlivineError, match=r"cut\.pth"):
+        ImageEncoder("resnet18", tmp_path / "cut.pth")
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "code.pth")
+    with pytest.raises(OlivineError, match="more than tensors"):
+        ImageEncoder("resnet18", tmp_path / "code.pth")

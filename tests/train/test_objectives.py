@@ -1,0 +1,194 @@
+"""Promises of the losses (eq. 1, 2, 10): values and gradients against plain float64 loops, on easy and hard inputs."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor
+
+import olivine.train.objectives as objectives
+from olivine.common import OlivineError
+from olivine.train.objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
+
+TAU = 0.07
+
+
+def unit(n: int, p: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, p, generator=generator, dtype=torch.float64), dim=1)
+
+
+# --- the equations, pair by pair ---------------------------------------------------------------------------------
+
+
+def plain_info_nce(g: Tensor, f: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(g)):
+        ratio = torch.exp(g[i] @ f[i] / TAU) / sum(torch.exp(g[i] @ f[j] / TAU) for j in range(len(f)))
+        total = total - torch.log(ratio)
+    return total / len(g)
+
+
+def plain_wcd(g: Tensor, f: Tensor, label: Tensor, form: str) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(g)):
+        weight = [torch.exp(g[i] @ f[j] / TAU) for j in range(len(f))]
+        positives = [weight[j] for j in range(len(f)) if label[j] == label[i]]
+        if form == "paper":
+            total = total - sum(torch.log(w / sum(weight)) for w in positives) / len(positives)
+        else:
+            total = total - torch.log(sum(positives) / sum(weight))
+    return total / len(g)
+
+
+def plain_vmf(g: Tensor, label: Tensor, direction: Tensor, kappa: Tensor, seen: Tensor, average: str) -> Tensor:
+    p = g.shape[1]
+    values: dict[int, list[Tensor]] = {}
+    for i in range(len(g)):
+        c = int(label[i])
+        if not seen[c]:
+            continue
+        with mpmath.workdps(50):
+            k, v = mpmath.mpf(float(kappa[c])), mpmath.mpf(p) / 2 - 1
+            constant = mpmath.gamma(v + 1) * mpmath.mpf(2) ** v / (2 * mpmath.pi) ** (mpmath.mpf(p) / 2)
+            if k > 0:
+                constant = k**v / ((2 * mpmath.pi) ** (mpmath.mpf(p) / 2) * mpmath.besseli(v, k))
+            log_constant = float(mpmath.log(constant))
+        values.setdefault(c, []).append(-log_constant - kappa[c] * (direction[c] @ g[i]))
+    if average == "classes":
+        return sum(sum(v) / len(v) for v in values.values()) / len(values)
+    every = [x for v in values.values() for x in v]
+    return sum(every) / len(every)
+
+
+LABELS = {
+    "random": torch.tensor([3, 1, 1, 0, 3, 3, 7, 1, 0, 3, 1, 7, 3, 3, 0]),
+    "one class": torch.full((15,), 4),
+    "every class once": torch.arange(15),
+}
+
+
+def compare(found, expected, inputs: list[Tensor], rel: float = 1e-9) -> None:  # type: ignore[no-untyped-def]
+    """Same value and same gradients."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    again = [x.clone().requires_grad_() for x in inputs]
+    a, b = found(*leaves), expected(*again)
+    assert a.item() == pytest.approx(b.item(), rel=rel, abs=1e-10)
+    for x, y in zip(torch.autograd.grad(a, leaves), torch.autograd.grad(b, again)):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9)
+
+
+EMBEDDINGS = {
+    "random": (unit(15, 8, 1), unit(15, 8, 2)),
+    "identical": (unit(1, 8, 1).expand(15, 8).contiguous(), unit(1, 8, 1).expand(15, 8).contiguous()),
+    "opposite": (unit(1, 8, 1).expand(15, 8).contiguous(), -unit(1, 8, 1).expand(15, 8).contiguous()),
+    "aligned": (unit(15, 8, 1), unit(15, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_info_nce_is_equation_1(kind: str) -> None:
+    compare(lambda g, f: info_nce(g, f, TAU), plain_info_nce, list(EMBEDDINGS[kind]))
+
+
+@pytest.mark.parametrize("form", ["paper", "reference"])
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_the_weakly_supervised_contrast_is_equation_2_in_both_readings(kind: str, labels: str, form: str) -> None:
+    label = LABELS[labels]
+    compare(
+        lambda g, f: weakly_supervised_contrast(g, f, label, TAU, form),  # type: ignore[arg-type]
+        lambda g, f: plain_wcd(g, f, label, form),
+        list(EMBEDDINGS[kind]),
+    )
+
+
+def test_with_every_class_once_both_readings_are_info_nce() -> None:
+    g, f = EMBEDDINGS["random"]
+    expected = info_nce(g, f, TAU)
+    for form in ("paper", "reference"):
+        torch.testing.assert_close(weakly_supervised_contrast(g, f, torch.arange(15), TAU, form), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["diagonal", "paper", "reference"])
+def test_blocks_of_anchors_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    g, f, label = unit(101, 16, 5), unit(101, 16, 6), torch.arange(101) % 7
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return info_nce(a, b, TAU) if form == "diagonal" else weakly_supervised_contrast(a, b, label, TAU, form)  # type: ignore[arg-type]
+
+    whole = [x.requires_grad_() for x in (g.clone(), f.clone())]
+    value = loss(*whole)
+    gradient = torch.autograd.grad(value, whole)
+    monkeypatch.setattr(objectives, "_BLOCK_VALUES", 700)
+    blocked = loss(*whole)
+    torch.testing.assert_close(blocked, value)
+    for a, b in zip(torch.autograd.grad(blocked, whole), gradient):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("average", ["pairs", "classes"])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 43.0, 299.0, 1e4, 1e6])
+def test_the_consistency_loss_is_equation_10_from_kappa_0_to_a_million(scale: float, average: str) -> None:
+    g, label = unit(15, 64, 3), LABELS["random"]
+    direction = unit(8, 64, 4)
+    kappa = scale * torch.linspace(0.5, 1, 8, dtype=torch.float64)
+    seen = torch.tensor([True, True, True, False, True, True, True, True])
+    compare(
+        lambda x: vmf_consistency(x, label, direction, kappa, seen, average),  # type: ignore[arg-type]
+        lambda x: plain_vmf(x, label, direction, kappa, seen, average),
+        [g],
+    )
+
+
+def test_no_gradient_reaches_the_statistics_and_unseen_classes_count_nothing() -> None:
+    g, label = unit(6, 8, 1).requires_grad_(), torch.tensor([2, 2, 2, 2, 2, 2])
+    direction, kappa = unit(3, 8, 2).requires_grad_(), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    seen = torch.tensor([True, True, True])
+    vmf_consistency(g, label, direction, kappa, seen).backward()
+    assert direction.grad is None and kappa.grad is None and g.grad is not None
+    nothing = vmf_consistency(g, label, direction, kappa, torch.tensor([True, True, False]))
+    assert nothing.item() == 0
+
+
+def test_the_dirac_ablation_is_the_mean_cosine_distance() -> None:
+    g, label, direction = unit(15, 8, 1), LABELS["random"], unit(8, 8, 9)
+    expected = torch.stack([1 - direction[label[i]] @ g[i] for i in range(15)]).mean()
+    torch.testing.assert_close(dirac_consistency(g, label, direction, torch.ones(8, dtype=torch.bool)), expected)
+
+
+def test_float32_at_4096_pairs_agrees_with_float64() -> None:
+    g, f, label = unit(4096, 64, 1), unit(4096, 64, 2), torch.arange(4096) % 14
+    f = torch.nn.functional.normalize(g + 0.3 * f, dim=1)
+    for form in ("paper", "reference"):
+        wide = weakly_supervised_contrast(g, f, label, TAU, form)  # type: ignore[arg-type]
+        narrow = weakly_supervised_contrast(g.float(), f.float(), label, TAU, form)  # type: ignore[arg-type]
+        assert narrow.dtype == torch.float32
+        assert narrow.item() == pytest.approx(wide.item(), rel=1e-5)
+    assert info_nce(g.float(), f.float(), TAU).item() == pytest.approx(info_nce(g, f, TAU).item(), rel=1e-5)
+
+
+def test_under_autocast_the_losses_stay_in_float32() -> None:
+    g, f = unit(64, 16, 1).float(), unit(64, 16, 2).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = info_nce(g, f, TAU)
+    torch.testing.assert_close(cast, info_nce(g, f, TAU))
+
+
+def test_a_sharp_temperature_does_not_overflow() -> None:
+    g = unit(32, 16, 1).float().requires_grad_()
+    loss = weakly_supervised_contrast(g, g.detach(), torch.arange(32) % 3, 1e-3, "reference")
+    loss.backward()
+    assert math.isfinite(loss.item()) and g.grad is not None and torch.isfinite(g.grad).all()
+
+
+def test_shapes_that_do_not_match_are_refused() -> None:
+    with pytest.raises(OlivineError, match="matching rows"):
+        info_nce(unit(4, 8, 1), unit(5, 8, 1), TAU)
+    with pytest.raises(OlivineError, match="labels"):
+        weakly_supervised_contrast(unit(4, 8, 1), unit(4, 8, 1), torch.zeros(3), TAU)
+    with pytest.raises(OlivineError, match="paper or reference"):
+        weakly_supervised_contrast(unit(4, 8, 1), unit(4, 8, 1), torch.zeros(4), TAU, "other")  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""Promises of the von Mises-Fisher functions (eq. 3-5, 10-13), against mpmath."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import pytest
+import torch
+
+from olivine.train.vmf import VmfStatistics, estimate_kappa, log_bessel_i, log_normalizer, mean_resultant_length
+
+KAPPAS = [10.0**e for e in (-6, -5, -4, -3, -2, -1, -0.3, 0, 0.5, 1, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6)]
+
+
+def exact_log_bessel(order: float, x: float) -> mpmath.mpf:
+    with mpmath.workdps(40):
+        return mpmath.log(mpmath.besseli(order, mpmath.mpf(x)))
+
+
+def exact_log_normalizer(kappa: float, p: int) -> mpmath.mpf:
+    with mpmath.workdps(60):
+        k, v = mpmath.mpf(kappa), mpmath.mpf(p) / 2 - 1
+        return v * mpmath.log(k) - mpmath.mpf(p) / 2 * mpmath.log(2 * mpmath.pi) - mpmath.log(mpmath.besseli(v, k))
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+def test_log_bessel_of_order_31_is_right_to_a_billionth(kappa: float) -> None:
+    found = log_bessel_i(31, torch.tensor(kappa, dtype=torch.float64)).item()
+    exact = exact_log_bessel(31, kappa)
+    assert abs((found - exact) / exact) < 1e-9
+
+
+@pytest.mark.parametrize("order", [0.5, 1, 3, 7.5, 15, 63, 127, 383])
+def test_log_bessel_of_other_orders(order: float) -> None:
+    for kappa in (0.01, 0.7, 5.0, 40.0, 700.0, 1e5):
+        found = log_bessel_i(order, torch.tensor(kappa, dtype=torch.float64)).item()
+        exact = exact_log_bessel(order, kappa)
+        assert abs(found - exact) < 1e-11 * max(1, abs(exact)), (order, kappa)
+
+
+@pytest.mark.parametrize("p", [2, 3, 16, 64, 128, 768])
+def test_log_normalizer_and_its_derivative(p: int) -> None:
+    for value in (1e-6, 1e-2, 1.0, 30.0, 299.0, 1e4):
+        kappa = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        found = log_normalizer(kappa, p)
+        exact = exact_log_normalizer(value, p)
+        assert abs(found.item() - exact) < 1e-10 * max(1, abs(exact)), value
+        (slope,) = torch.autograd.grad(found, kappa)
+        with mpmath.workdps(60):
+            v = mpmath.mpf(p) / 2 - 1
+            exact_slope = -mpmath.besseli(v + 1, value) / mpmath.besseli(v, value)
+        assert slope.item() == pytest.approx(float(exact_slope), rel=1e-8)
+
+
+def test_at_zero_the_density_is_uniform() -> None:
+    area = 2 * math.pi**32 / math.gamma(32)  # of the unit sphere in R^64
+    found = log_normalizer(torch.zeros(3, dtype=torch.float64), 64)
+    torch.testing.assert_close(found, torch.full((3,), -math.log(area), dtype=torch.float64))
+
+
+def test_the_density_integrates_to_one_in_three_dimensions() -> None:
+    kappa = 4.0
+    cosine = torch.linspace(-1, 1, 200_001, dtype=torch.float64)
+    density = torch.exp(log_normalizer(torch.tensor(kappa, dtype=torch.float64), 3) + kappa * cosine)
+    assert 2 * math.pi * torch.trapezoid(density, cosine).item() == pytest.approx(1, abs=1e-9)
+
+
+def test_float32_in_gives_float32_out_without_overflow() -> None:
+    found = log_normalizer(torch.tensor([1e-6, 1.0, 1e6]), 64)
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+
+
+def test_sras_estimate_is_the_papers_formula_and_close_to_the_solution() -> None:
+    for r in (0.05, 0.3, 0.5, 0.9, 0.99):
+        kappa = estimate_kappa(torch.tensor(r, dtype=torch.float64), 64)
+        assert kappa.item() == pytest.approx(r * (64 - r**2) / (1 - r**2), rel=1e-12)
+        assert mean_resultant_length(kappa, 64).item() == pytest.approx(r, abs=2e-3)
+    assert estimate_kappa(torch.tensor(0.0), 64) == 0
+    assert estimate_kappa(torch.tensor(1.0), 64) == math.inf
+
+
+def unit(n: int, p: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, p, generator=generator), dim=1)
+
+
+def test_class_sums_add_over_parts() -> None:
+    g, label = unit(200, 8, 0), torch.arange(200) % 5
+    whole = VmfStatistics.class_sums(g, label, 7)
+    parts = VmfStatistics.class_sums(g[:77], label[:77], 7) + VmfStatistics.class_sums(g[77:], label[77:], 7)
+    torch.testing.assert_close(whole, parts)
+    assert whole[:, -1].tolist() == [40] * 5 + [0, 0]
+    torch.testing.assert_close(whole[3, :-1], g[label == 3].double().sum(0))
+
+
+def test_the_moving_average_follows_its_definition_and_unseen_classes_are_left_out() -> None:
+    statistics = VmfStatistics(4, 8, alpha=0.1, bias_correction=False)
+    expected = [torch.zeros(8, dtype=torch.float64) for _ in range(4)]
+    for step in range(12):
+        g, label = unit(50, 8, step), torch.arange(50) % 3  # class 3 never occurs
+        if step % 2:
+            g, label = g[label != 2], label[label != 2]  # class 2 every other step
+        statistics.update(VmfStatistics.class_sums(g, label, 4))
+        for c in label.unique().tolist():
+            expected[c] = 0.9 * expected[c] + 0.1 * g[label == c].double().mean(0)
+    torch.testing.assert_close(statistics.mean, torch.stack(expected))
+    assert statistics.update_count.tolist() == [12, 12, 6, 0]
+    direction, kappa, seen = statistics.parameters_of_classes()
+    assert seen.tolist() == [True, True, True, False]
+    assert torch.isfinite(kappa).all() and kappa[3] == 0
+    r = expected[0].norm()
+    assert kappa[0].item() == pytest.approx(float(r * (8 - r**2) / (1 - r**2)))
+    torch.testing.assert_close(direction[0], expected[0] / r)
+
+
+def test_bias_correction_recovers_a_constant_mean_and_the_reference_reading_is_bounded() -> None:
+    g = unit(1, 16, 3)
+    corrected, plain = VmfStatistics(1, 16, 1e-4), VmfStatistics(1, 16, 1e-4, bias_correction=False)
+    for statistics in (corrected, plain):
+        for _ in range(100):
+            statistics.update(VmfStatistics.class_sums(g, torch.zeros(1, dtype=torch.int64), 1))
+    assert corrected.parameters_of_classes()[1].item() > 1e4  # R̄ = 1: a collapsed class, and still finite
+    assert math.isfinite(corrected.parameters_of_classes()[1].item())
+    assert plain.mean.norm().item() == pytest.approx(1 - (1 - 1e-4) ** 100)

@@ -1,0 +1,289 @@
+"""Augmentation of a frame: the cloud as a whole, then each picture, with the pairs kept right.
+
+NumPy only; the loader's workers import this file and no torch. Every random number comes from a generator made of
+(seed, epoch, frame), so that neither the number of workers nor the order of frames changes anything. The order is the
+public code's: rotation, flips, cuboid, crop, image flip.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError
+
+if TYPE_CHECKING:
+    from ..pairs.shards import FrameRecord
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What is done to a training frame; validation frames are only resized.
+
+    Attributes:
+        rotate: rotation about z by a uniform angle in [0, 2π).
+        flip_axes: flip of x and of y, each with probability ½.
+        cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
+        crop: random crop of each picture; without it the whole picture is resized.
+        crop_area: least and largest fraction of the picture's area.
+        crop_aspect: least and largest width/height of a crop.
+        crop_min_pairs, crop_min_share: a crop is kept when it holds more than this many of the picture's pairs,
+            or more than this share of them.
+        cuboid_min_pairs: a cuboid is put back when a picture that had this many pairs is left with fewer.
+        flip_image: probability of a horizontal flip of each picture.
+        round_pixels: round positions to whole pixels as the public code does.
+    """
+
+    rotate: bool = True
+    flip_axes: bool = True
+    cuboid: float = 0.2
+    crop: bool = True
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    crop_aspect: tuple[float, float] = (14 / 9, 17 / 9)
+    crop_min_pairs: int = 1024
+    crop_min_share: float = 0.75
+    cuboid_min_pairs: int = 1024
+    flip_image: float = 0.5
+    round_pixels: bool = False
+
+
+NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, crop=False, flip_image=0.0)
+
+_CROP_ATTEMPTS = 100
+
+
+def generator_of(seed: int, epoch: int, frame: int) -> np.random.Generator:
+    """The generator of one frame in one epoch."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, frame))))
+
+
+def rotate_and_flip(
+    xyz: NDArray[np.float32], settings: AugmentSettings, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """Rotate a cloud [N, 3] about z and flip x and y at random. Returns a new array."""
+    angle = generator.uniform(0, 2 * math.pi)
+    flips = np.where(generator.random(2) < 0.5, -1.0, 1.0)
+    matrix = np.eye(3)
+    if settings.rotate:
+        c, s = math.cos(angle), math.sin(angle)
+        matrix[:2, :2] = [[c, -s], [s, c]]
+    if settings.flip_axes:
+        matrix[:2] *= flips[:, None]
+    return np.ascontiguousarray(xyz @ matrix.T.astype(np.float32))
+
+
+def cuboid_members(xyz: NDArray[np.float32], largest: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Which points of a cloud [N, 3] lie in a random cuboid around one of them; bool [N].
+
+    One u ~ U(0, largest) for all three axes; the sides are u times the cloud's range along each.
+    """
+    center = xyz[generator.integers(len(xyz))]
+    fraction = generator.uniform(0, largest)
+    half = (xyz.max(0) - xyz.min(0)) * np.float32(fraction / 2)
+    inside: NDArray[np.bool_] = (np.abs(xyz - center) < half).all(1)
+    return inside
+
+
+def choose_crop(
+    uv: NDArray[np.float32],
+    width: int,
+    height: int,
+    settings: AugmentSettings,
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A crop (left, top, width, height), in whole pixels, that keeps enough of a picture's pairs.
+
+    A picture without pairs takes the first crop that fits. After a hundred attempts it is the whole picture.
+
+    Args:
+        uv: the picture's pairs, [M, 2].
+    """
+    low, high = math.log(settings.crop_aspect[0]), math.log(settings.crop_aspect[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * generator.uniform(*settings.crop_area)
+        aspect = math.exp(generator.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        corner = generator.random(2)
+        if not (0 < w <= width and 0 < h <= height):
+            continue
+        left, top = int(corner[0] * (width - w + 1)), int(corner[1] * (height - h + 1))
+        if len(uv) == 0:
+            return left, top, w, h
+        # The crop covers [left − ½, left + w − ½) of the pixel axis.
+        inside = ((uv >= (left - 0.5, top - 0.5)) & (uv < (left + w - 0.5, top + h - 0.5))).all(1)
+        held = int(inside.sum())
+        if held > settings.crop_min_pairs or held > settings.crop_min_share * len(uv):
+            return left, top, w, h
+    return 0, 0, width, height
+
+
+def crop_pixels(uv: NDArray[np.float32], crop: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Pixels [M, 2] of a picture in its crop (left, top, width, height) resized to ``size`` (height, width).
+
+    u' = (u − left + ½)·W'/w − ½, as pixel centres at whole numbers have it.
+    """
+    left, top, w, h = crop
+    scale = np.array([size[1] / w, size[0] / h])
+    moved: NDArray[np.float32] = ((uv - (left, top) + 0.5) * scale - 0.5).astype(np.float32)
+    return moved
+
+
+def decode_crop(data: bytes, crop: tuple[int, int, int, int] | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode a JPEG, crop (left, top, width, height; None = all) and resize to (height, width): uint8 [H, W, 3].
+
+    Raises:
+        OlivineError: the bytes are not a whole picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            box = None if crop is None else (crop[0], crop[1], crop[0] + crop[2], crop[1] + crop[3])
+            resized = picture.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OlivineError(
+            f"a picture cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
+        ) from None
+    return np.asarray(resized)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One frame, augmented, as the trainer takes it.
+
+    Attributes:
+        frame: position in the shard set; ``token`` its name.
+        points: float32 [N, 4], dropped points taken out.
+        image: uint8 [C, H, W, 3].
+        pair_point: int64 [M], index into ``points``.
+        pair_camera, pair_label: uint8 [M].
+        pair_uv: float32 [M, 2], in the augmented pictures.
+        pair_density: float32 [M].
+        pair_truth: uint8 [M], the point's ground-truth class (0 where unknown), or None where the set has none.
+        class_count: int64 [K + 1], of the whole frame before augmentation.
+    """
+
+    frame: int
+    token: str
+    points: NDArray[np.float32]
+    image: NDArray[np.uint8]
+    pair_point: NDArray[np.int64]
+    pair_camera: NDArray[np.uint8]
+    pair_label: NDArray[np.uint8]
+    pair_uv: NDArray[np.float32]
+    pair_density: NDArray[np.float32]
+    pair_truth: NDArray[np.uint8] | None
+    class_count: NDArray[np.int64]
+
+
+def drop_cuboid(
+    xyz: NDArray[np.float32],
+    pair_point: NDArray[np.integer],
+    pair_camera: NDArray[np.uint8],
+    cameras: int,
+    settings: AugmentSettings,
+    generator: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Which points stay, bool [N], after one random cuboid is dropped, or all where that would cost too many pairs."""
+    dropped = cuboid_members(xyz, settings.cuboid, generator)
+    before = np.bincount(pair_camera, minlength=cameras)
+    after = np.bincount(pair_camera[~dropped[pair_point]], minlength=cameras)
+    enough = settings.cuboid_min_pairs
+    if ((before >= enough) & (after < enough)).any() or dropped.all():
+        return np.ones(len(xyz), bool)
+    return ~dropped
+
+
+def augment_pictures(
+    record: FrameRecord,
+    pair_kept: NDArray[np.bool_],
+    size: tuple[int, int],
+    settings: AugmentSettings,
+    generator: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
+    """Crop, resize and flip each picture of a frame.
+
+    Args:
+        record: the frame.
+        pair_kept: which pairs are still there, bool [M].
+        size: (height, width) wanted.
+
+    Returns:
+        pictures uint8 [C, H, W, 3]; the pairs' new pixels float32 [M, 2]; which pairs lie in their picture's crop
+        (and were there before), bool [M].
+    """
+    image = np.empty((len(record.image), *size, 3), np.uint8)
+    uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
+    limit = np.array([size[1] - 1, size[0] - 1], np.float32)
+    # A crop's border lies half a pixel outside the centres of its outer pixels; whole pixels have no such margin.
+    margin = np.float32(0.0 if settings.round_pixels else 0.5)
+    for c, data in enumerate(record.image):
+        width, height = (int(x) for x in record.image_size[c])
+        members = np.flatnonzero(record.pair_camera == c)
+        crop = (0, 0, width, height)
+        if settings.crop:
+            crop = choose_crop(record.pair_uv[members[kept[members]]], width, height, settings, generator)
+        flipped = generator.random() < settings.flip_image
+        picture = decode_crop(data, crop, size)
+        moved = crop_pixels(record.pair_uv[members], crop, size)
+        if settings.round_pixels:
+            moved = np.rint(moved)
+        kept[members] &= ((moved >= -margin) & (moved <= limit + margin)).all(1)
+        np.clip(moved, 0, limit, out=moved)
+        if flipped:
+            picture = picture[:, ::-1]
+            moved[:, 0] = limit[0] - moved[:, 0]
+        image[c], uv[members] = picture, moved
+    return image, uv, kept
+
+
+def make_sample(
+    record: FrameRecord,
+    frame: int,
+    size: tuple[int, int],
+    settings: AugmentSettings,
+    generator: np.random.Generator,
+) -> Sample:
+    """Augment one frame of a shard.
+
+    Args:
+        record: the frame as it is stored.
+        frame: its position in the set.
+        size: (height, width) of the pictures wanted.
+
+    Raises:
+        OlivineError: the shards were built without pictures, or a picture cannot be decoded.
+    """
+    if not record.image:
+        raise OlivineError(
+            "the shards hold no pictures",
+            where=record.token,
+            remedy="run olivine build-pairs again without --no-images",
+        )
+    points = record.points.copy()
+    points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
+    stays = np.ones(len(points), bool)
+    if settings.cuboid > 0:
+        stays = drop_cuboid(
+            points[:, :3], record.pair_point, record.pair_camera, len(record.image), settings, generator
+        )
+    image, uv, kept = augment_pictures(record, stays[record.pair_point], size, settings, generator)
+    new_index = np.cumsum(stays) - 1
+    return Sample(
+        frame,
+        record.token,
+        points[stays],
+        image,
+        new_index[record.pair_point[kept]],
+        record.pair_camera[kept],
+        record.pair_label[kept],
+        uv[kept],
+        record.pair_density[kept],
+        None if record.point_label is None else record.point_label[record.pair_point[kept]],
+        np.asarray(record.class_count, np.int64),
+    )

@@ -1,0 +1,122 @@
+"""Checkpoints: tensors and plain values only, written whole or not at all, read with ``weights_only=True``.
+
+What a file of kind ``pretrain`` holds:
+
+==================  ==============================================================================
+``format``          ``olivine-checkpoint``; ``schema`` ``major.minor``; ``kind``
+``step``, ``steps``  steps done, and of the whole run
+``settings``        every setting, nested plain values
+``backbone``        ``name``, ``in_channels``, ``out_channels`` for ``build_backbone``
+``backbone_state``  its tensors, named as the network names them
+``heads_state``     the pixel heads
+``vmf_state``       the classes' running means
+``optimizer_state``  momentum
+``random_state``    PyTorch's CPU generator
+``data``            digest of the shards, their classes, the label manifest's digest
+``encoder``         kind and SHA-256 of the frozen encoder's weights
+``best``            lowest validation loss so far, or None
+``versions``        of the packages
+==================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common import OlivineError, PathLike, atomic_file
+
+FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
+
+
+def save_checkpoint(path: PathLike, content: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added."""
+    with atomic_file(path) as handle:
+        torch.save({"format": FORMAT, "schema": SCHEMA, **content}, handle)
+
+
+def checkpoint_file(path: PathLike) -> Path:
+    """The file meant by a checkpoint's path or by a run's folder (its last checkpoint).
+
+    Raises:
+        OlivineError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise OlivineError("no such checkpoint", where=path, remedy="give a .pt file or the folder of a run")
+    return path
+
+
+def load_checkpoint(path: PathLike) -> dict[str, Any]:
+    """Read a checkpoint of this package onto the CPU.
+
+    Raises:
+        OlivineError: no such file, truncated, not a checkpoint of this package, or of an unknown schema.
+    """
+    path = checkpoint_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0][:100]
+        raise OlivineError(
+            f"cannot be read as a checkpoint ({first})", where=path, remedy="take another, or import it: import-weights"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise OlivineError(
+            "is not a checkpoint of olivine", where=path, remedy="convert it first: olivine import-weights"
+        )
+    if str(content.get("schema")).split(".")[0] != SCHEMA.split(".")[0]:
+        raise OlivineError(
+            f"is a checkpoint of schema {content.get('schema')}, this olivine reads {SCHEMA}",
+            where=path,
+            remedy="use the olivine that wrote it",
+        )
+    return content
+
+
+def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
+    """Load tensors into a network, all of them and no other.
+
+    Raises:
+        OlivineError: they are another network's.
+    """
+    expected = module.state_dict()
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    if missing or extra or wrong:
+        named = (missing + extra + wrong)[0]
+        raise OlivineError(
+            f"holds another network's tensors: {len(missing)} missing, {len(extra)} unknown, {len(wrong)} of another "
+            f"shape (the first is {named})",
+            where=where,
+            remedy="choose the backbone it was made with (--set backbone.name=…)",
+        )
+    module.load_state_dict(state)
+
+
+def load_backbone(path: PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """The 3D network of a run's folder or a checkpoint, with its weights, and the checkpoint's content.
+
+    Raises:
+        OlivineError: names the file.
+    """
+    from .backbones import build_backbone
+
+    path = checkpoint_file(path)
+    content = load_checkpoint(path)
+    network = build_backbone(**content["backbone"])
+    load_state(network, content["backbone_state"], path)
+    return network, content
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest numbered checkpoints of a run."""
+    numbered = sorted(directory.glob("epoch-*.pt"))
+    for old in numbered[: max(0, len(numbered) - keep)]:
+        old.unlink(missing_ok=True)

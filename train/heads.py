@@ -1,0 +1,91 @@
+"""From an encoder's small feature map to unit pixel embeddings at chosen pixels, and back to no map at all.
+
+The public code upsamples the head's map by 4 with ``align_corners=True`` and looks up the rounded pixel. Upsampling
+and head are both linear, so sampling the small map bilinearly at the pixel and applying the head to the sampled
+features gives the same embeddings and the same head gradients, without a map of the image's size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..common import OlivineError
+
+FeatureGrid = Literal["align_corners", "stride"]
+
+
+def sample_features(
+    feature_map: Tensor,
+    image_index: Tensor,
+    uv: Tensor,
+    image_size: tuple[int, int],
+    grid: FeatureGrid = "align_corners",
+) -> Tensor:
+    """Bilinear samples of a frozen encoder's maps at pixels.
+
+    Args:
+        feature_map: [I, E, h, w], without gradient.
+        image_index: which map, integer [M].
+        uv: pixels (u, v) in the image the map was made from, integer = a pixel's centre, [M, 2].
+        image_size: (height, width) of that image.
+        grid: ``align_corners``: the map's corners lie on the image's corner pixels (u·(w−1)/(W−1)), as upsampling
+            with ``align_corners=True`` has it; ``stride``: feature j is centred at pixel j·W/w.
+
+    Returns:
+        [M, E] in the map's type. Positions outside are clamped to the border.
+    """
+    count, channels, h, w = feature_map.shape
+    height, width = image_size
+    if grid == "align_corners":
+        scale = (max(w - 1, 0) / max(width - 1, 1), max(h - 1, 0) / max(height - 1, 1))
+    elif grid == "stride":
+        scale = (w / width, h / height)
+    else:
+        raise OlivineError(f"no feature grid {grid!r}", where="feature_grid", remedy="use align_corners or stride")
+    x = (uv[:, 0].float() * scale[0]).clamp(0, w - 1)
+    y = (uv[:, 1].float() * scale[1]).clamp(0, h - 1)
+    x0, y0 = x.floor().long().clamp(max=max(w - 2, 0)), y.floor().long().clamp(max=max(h - 2, 0))
+    right, below = min(1, w - 1), min(1, h - 1) * w
+    dx, dy = (x - x0)[:, None], (y - y0)[:, None]
+    rows = feature_map.permute(0, 2, 3, 1).reshape(count * h * w, channels)
+    first = (image_index.long() * h + y0) * w + x0
+
+    def corner(offset: int, weight: Tensor) -> Tensor:
+        return rows.index_select(0, first + offset) * weight.to(rows.dtype)
+
+    sampled = corner(0, (1 - dx) * (1 - dy))
+    sampled += corner(right, dx * (1 - dy))
+    sampled += corner(below, (1 - dx) * dy)
+    sampled += corner(right + below, dx * dy)
+    return sampled
+
+
+class PixelHeads(nn.Module):
+    """The two heads of the image branch, 1x1 convolutions E → p with bias, followed by L2 normalisation.
+
+    Attributes:
+        point_pixel: the head of L_ppkt.
+        category: the head of L_sup; None with shared heads, where the first serves both.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int = 64, *, decoupled: bool = True) -> None:
+        super().__init__()
+        self.point_pixel = nn.Linear(in_channels, out_channels)
+        self.category = nn.Linear(in_channels, out_channels) if decoupled else None
+
+    def embed_point_pixel(self, feature: Tensor) -> Tensor:
+        """f: sampled features [M, E] → unit rows [M, p], float32."""
+        return unit_rows(self.point_pixel(feature))
+
+    def embed_category(self, feature: Tensor) -> Tensor:
+        """f': sampled features [M, E] → unit rows [M, p], float32."""
+        return unit_rows((self.category or self.point_pixel)(feature))
+
+
+def unit_rows(feature: Tensor) -> Tensor:
+    """L2-normalise rows, in float32 at least."""
+    wide = feature.to(torch.promote_types(torch.float32, feature.dtype))
+    return nn.functional.normalize(wide, dim=1)

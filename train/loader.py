@@ -1,0 +1,183 @@
+"""Frames of a shard set as an endless, seeded stream of augmented batches; no torch in here.
+
+The stream is epoch after epoch, each a permutation of all frames made of (seed, epoch). Step s takes the frames
+[s·B, (s+1)·B) of it, whatever the number of processes and workers: no frame is lost or doubled in an epoch, a batch
+may hold the end of one epoch and the start of the next, and to resume at step s nothing but s is needed. A whole
+permutation costs no more than a local one, because a shard holds each frame in chunks of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError, PathLike
+from .augment import AugmentSettings, Sample, generator_of, make_sample
+
+if TYPE_CHECKING:
+    from ..pairs.shards import ShardSet
+
+_SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
+
+
+@lru_cache(maxsize=4)
+def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
+    """The order of ``count`` frames in an epoch, int64 [count]."""
+    if not shuffle:
+        return np.arange(count)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, _SHUFFLE_KEY, count))))
+    return generator.permutation(count)
+
+
+def stream_position(count: int, seed: int, position: int, shuffle: bool = True) -> tuple[int, int]:
+    """(epoch, frame) at a position of the endless stream."""
+    epoch, rest = divmod(position, count)
+    return epoch, int(epoch_order(count, seed, epoch, shuffle)[rest])
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What a process takes from the stream.
+
+    Attributes:
+        batch: frames per step over all processes.
+        part: (first, last) positions of this process within a step's batch.
+        size: (height, width) of the pictures.
+    """
+
+    seed: int
+    batch: int
+    part: tuple[int, int]
+    size: tuple[int, int]
+    augment: AugmentSettings
+    shuffle: bool = True
+
+
+class FrameStream:
+    """Batches of augmented frames from a shard set, made in this process or by worker processes.
+
+    Args:
+        shards: path of the set.
+        settings: see :class:`StreamSettings`.
+        workers: worker processes; 0 makes samples in this process. The result does not depend on it.
+        prefetch: steps that workers are ahead.
+
+    Attributes:
+        waited_s: seconds spent waiting for data since the start.
+
+    Use as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(self, shards: PathLike, settings: StreamSettings, *, workers: int = 0, prefetch: int = 2) -> None:
+        self.path, self.settings, self.prefetch = os.fspath(shards), settings, prefetch
+        self.shards = _open(self.path)
+        self.count = len(self.shards)
+        if self.count == 0:
+            raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
+        self.waited_s = 0.0
+        self.pool: ProcessPoolExecutor | None = None
+        if workers > 0:
+            # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
+            self.pool = ProcessPoolExecutor(
+                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self.path,)
+            )
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            self.pool = None
+
+    def work_of(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, frame) pairs of this process in a step."""
+        s = self.settings
+        first = step * s.batch
+        return [
+            stream_position(self.count, s.seed, position, s.shuffle)
+            for position in range(first + s.part[0], first + s.part[1])
+        ]
+
+    def batches(self, first_step: int, end_step: int) -> Iterator[list[Sample]]:
+        """The samples of each step from ``first_step`` up to ``end_step``.
+
+        Raises:
+            OlivineError: a frame cannot be read, or a worker died.
+        """
+        pending: deque[list[Future[Sample]]] = deque()
+        submitted = first_step
+        for step in range(first_step, end_step):
+            start = time.monotonic()
+            if self.pool is None:
+                batch = [self._sample(epoch, frame) for epoch, frame in self.work_of(step)]
+            else:
+                while submitted < min(step + self.prefetch + 1, end_step):
+                    pending.append([self._submit(epoch, frame) for epoch, frame in self.work_of(submitted)])
+                    submitted += 1
+                try:
+                    batch = [future.result() for future in pending.popleft()]
+                except BrokenProcessPool:
+                    raise OlivineError(
+                        "a loader worker was killed (most often for lack of memory)",
+                        where=self.path,
+                        remedy="run again with fewer of them: --set loader.workers=0",
+                    ) from None
+            self.waited_s += time.monotonic() - start
+            yield batch
+
+    def _sample(self, epoch: int, frame: int) -> Sample:
+        return _make(self.shards, self.settings, epoch, frame)
+
+    def _submit(self, epoch: int, frame: int) -> Future[Sample]:
+        assert self.pool is not None
+        return self.pool.submit(_work, self.settings, epoch, frame)
+
+
+def _open(path: str) -> ShardSet:
+    from ..pairs.shards import open_shards
+
+    return open_shards(path)
+
+
+def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
+    generator = generator_of(settings.seed, epoch, frame)
+    return make_sample(shards[frame], frame, settings.size, settings.augment, generator)
+
+
+_worker_shards: list[ShardSet] = []
+
+
+def _start_worker(path: str) -> None:
+    """Open the shards, leave Ctrl-C to the parent, and end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _worker_shards[:] = [_open(path)]
+
+
+def _work(settings: StreamSettings, epoch: int, frame: int) -> Sample:
+    return _make(_worker_shards[0], settings, epoch, frame)

@@ -1,0 +1,61 @@
+"""A run's folder: which run it holds, and whether this one may go on in it.
+
+``run.json`` is the run's identity: its settings, the digest and classes of its shards, its encoder's weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..common import OlivineError, read_json, remove_leftovers, write_json
+from .settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
+
+
+def identity_of(settings: PretrainSettings, data: dict[str, Any], encoder: dict[str, str]) -> dict[str, Any]:
+    """What makes this run this run."""
+    return {"kind": "pretrain", "settings": settings_to_plain(settings), "data": data, "encoder": encoder}
+
+
+def claim(out: Path, settings: PretrainSettings, identity: dict[str, Any], *, resume: bool) -> None:
+    """Make ``out`` this run's folder, or check that it is.
+
+    Raises:
+        OlivineError: it holds something else; the first thing that differs is named.
+    """
+    remedy = "choose another --out, or remove this folder"
+    if out.exists() and not out.is_dir():
+        raise OlivineError("is a file", where=out, remedy=remedy)
+    path = out / "run.json"
+    if not path.is_file():
+        if out.is_dir() and any(not name.name.startswith(".") for name in out.iterdir()):
+            raise OlivineError("is not empty and holds no run", where=out, remedy=remedy)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+        return
+    remove_leftovers(out)
+    if not resume:
+        raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
+    difference = _difference(read_json(path, remedy), settings, identity)
+    if difference:
+        raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
+
+
+def _difference(found: dict[str, Any], settings: PretrainSettings, identity: dict[str, Any]) -> str:
+    if found.get("kind") != "pretrain":
+        return f"a {found.get('kind')}"
+    for key, value in flat_values(settings).items():
+        if key in INCIDENTAL:
+            continue
+        there: Any = found["settings"]
+        for part in key.split("."):
+            there = there.get(part) if isinstance(there, dict) else None
+        if there != (list(value) if isinstance(value, tuple) else value):
+            return f"{key} is {there} there and {value} here"
+    if found["data"].get("classes") != identity["data"].get("classes"):
+        return "its shards have other prompts"
+    if found["data"] != identity["data"]:
+        return "its shards are others"
+    if found["encoder"] != identity["encoder"]:
+        return "its image encoder has other weights"
+    return ""
