@@ -1,0 +1,235 @@
+"""A grounded detector, then a promptable segmenter, then one label map: the steps that all such models share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..common import OlivineError
+from .compose import compose, paint_ranks
+from .labeler import BatchResult, Detection, ImageTask, Labelled
+from .prompts import THING, Vocabulary
+from .settings import LabelSettings
+from .tokens import Caption, best_prompts, make_captions
+
+
+class Detector(Protocol):
+    """Boxes for a caption.
+
+    Attributes:
+        tokenizer: of its text encoder.
+        max_tokens: longest caption.
+    """
+
+    tokenizer: Any
+    max_tokens: int
+
+    def detect(self, images: Sequence[NDArray[np.uint8]], caption: str) -> list[tuple[Tensor, Tensor]]:
+        """For each image (uint8 [H, W, 3], all of one size) and every query of the network.
+
+        Returns:
+            boxes float32 [Q, 4] (centre x, y, width, height as shares of the image) and
+            scores float32 [Q, T] (0 to 1, for each token of the caption).
+        """
+
+
+class Segmenter(Protocol):
+    """Masks for boxes."""
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Features of images (uint8 [H, W, 3], all of one size), float [B, C, h, w]."""
+
+    def mask_logits(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """One mask for each box.
+
+        Args:
+            feature: of one image, float [1, C, h, w].
+            boxes: float [n, 4], left, top, right, bottom in pixels of the image.
+            size: (H, W) of the image.
+
+        Returns:
+            float [n, H, W], positive inside.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """What the detector found in one image, in its order.
+
+    Attributes:
+        box: float32 [N, 4], left, top, right, bottom in pixels.
+        score: float32 [N], highest over all tokens.
+        text_score: float32 [N], highest over the tokens of the best prompt.
+        prompt: int64 [N], position in the vocabulary.
+    """
+
+    box: Tensor
+    score: Tensor
+    text_score: Tensor
+    prompt: Tensor
+
+
+def pixel_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [N, 4] from (centre, size) as shares of the image to (left, top, right, bottom) in pixels."""
+    height, width = size
+    scaled = boxes * boxes.new_tensor([width, height, width, height])
+    half = scaled[:, 2:] / 2
+    return torch.cat([scaled[:, :2] - half, scaled[:, :2] + half], dim=1)
+
+
+def select_boxes(
+    boxes: Tensor, scores: Tensor, caption: Caption, size: tuple[int, int], box_threshold: float, text_threshold: float
+) -> Boxes:
+    """Keep the queries over the box threshold whose best prompt is over the text threshold.
+
+    Args:
+        boxes, scores: of one image, from :meth:`Detector.detect`.
+        size: (H, W) of the image.
+    """
+    score = scores.amax(1)
+    over = score > box_threshold
+    prompt, text_score = best_prompts(scores[over], caption)
+    named = text_score > text_threshold
+    return Boxes(pixel_boxes(boxes[over][named], size), score[over][named], text_score[named], prompt[named])
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of ``--device``.
+
+    Raises:
+        OlivineError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OlivineError(f"--device {name} is no device", remedy="use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OlivineError(
+            f"--device {name} is not there; this machine has {torch.cuda.device_count()} GPUs",
+            remedy="use --device cpu",
+        )
+    return device
+
+
+def require_packages(labeler: str, names: dict[str, str]) -> None:
+    """Raise unless the modules can be imported; ``names`` maps a module to its distribution."""
+    for module, distribution in names.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:  # noqa: PERF203  two names at most
+            raise OlivineError(
+                f"--labeler {labeler} needs the package {distribution} ({error})",
+                remedy="install it with: pip install 'olivine[labelgen]'",
+            ) from None
+
+
+class GroundedSam:
+    """The labeler made of a detector and a segmenter; subclasses load them."""
+
+    name = "grounded-sam"
+    needs_image = True
+    packages: tuple[str, ...] = ()
+
+    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, batch_size: int, device: torch.device) -> None:
+        self.settings = settings
+        self.vocabulary = vocabulary
+        self.batch_size = batch_size
+        self.device = device
+        self.detector: Detector
+        self.segmenter: Segmenter
+        self.captions: list[Caption] = []
+        self._values = torch.tensor(vocabulary.prompt_values, dtype=torch.uint8)
+        self._things = torch.tensor([p.kind == THING for p in vocabulary.prompts])
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings that decide the output."""
+        s = self.settings
+        return {
+            "box_threshold": s.box_threshold,
+            "text_threshold": s.text_threshold,
+            "short_side": s.short_side,
+            "long_side": s.long_side,
+            "prompting": s.prompting,
+            "overlap": s.overlap,
+            "min_area": s.min_area,
+            "max_components": s.max_components,
+        }
+
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each file."""
+        raise NotImplementedError
+
+    def load(self) -> tuple[Detector, Segmenter]:
+        """Build both networks and load their weights."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Load the networks and make the captions."""
+        self.detector, self.segmenter = self.load()
+        self.captions = make_captions(
+            self.vocabulary, self.detector.tokenizer, self.settings.prompting, self.detector.max_tokens
+        )
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Boxes]:
+        """The boxes of each image of a batch, with every caption."""
+        s = self.settings
+        size = (images[0].shape[0], images[0].shape[1])
+        found: list[list[Boxes]] = [[] for _ in images]
+        for caption in self.captions:
+            for position, (boxes, scores) in enumerate(self.detector.detect(images, caption.text)):
+                found[position].append(select_boxes(boxes, scores, caption, size, s.box_threshold, s.text_threshold))
+        return [
+            Boxes(
+                torch.cat([b.box for b in parts]),
+                torch.cat([b.score for b in parts]),
+                torch.cat([b.text_score for b in parts]),
+                torch.cat([b.prompt for b in parts]),
+            )
+            for parts in found
+        ]
+
+    def _masks(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+        step = self.settings.boxes_per_call or (32 if self.device.type == "cuda" else 4)
+        for start in range(0, len(boxes), step):
+            yield self.segmenter.mask_logits(feature, boxes[start : start + step], size) > 0
+
+    def _compose(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Labelled:
+        s = self.settings
+        device = feature.device
+        values = self._values[boxes.prompt]
+        ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap).to(device)
+        painted = compose(
+            self._masks(feature, boxes.box.to(device), size),
+            ranks,
+            values.to(device),
+            size,
+            min_area=max(s.min_area, 1),
+            max_components=s.max_components,
+        )
+        area, kept = painted.area.tolist(), painted.kept.tolist()
+        detections = tuple(
+            Detection((row[0], row[1], row[2], row[3]), float(score), float(text_score), int(value), area[i])
+            for i, (row, score, text_score, value) in enumerate(
+                zip(boxes.box.tolist(), boxes.score, boxes.text_score, values)
+            )
+            if kept[i]
+        )
+        segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
+        return Labelled(painted.label.cpu().numpy(), detections, segment)
+
+    @torch.inference_mode()
+    def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
+        """Label one batch of images of one size."""
+        size = (images[0].shape[0], images[0].shape[1])
+        boxes = self.detect(images)
+        features = self.segmenter.encode(images)
+        return BatchResult(tuple(self._compose(features[i : i + 1], found, size) for i, found in enumerate(boxes)))

@@ -1,0 +1,121 @@
+"""Label maps that somebody else made: a folder of images of values, perhaps of another vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError, PathLike
+from ..readers.frame import Camera
+from .labeler import BatchResult, ImageTask, Labelled
+from .prompts import Vocabulary, load_structured
+from .settings import LabelSettings
+from .store import check_size, read_values
+
+_NOTHING = (None, "", "none", "background", "ignore", "unlabeled", "unlabelled")
+
+
+def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
+    """The meaning of each value of another vocabulary.
+
+    The file (YAML or JSON) maps a value to a class name, or is a list whose positions are
+    the values. ``none``, ``background`` or an empty name mean no label.
+
+    Returns:
+        the label map's value for each foreign value.
+
+    Raises:
+        OlivineError: the file is malformed or names a class that is not in the vocabulary.
+    """
+    plain = load_structured(path)
+    if isinstance(plain, list):
+        plain = dict(enumerate(plain))
+    if not isinstance(plain, dict) or not plain:
+        raise OlivineError("maps no values to class names", where=path, remedy="write lines like 3: car")
+    mapping: dict[int, int] = {}
+    for value, name in plain.items():
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+            raise OlivineError(f"{value!r} is not a value of a label map", where=path, remedy="write lines like 3: car")
+        if name is None or str(name).lower() in _NOTHING:
+            mapping[value] = 0
+        elif name in vocabulary.classes:
+            mapping[value] = vocabulary.value(name)
+        else:
+            raise OlivineError(
+                f"value {value} is named {name!r}, which is not a class of the prompts",
+                where=path,
+                remedy=f"use one of {', '.join(vocabulary.classes)}, or none",
+            )
+    return mapping
+
+
+class ImportLabeler:
+    """Takes label maps from ``settings.camseg``, at the image's key or relative path with the suffix ``.png``."""
+
+    name = "import"
+    needs_image = False
+    batch_size = 1
+    packages = ("pillow", "numpy")
+
+    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary) -> None:
+        if settings.camseg is None:
+            raise OlivineError("no folder to import from", remedy="name the folder of label maps with --camseg DIR")
+        if not settings.camseg.is_dir():
+            raise OlivineError(
+                "no such folder", where=settings.camseg, remedy="name the folder of label maps with --camseg"
+            )
+        self.folder = settings.camseg
+        self.vocabulary = vocabulary
+        self.mapping = load_class_map(settings.classes, vocabulary) if settings.classes is not None else None
+        self._lookup = np.full(65536, -1, np.int16)
+        for value, meaning in (self.mapping or {i: i for i in range(len(vocabulary.classes) + 1)}).items():
+            self._lookup[value] = meaning
+
+    def resolved(self) -> dict[str, Any]:
+        """The mapping of values; not the folder, which may move."""
+        plain = None if self.mapping is None else {str(k): v for k, v in sorted(self.mapping.items())}
+        return {"classes": plain, "folder": self.folder.name}
+
+    def weights(self) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def prepare(self) -> None:
+        """Nothing to load."""
+
+    def _path(self, camera: Camera) -> Path:
+        for relative in (camera.key, str(Path(camera.image).with_suffix(""))):
+            if (path := self.folder / f"{relative}.png").exists():
+                return path
+        return self.folder / f"{camera.key}.png"
+
+    def _read(self, camera: Camera) -> NDArray[np.uint8]:
+        path = self._path(camera)
+        values = read_values(path, "add it to the folder, or leave its scene out")
+        check_size(values, camera, path, "label maps are imported at the size of the image")
+        label = self._lookup[values]
+        if label.min() < 0:
+            unknown = np.unique(values[label < 0])
+            raise OlivineError(
+                f"holds the value {int(unknown[0])}, which has no meaning"
+                + (f" (nor have {len(unknown) - 1} others)" if len(unknown) > 1 else ""),
+                where=path,
+                remedy="say what each value means with --classes FILE",
+            )
+        return label.astype(np.uint8)
+
+    def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
+        """Read one batch of label maps."""
+        results: list[Labelled | OlivineError] = []
+        for task in tasks:
+            try:
+                results.append(Labelled(self._read(task.camera)))
+            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
+                results.append(error)
+        return BatchResult(tuple(results))

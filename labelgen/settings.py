@@ -1,0 +1,111 @@
+"""Everything that decides what a label map looks like."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common import OlivineError
+
+LABELERS = ("auto", "grounded-sam", "oracle", "import")
+_CHOICES = {
+    "labeler": LABELERS,
+    "detector": ("swin-t", "swin-b"),
+    "sam": ("vit-b", "vit-l", "vit-h"),
+    "prompting": ("combined", "separate"),
+    "overlap": ("layered", "reference"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+    "segments": ("none", "masks", "sam", "slic"),
+}
+
+
+def default_weights_folder() -> Path:
+    """Where weights are looked for: ``$OLIVINE_WEIGHTS``, else ``~/.cache/olivine/weights``."""
+    return Path(os.environ.get("OLIVINE_WEIGHTS") or Path.home() / ".cache" / "olivine" / "weights")
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Settings of :func:`olivine.labelgen.run.generate_labels`.
+
+    Attributes:
+        labeler: ``auto`` takes the oracle on a synthetic data set, else grounded-sam.
+        prompts: vocabulary file (YAML or JSON); the 13 prompts without one.
+        camseg: folder of label maps to import.
+        classes: file that maps the imported values to class names.
+        error: the oracle's error model: ``default``, ``none``, a file, or ``boundary=2,missed=0.1,...``.
+        seed: of the oracle's errors.
+        weights: folder where weights are looked for unless a path below is given.
+        detector, sam: which published network is looked for there.
+        detector_config: GroundingDINO configuration (the package's own without one).
+        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam).
+        text_encoder: folder with the text encoder's configuration and vocabulary.
+        box_threshold, text_threshold: lowest score of a box, and of its best prompt.
+        short_side, long_side: the detector's image size in pixels: short side, at most long side.
+        prompting: ``combined`` (one caption) or ``separate`` (one caption a prompt).
+        overlap: ``layered`` (stuff, then things, each by rising score) or ``reference`` (the detector's order).
+        min_area: masks under this many pixels are dropped.
+        max_components: masks of more connected components are dropped; 0 for no limit.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``...
+        precision: of the encoders; ``auto`` is bfloat16 on a GPU or a CPU with units for it.
+        batch_size: images at once; ``auto`` follows the device's memory.
+        boxes_per_call: boxes in one mask-decoder call; 0 for the device's default.
+        segments: also store each pixel's segment: ``masks``, ``sam``, ``slic`` or ``none``.
+    """
+
+    labeler: str = "auto"
+    prompts: Path | None = None
+    camseg: Path | None = None
+    classes: Path | None = None
+    error: str = "default"
+    seed: int = 0
+    weights: Path | None = None
+    detector: str = "swin-t"
+    sam: str = "vit-h"
+    detector_config: Path | None = None
+    detector_checkpoint: Path | None = None
+    sam_checkpoint: Path | None = None
+    text_encoder: Path | None = None
+    box_threshold: float = 0.25
+    text_threshold: float = 0.25
+    short_side: int = 800
+    long_side: int = 1333
+    prompting: str = "combined"
+    overlap: str = "layered"
+    min_area: int = 0
+    max_components: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | str = "auto"
+    boxes_per_call: int = 0
+    segments: str = "none"
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            value = getattr(self, key)
+            if value not in allowed:
+                raise OlivineError(
+                    f"{value!r} is not a choice of --{key.replace('_', '-')}",
+                    remedy=f"choose one of {', '.join(allowed)}",
+                )
+        for key in ("box_threshold", "text_threshold"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise OlivineError(
+                    f"--{key.replace('_', '-')} is {getattr(self, key)}", remedy="give a score from 0 to 1"
+                )
+        if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size >= 1):
+            raise OlivineError(f"--batch-size is {self.batch_size!r}", remedy="give auto or a whole number from 1 on")
+        for key in ("min_area", "max_components", "boxes_per_call", "seed"):
+            if getattr(self, key) < 0:
+                raise OlivineError(f"--{key.replace('_', '-')} is negative", remedy="give 0 or more")
+        if not 32 <= self.short_side <= self.long_side:
+            raise OlivineError(
+                f"the detector's image size {self.short_side} to {self.long_side} is not one",
+                remedy="give a short side of at least 32 and a long side of at least that",
+            )
+
+    @property
+    def weights_folder(self) -> Path:
+        """The folder where weights are looked for."""
+        return self.weights if self.weights is not None else default_weights_folder()

@@ -1,0 +1,175 @@
+"""A unit of work is a scene: its batches, what is finished of it, and its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common import OlivineError, read_json, write_bytes
+from ..readers.frame import Scene
+from .labeler import BatchResult, ImageTask, Labelled
+from .prompts import Vocabulary
+from .store import encode_label_map, encode_segment_map
+
+_COLUMNS = ("image", "box", "score", "text_score", "class", "area")
+
+
+def unit_batches(tasks: Sequence[ImageTask], batch_size: int) -> list[list[ImageTask]]:
+    """Cut a unit's images into batches of one size, in order.
+
+    A fixed function of the unit and the batch size: networks give other bits at other
+    batch sizes, so what a batch holds must not depend on what was finished before.
+    """
+    by_size: dict[tuple[int, int], list[ImageTask]] = {}
+    for task in tasks:
+        by_size.setdefault((task.camera.width, task.camera.height), []).append(task)
+    return [bucket[i : i + batch_size] for bucket in by_size.values() for i in range(0, len(bucket), batch_size)]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One scene's labels on disk.
+
+    Attributes:
+        root: the label folder.
+        scene: the scene's name.
+        batches: from :func:`unit_batches`.
+    """
+
+    root: Path
+    scene: str
+    batches: list[list[ImageTask]]
+
+    @classmethod
+    def of_scene(cls, root: Path, scene: Scene, batch_size: int) -> Unit:
+        """The unit of a scene of the frame index."""
+        tasks = [ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))]
+        return cls(root, scene.name, unit_batches(tasks, batch_size))
+
+    @property
+    def record_path(self) -> Path:
+        """The record that says that the unit is finished."""
+        return self.root / "units" / f"{self.scene}.json"
+
+    @property
+    def _parts(self) -> Path:
+        return self.root / "units" / f".{self.scene}"
+
+    def _part_path(self, number: int) -> Path:
+        return self._parts / f"{number:05d}.json"
+
+    @property
+    def image_count(self) -> int:
+        """Images of the unit."""
+        return sum(len(batch) for batch in self.batches)
+
+    def files(self, task: ImageTask, segments: bool) -> list[Path]:
+        """The files of one image."""
+        names = [self.root / f"{task.camera.key}.png"]
+        return [*names, self.root / "segments" / f"{task.camera.key}.png"] if segments else names
+
+    def _keys(self, batch: Sequence[ImageTask]) -> list[str]:
+        return [task.camera.key for task in batch]
+
+    def finished(self, segments: bool) -> dict[str, Any] | None:
+        """The unit's record if it is whole (its images those of now, their files there), else None."""
+        record = _read_record(self.record_path)
+        expected = [key for batch in self.batches for key in self._keys(batch)]
+        if record is None or record.get("images") != expected:
+            return None
+        if not all(f.exists() for batch in self.batches for task in batch for f in self.files(task, segments)):
+            return None
+        shutil.rmtree(self._parts, ignore_errors=True)  # left where the process died between the two
+        return record
+
+    def finished_batch(self, number: int, segments: bool) -> dict[str, Any] | None:
+        """The record of a finished batch, None where it is to be done (whole)."""
+        record = _read_record(self._part_path(number))
+        batch = self.batches[number]
+        if record is None or record.get("images") != self._keys(batch):
+            return None
+        return record if all(f.exists() for task in batch for f in self.files(task, segments)) else None
+
+    def write_batch(self, number: int, result: BatchResult, vocabulary: Vocabulary) -> dict[str, Any] | None:
+        """Write a batch's maps, then its record; without the record where an image failed.
+
+        Raises:
+            OlivineError: the disk is full or cannot be written.
+        """
+        batch = self.batches[number]
+        record: dict[str, Any] = {"images": self._keys(batch), "sha256": [], "detections": {c: [] for c in _COLUMNS}}
+        counts = np.zeros(len(vocabulary.classes) + 1, np.int64)
+        whole = True
+        for position, (task, labelled) in enumerate(zip(batch, result.images)):
+            if not isinstance(labelled, Labelled):
+                whole = False
+                continue
+            data = encode_label_map(labelled.label, vocabulary.classes)
+            write_bytes(self.root / f"{task.camera.key}.png", data)
+            record["sha256"].append(hashlib.sha256(data).hexdigest())
+            if labelled.segment is not None:
+                write_bytes(self.root / "segments" / f"{task.camera.key}.png", encode_segment_map(labelled.segment))
+            counts += np.bincount(labelled.label.ravel(), minlength=len(counts))
+            table = record["detections"]
+            for found in labelled.detections:
+                table["image"].append(position)
+                table["box"].append([round(v, 3) for v in found.box])
+                table["score"].append(round(found.score, 6))
+                table["text_score"].append(round(found.text_score, 6))
+                table["class"].append(found.value)
+                table["area"].append(found.area)
+        record["pixels"] = counts.tolist()
+        record["notes"] = list(result.notes)
+        if not whole:
+            return None
+        _write_record(self._part_path(number), record)
+        return record
+
+    def finish(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write the unit's record from those of all its batches, then remove them."""
+        merged: dict[str, Any] = {
+            "scene": self.scene,
+            "images": [key for record in records for key in record["images"]],
+            "sha256": [value for record in records for value in record["sha256"]],
+            "batches": [len(record["images"]) for record in records],
+            "detections": {c: [] for c in _COLUMNS},
+            "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
+            "notes": {str(i): record["notes"] for i, record in enumerate(records) if record["notes"]},
+        }
+        offset = 0
+        for record in records:
+            for column in _COLUMNS:
+                values = record["detections"][column]
+                merged["detections"][column] += [v + offset for v in values] if column == "image" else values
+            offset += len(record["images"])
+        _write_record(self.record_path, merged)
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the unit's records and maps."""
+        self.record_path.unlink(missing_ok=True)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        for batch in self.batches:
+            for task in batch:
+                for file in self.files(task, segments=True):
+                    file.unlink(missing_ok=True)
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    write_bytes(path, (json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n").encode())
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """A record, None where there is none or it cannot be read (it is then made again)."""
+    try:
+        record = read_json(path)
+    except OlivineError:
+        return None
+    return record if isinstance(record, dict) else None

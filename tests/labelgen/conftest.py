@@ -1,0 +1,210 @@
+"""Small worlds for labelgen's tests: indices of real frames, a hand-made synthetic data set, tiny real networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from olivine.labelgen.prompts import DEFAULT_VOCABULARY
+from olivine.readers import open_dataset
+from olivine.readers.frame import Camera, Frame, FrameIndex, write_index
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small networks: a second thread gains nothing, and waits where the machine is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def keyframe_index(nuscenes_keyframe: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameIndex:
+    """The index of the one real nuScenes keyframe."""
+    dataset = open_dataset("nuscenes", nuscenes_keyframe)
+    folder = tmp_path_factory.mktemp("keyframe") / "frames"
+    return write_index(folder, dataset.frames(), dataset="nuscenes", version=dataset.version, root=nuscenes_keyframe)
+
+
+def _frame(root: Path, scene: str, number: int, sizes: dict[str, tuple[int, int]], truth: str | None) -> Frame:
+    eye = np.eye(4)
+    cameras = tuple(
+        Camera(name, f"samples/{name}/{scene}-{number}.jpg", width, height, np.eye(3), eye)
+        for name, (width, height) in sizes.items()
+    )
+    return Frame(
+        "nuscenes", "v1.0-mini", root, f"{scene}-{number}", scene, "train", number, "none.bin", 5, eye, cameras,
+        truth_folder=truth,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """A hand-made data set and the exact masks it was made from."""
+
+    root: Path
+    index: FrameIndex
+    classes: dict[str, np.ndarray]  # by camera key
+    instances: dict[str, np.ndarray]
+
+
+SIZES = {"CAM_FRONT": (160, 96), "CAM_BACK": (128, 96)}
+# The synthetic world's own order and two names that no prompt has.
+WORLD_CLASSES = ["", "sky", "car", "road", "pedestrian", "building", "animal", "truck"]
+
+
+def _draw(width: int, height: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Sky, a building, a road, and cars, trucks and people of several sizes on it."""
+    classes = np.full((height, width), WORLD_CLASSES.index("sky"), np.uint8)
+    classes[height // 4 : height // 2, : width // 2] = WORLD_CLASSES.index("building")
+    classes[height // 2 :] = WORLD_CLASSES.index("road")
+    instances = np.zeros((height, width), np.uint16)
+    for number, name in enumerate(["car", "car", "pedestrian", "truck", "animal"], 1):
+        half = int(generator.integers(2, 12))
+        row, column = int(generator.integers(height // 2, height - 2)), int(generator.integers(half, width - half))
+        where = np.s_[max(row - half, 0) : row + half, column - half : column + half]
+        classes[where] = WORLD_CLASSES.index(name)
+        instances[where] = number
+    return classes, instances
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Callable[..., World]:
+    """A function that makes a synthetic data set by hand: ``make_world(scenes, frames)``."""
+
+    def make(scenes: int = 2, frames: int = 3, sizes: dict[str, tuple[int, int]] | None = None) -> World:
+        sizes = sizes or SIZES
+        root = tmp_path / "world"
+        generator = np.random.default_rng(7)
+        made, classes, instances = [], {}, {}
+        for scene in range(scenes):
+            for number in range(frames):
+                frame = _frame(root, f"scene-{scene:04d}", number, sizes, "truth")
+                made.append(frame)
+                for camera, (class_path, instance_path) in zip(frame.cameras, frame.image_truth or []):
+                    label, instance = _draw(camera.width, camera.height, generator)
+                    for path in (class_path, instance_path, frame.image_path(camera)):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(label).save(class_path)
+                    Image.fromarray(instance).save(instance_path)
+                    Image.fromarray(generator.integers(0, 255, (camera.height, camera.width, 3), np.uint8)).save(
+                        frame.image_path(camera)
+                    )
+                    classes[camera.key], instances[camera.key] = label, instance
+        (root / "synthetic.json").write_text(json.dumps({"synthetic": True, "classes": WORLD_CLASSES}))
+        index = write_index(root / "frames", made, dataset="nuscenes", version="v1.0-mini", root=root)
+        return World(root, index, classes, instances)
+
+    return make
+
+
+@pytest.fixture
+def world_label() -> Callable[[np.ndarray], np.ndarray]:
+    """A function that gives the 13 prompts' values of a hand-made class mask, by name."""
+    lookup = [DEFAULT_VOCABULARY.value(n) if n in DEFAULT_VOCABULARY.classes else 0 for n in WORLD_CLASSES]
+    return lambda classes: np.array(lookup, np.uint8)[classes]
+
+
+@pytest.fixture
+def movable_keyframe(keyframe_index: FrameIndex, tmp_path: Path) -> FrameIndex:
+    """The real keyframe copied to where a test may damage it."""
+    root = tmp_path / "nuscenes"
+    shutil.copytree(keyframe_index.root / "samples", root / "samples", copy_function=shutil.copyfile)
+    for folder in [root, *root.rglob("*")]:
+        folder.chmod(0o755)
+    frames = [replace(f, root=root) for f in keyframe_index.frames()]
+    return write_index(root / "frames", frames, dataset="nuscenes", version="v1.0-mini", root=root)
+
+
+@dataclass(frozen=True)
+class TinyNetworks:
+    """Files of both real networks at reduced size with random weights, as a user would have them."""
+
+    detector_config: Path
+    detector_checkpoint: Path
+    sam_checkpoint: Path
+    text_encoder: Path
+
+
+def write_text_encoder(folder: Path, max_tokens: int = 256) -> None:
+    """A BERT of two narrow layers; its word pieces split several of the 13 prompts."""
+    from transformers import BertConfig
+
+    words = ["bicycle", "bus", "car", "truck", "road", "traffic", "cone", "building", "side", "##walk", "ped", "##est",
+             "##rian", "motor", "##cycle", "bar", "##rier", "ter", "##rain", "veg", "##etation", "per", "##son", "tree"]  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words]) + "\n"
+    )
+    BertConfig(
+        vocab_size=7 + len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=max_tokens,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def small_config() -> dict[str, object]:
+    """The package's own Swin-T configuration with fewer layers and queries."""
+    import groundingdino.config
+
+    from olivine.labelgen.grounded_sam import read_config
+
+    config = read_config(Path(groundingdino.config.__file__).parent / "GroundingDINO_SwinT_OGC.py")
+    return {**config, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 12}
+
+
+@pytest.fixture(scope="session")
+def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> TinyNetworks:
+    """Both packages' networks at reduced size, random weights, saved as their authors publish them."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
+    from functools import partial
+
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    from olivine.labelgen.grounded_sam import build_detector
+
+    folder = tmp_path_factory.mktemp("weights")
+    write_text_encoder(folder / "bert")
+    config = small_config()
+    (folder / "small.py").write_text("".join(f"{k} = {v!r}\n" for k, v in config.items()))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        detector = build_detector(config, folder / "bert")
+        # Freshly made, all queries look alike and score alike; spread them, so that
+        # boxes differ and some are under the thresholds.
+        with torch.no_grad():
+            for name, value in detector.named_parameters():
+                if name.endswith("bbox_embed.0.layers.2.weight"):
+                    value.normal_(0, 0.5)
+                if "feat_map.weight" in name:
+                    value.mul_(0.25)
+        torch.save({"model": detector.state_dict()}, folder / "detector.pth")
+        sam = Sam(
+            ImageEncoderViT(
+                depth=2, embed_dim=64, img_size=256, mlp_ratio=4, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                num_heads=2, patch_size=16, qkv_bias=True, use_rel_pos=True, global_attn_indexes=(1,), window_size=7,
+                out_chans=256,
+            ),
+            PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16),
+            MaskDecoder(
+                num_multimask_outputs=3, transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=128, num_heads=8),
+                transformer_dim=256, iou_head_depth=3, iou_head_hidden_dim=256,
+            ),
+        )  # fmt: skip
+        with torch.no_grad():
+            sam.image_encoder.pos_embed.normal_(0, 0.5)
+            for name, value in sam.named_parameters():
+                if "rel_pos" in name:
+                    value.normal_(0, 0.2)
+        torch.save(sam.state_dict(), folder / "sam.pth")
+    return TinyNetworks(folder / "small.py", folder / "detector.pth", folder / "sam.pth", folder / "bert")

@@ -1,0 +1,170 @@
+"""grounded-sam: the two real packages, from files, on real images."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+
+pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_networks):
+    return LabelSettings(
+        labeler="grounded-sam",
+        detector_config=tiny_networks.detector_config,
+        detector_checkpoint=tiny_networks.detector_checkpoint,
+        sam_checkpoint=tiny_networks.sam_checkpoint,
+        text_encoder=tiny_networks.text_encoder,
+        short_side=160,
+        long_side=320,
+        device="cpu",
+        precision="float32",
+        batch_size=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def labelled(settings, keyframe_index, tmp_path_factory):
+    """The six real images, labelled once."""
+    labels = tmp_path_factory.mktemp("grounded") / "labels"
+    return generate_labels(keyframe_index, labels, settings), labels
+
+
+def test_every_real_image_gets_a_label_map_of_its_size(labelled, keyframe_index):
+    summary, labels = labelled
+    assert (summary.images, summary.failures) == (6, [])
+    store = open_store(labels)
+    frame = next(keyframe_index.frames())
+    for camera in frame.cameras:
+        label = store.label_map(camera)
+        assert label.shape == (900, 1600) and label.dtype == np.uint8
+        with Image.open(store.label_path(camera)) as image:
+            assert image.mode == "P"
+    assert summary.detections > 6
+
+
+def test_the_manifest_has_the_sha256_of_every_file(labelled, tiny_networks):
+    weights = open_store(labelled[1]).manifest["weights"]
+
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    assert weights == {
+        "detector configuration small.py": sha256(tiny_networks.detector_config),
+        "detector detector.pth": sha256(tiny_networks.detector_checkpoint),
+        "sam sam.pth": sha256(tiny_networks.sam_checkpoint),
+        "text encoder config.json": sha256(tiny_networks.text_encoder / "config.json"),
+        "text encoder vocab.txt": sha256(tiny_networks.text_encoder / "vocab.txt"),
+    }
+
+
+def test_the_second_run_loads_no_network_and_writes_nothing(labelled, settings, keyframe_index, monkeypatch):
+    labels = labelled[1]
+    before = {p: p.stat().st_mtime_ns for p in labels.rglob("*") if p.is_file()}
+    monkeypatch.setattr("olivine.labelgen.grounded_sam.OriginalGroundedSam.load", lambda self: pytest.fail("loaded"))
+    summary = generate_labels(keyframe_index, labels, settings)
+    assert (summary.images, summary.images_kept) == (0, 6)
+    assert before == {p: p.stat().st_mtime_ns for p in labels.rglob("*") if p.is_file()}
+
+
+def test_the_detectors_deformable_attention_is_the_pytorch_one(settings):
+    import groundingdino.models.GroundingDINO.ms_deform_attn as attention
+
+    assert not hasattr(attention, "_C")
+    assert attention.MultiScaleDeformableAttention.forward.__globals__["multi_scale_deformable_attn_pytorch"]
+
+
+def test_without_weights_one_error_names_every_file_and_how_to_get_it(keyframe_index, tmp_path):
+    with pytest.raises(OlivineError) as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("grounded-sam", weights=tmp_path / "w"))
+    message = str(caught.value)
+    for part in (
+        str(tmp_path / "w" / "groundingdino_swint_ogc.pth"),
+        str(tmp_path / "w" / "sam_vit_h_4b8939.pth"),
+        str(tmp_path / "w" / "bert-base-uncased" / "config.json"),
+        "olivine weights fetch swin-t bert-base-uncased vit-h",
+        "--detector-checkpoint",
+        "--sam-checkpoint",
+        "--text-encoder",
+        "https://github.com/IDEA-Research/GroundingDINO/releases/",
+        "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert not (tmp_path / "labels" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("swap", "message"),
+    [
+        ({"sam_checkpoint": "detector_checkpoint"}, "another model than SAM"),
+        ({"detector_checkpoint": "sam_checkpoint"}, "another model than GroundingDINO"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_name(swap, message, settings, keyframe_index, tmp_path):
+    wrong = replace(settings, **{key: getattr(settings, value) for key, value in swap.items()})
+    with pytest.raises(OlivineError, match=message) as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", wrong)
+    assert next(str(getattr(wrong, key)) for key in swap) in str(caught.value)
+
+
+def test_a_checkpoint_that_runs_code_is_refused(settings, keyframe_index, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    with pytest.raises(OlivineError, match="no checkpoint of plain tensors"):
+        generate_labels(keyframe_index, tmp_path / "labels", replace(settings, sam_checkpoint=tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {name: car}\n- {name: zebra}\n", "knows no tokens for the prompt 'zebra'"),
+        ("- {name: car}\n- {name: dog, words: Car}\n", "collide"),
+        ("- {name: bar}\n- {name: accent, words: bár}\n", "same tokens"),
+    ],
+)
+def test_prompts_that_tokenise_to_nothing_or_collide_are_refused(text, message, settings, keyframe_index, tmp_path):
+    (tmp_path / "prompts.yaml").write_text(text)
+    with pytest.raises(OlivineError, match=message):
+        generate_labels(keyframe_index, tmp_path / "labels", replace(settings, prompts=tmp_path / "prompts.yaml"))
+
+
+def test_an_image_without_detections_gets_an_empty_label_map(settings, keyframe_index, tmp_path):
+    summary = generate_labels(keyframe_index, tmp_path / "labels", replace(settings, box_threshold=1.0))
+    assert (summary.images, summary.detections, summary.failures) == (6, 0, [])
+    assert summary.pixels["no label"] == 1.0
+
+
+def test_a_bad_image_is_named_and_the_others_get_done(settings, movable_keyframe, tmp_path):
+    frame = next(movable_keyframe.frames())
+    truncated, small = (frame.image_path(frame.cameras[i]) for i in (0, 3))
+    truncated.write_bytes(truncated.read_bytes()[:60_000])
+    Image.new("RGB", (800, 450)).save(small)
+    summary = generate_labels(movable_keyframe, tmp_path / "labels", settings)
+    assert summary.images == 4
+    reasons = " ".join(f.reason for f in summary.failures)
+    assert (
+        len(summary.failures) == 2 and str(truncated) in reasons and "is 800x450" in reasons and str(small) in reasons
+    )
+    store = open_store(tmp_path / "labels")
+    assert store.unit(frame.scene) is None
+    with pytest.raises(OlivineError, match="no such label map"):
+        store.label_map(frame.cameras[0])
+    assert store.label_map(frame.cameras[1]).shape == (900, 1600)

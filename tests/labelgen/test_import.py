@@ -1,0 +1,107 @@
+"""Importing label maps: the real keyframe's, and folders that are not right."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+
+
+def _copy(camseg: Path, target: Path) -> Path:
+    shutil.copytree(camseg, target, copy_function=shutil.copyfile)
+    for path in [target, *target.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return target
+
+
+def test_the_real_keyframes_label_maps_arrive_value_for_value(keyframe_index, keyframe_camseg, tmp_path):
+    summary = generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=keyframe_camseg))
+    assert (summary.images, summary.failures) == (6, [])
+    store = open_store(tmp_path / "labels")
+    assert len(store.classes) == 13 and store.manifest["data"] == {"dataset": "nuscenes", "version": "v1.0-mini"}
+    for camera in next(keyframe_index.frames()).cameras:
+        with Image.open(keyframe_camseg / f"{camera.key}.png") as original:
+            assert np.array_equal(store.label_map(camera), np.asarray(original))
+    assert sum(summary.pixels.values()) == pytest.approx(1)
+
+
+def test_another_vocabulary_is_mapped_by_a_file(keyframe_index, keyframe_camseg, tmp_path):
+    # Class 4 (car) is called 200 there, everything else is background.
+    camseg = _copy(keyframe_camseg, tmp_path / "camseg")
+    for path in camseg.rglob("*.png"):
+        with Image.open(path) as image:
+            values = np.asarray(image)
+        Image.fromarray(np.where(values == 4, 200, 16).astype(np.uint8)).save(path)
+    (tmp_path / "classes.yaml").write_text("200: car\n16: background\n7: truck\n")
+    settings = LabelSettings("import", camseg=camseg, classes=tmp_path / "classes.yaml")
+    generate_labels(keyframe_index, tmp_path / "labels", settings)
+    store = open_store(tmp_path / "labels")
+    for camera in next(keyframe_index.frames()).cameras:
+        with Image.open(keyframe_camseg / f"{camera.key}.png") as original:
+            assert np.array_equal(store.label_map(camera), np.where(np.asarray(original) == 4, 4, 0))
+
+
+def _spoil_value(path: Path) -> None:
+    with Image.open(path) as image:
+        values = np.asarray(image).copy()
+    values[5, 5] = 77
+    Image.fromarray(values).save(path)
+
+
+SPOILERS = {
+    "no such label map": Path.unlink,
+    "is 800x450, the image": lambda path: Image.new("L", (800, 450)).save(path),
+    "holds the value 77, which has no meaning": _spoil_value,
+    "cannot be read": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "has RGB colours": lambda path: Image.new("RGB", (1600, 900)).save(path),
+}
+
+
+@pytest.mark.parametrize("message", SPOILERS)
+def test_a_bad_label_map_is_named_and_the_others_get_done(message, keyframe_index, keyframe_camseg, tmp_path):
+    camseg = _copy(keyframe_camseg, tmp_path / "camseg")
+    bad = camseg / f"{next(keyframe_index.frames()).cameras[2].key}.png"
+    SPOILERS[message](bad)
+    summary = generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=camseg))
+    assert summary.images == 5
+    (failure,) = summary.failures
+    assert message in failure.reason and str(bad) in failure.reason
+
+    shutil.copyfile(keyframe_camseg / bad.relative_to(camseg), bad)
+    mended = generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=camseg))
+    assert (mended.images, mended.images_kept, mended.failures) == (1, 5, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("200: lorry\n", "'lorry', which is not a class"),
+        ("car: 200\n", "'car' is not a value"),
+        ("", "maps no values"),
+    ],
+)
+def test_a_bad_class_file_is_refused(text, message, keyframe_index, keyframe_camseg, tmp_path):
+    (tmp_path / "classes.yaml").write_text(text)
+    settings = LabelSettings("import", camseg=keyframe_camseg, classes=tmp_path / "classes.yaml")
+    with pytest.raises(OlivineError, match=message):
+        generate_labels(keyframe_index, tmp_path / "labels", settings)
+
+
+def test_import_needs_a_folder_that_is_there_and_not_its_own_output(keyframe_index, keyframe_camseg, tmp_path):
+    with pytest.raises(OlivineError, match="--camseg"):
+        generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import"))
+    with pytest.raises(OlivineError, match="no such folder"):
+        generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=tmp_path / "nowhere"))
+    camseg = _copy(keyframe_camseg, tmp_path / "camseg")
+    with pytest.raises(OlivineError, match="both --camseg and --labels"):
+        generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=camseg))
+    with pytest.raises(OlivineError, match="somebody else made them"):
+        generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=keyframe_camseg))

@@ -1,0 +1,59 @@
+"""The vocabulary: the 13 prompts, and other vocabularies from a file."""
+
+from __future__ import annotations
+
+import pytest
+
+from olivine.common import OlivineError
+from olivine.labelgen.prompts import DEFAULT_VOCABULARY, load_vocabulary
+
+
+def test_the_13_prompts_are_the_papers_in_its_order():
+    assert DEFAULT_VOCABULARY.classes == (
+        "barrier", "bicycle", "bus", "car", "motorcycle", "pedestrian", "traffic cone", "truck",
+        "road", "sidewalk", "terrain", "vegetation", "building",
+    )  # fmt: skip
+    assert DEFAULT_VOCABULARY.prompt_values == tuple(range(1, 14))
+    assert [DEFAULT_VOCABULARY.is_thing(v) for v in range(1, 14)] == [True] * 8 + [False] * 5
+
+
+def test_several_prompts_may_make_one_class(tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        "- {name: person, class: pedestrian}\n- car\n- {name: child, words: a  Small child, class: pedestrian}\n"
+        "- {name: street, words: road surface, kind: stuff}\n"
+    )
+    vocabulary = load_vocabulary(path)
+    assert vocabulary.classes == ("pedestrian", "car", "street")
+    assert vocabulary.prompt_values == (1, 2, 1, 3)
+    assert [p.words for p in vocabulary.prompts] == ["person", "car", "a small child", "road surface"]
+    assert vocabulary.is_thing(1) and not vocabulary.is_thing(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car: 1\n", "a list of prompts"),
+        ("[]\n", "a list of prompts"),
+        ("- {words: car}\n", "prompt 1 has no name"),
+        ("- {name: car, colour: red}\n", "unknown key 'colour'"),
+        ("- {name: car, kind: object}\n", "kind 'object'"),
+        ("- {name: car, words: ' - '}\n", "has no words"),
+        ("- {name: car, words: a. b}\n", "separate prompts"),
+        ("- car\n- car\n", "two prompts are named"),
+        ("- car\n- {name: auto, words: CAR}\n", "collide"),
+        ("- {name: a, class: x}\n- {name: b, class: x, kind: stuff}\n", "both thing and stuff"),
+        ("- {name: car\n", "neither YAML nor JSON"),
+    ],
+)
+def test_a_bad_vocabulary_file_is_named_with_what_is_wrong(text, message, tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    with pytest.raises(OlivineError, match=message) as caught:
+        load_vocabulary(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_vocabulary_file_is_named(tmp_path):
+    with pytest.raises(OlivineError, match=r"nowhere\.yaml"):
+        load_vocabulary(tmp_path / "nowhere.yaml")
