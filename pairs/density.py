@@ -77,7 +77,7 @@ def _kernel_sum(x, node, weight, table, reach, few):  # type: ignore[no-untyped-
     start = np.empty(n + 1, np.int64)  # its first point
     boxes = 0
     for i in range(n):
-        k = np.int64(math.floor(x[i]))
+        k = math.floor(x[i])
         if boxes == 0 or key[boxes - 1] != k:
             key[boxes] = k
             start[boxes] = i

@@ -1,0 +1,187 @@
+"""The manifest of a set of shards, and how any number of writers share it.
+
+A finished unit has an entry ``units/shard-00000.json``; the manifest is all entries
+together. A writer that has entered its unit reads all entries, writes the manifest, and
+looks again: when another writer's entry came in meanwhile it goes round once more. The last
+one to write has therefore seen everything, without a lock that a dead writer could hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..common import OlivineError, digest, read_json, write_json
+from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, shard_name
+
+_AGAIN = "delete it and run olivine build-pairs again"
+
+
+def entry_path(out: Path, number: int) -> Path:
+    """The file of a unit's entry."""
+    return out / UNITS / f"shard-{number:05d}.json"
+
+
+def read_entry(out: Path, number: int) -> dict[str, Any] | None:
+    """A unit's entry; None where the unit is not finished (an entry that cannot be read is none)."""
+    path = entry_path(out, number)
+    if not path.is_file():
+        return None
+    try:
+        entry = read_json(path)
+    except OlivineError:
+        return None
+    return entry if isinstance(entry, dict) and entry.get("digest") == _entry_digest(entry) else None
+
+
+def write_entry(out: Path, entry: dict[str, Any]) -> None:
+    """Enter a finished unit."""
+    write_json(entry_path(out, entry["number"]), {**entry, "digest": _entry_digest(entry)})
+
+
+def _entry_digest(entry: dict[str, Any]) -> str:
+    return digest({key: value for key, value in entry.items() if key != "digest"})
+
+
+def is_whole(out: Path, entry: dict[str, Any]) -> bool:
+    """Whether a unit's shard is there with all its files, each of its size."""
+    folder = out / shard_name(entry["number"])
+    try:
+        return all((folder / name).stat().st_size == size for name, (size, _) in entry["files"].items())
+    except OSError:
+        return False
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a set of shards.
+
+    Raises:
+        OlivineError: there is none, it is damaged, or of a schema this version does not read.
+    """
+    path = out / MANIFEST
+    if not path.is_file():
+        started = (out / UNITS).is_dir()
+        raise OlivineError(
+            "an unfinished set of shards: no manifest yet" if started else "no shards here: no manifest.json",
+            where=out,
+            remedy="run olivine build-pairs" + (" again; it goes on where it stopped" if started else " first"),
+        )
+    manifest = read_json(path, _AGAIN)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise OlivineError("not a manifest of shards", where=path, remedy="name a folder made by olivine build-pairs")
+    check_schema(manifest.get("schema"), path)
+    if manifest.get("digest") != _entry_digest(manifest):
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=_AGAIN)
+    return manifest
+
+
+def merge_manifest(
+    out: Path, recipe: dict[str, Any], provenance: dict[str, Any], planned_frames: int
+) -> dict[str, Any]:
+    """Write the manifest of all finished units.
+
+    Args:
+        out: the folder of shards.
+        recipe: what the shards are made of and how; entries of another recipe are not of this set.
+        provenance: told to the reader, and no part of the set's identity.
+        planned_frames: how many frames the split has.
+
+    Returns:
+        The manifest as written.
+    """
+    identity = digest(recipe)
+    written: list[dict[str, Any]] | None = None
+    manifest: dict[str, Any] = {}
+    while True:
+        numbers = sorted(int(path.stem.rsplit("-", 1)[1]) for path in (out / UNITS).glob("shard-*.json"))
+        found = [read_entry(out, number) for number in numbers]
+        entries = [entry for entry in found if entry is not None and entry["recipe"] == identity]
+        if entries == written:
+            return manifest
+        manifest = _manifest_of(entries, recipe, provenance, planned_frames)
+        path = out / MANIFEST
+        if not path.is_file() or _damaged_or_other(out, manifest):
+            write_json(path, manifest)
+        written = entries
+
+
+def _damaged_or_other(out: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        return read_manifest(out) != manifest
+    except OlivineError:
+        return True
+
+
+def _manifest_of(
+    entries: list[dict[str, Any]], recipe: dict[str, Any], provenance: dict[str, Any], planned_frames: int
+) -> dict[str, Any]:
+    cameras = entries[0]["cameras"] if entries else []
+    for entry in entries:
+        if entry["cameras"] != cameras:
+            raise OlivineError(
+                f"has the cameras {', '.join(entry['cameras'])}, the other shards {', '.join(cameras)}",
+                where=shard_name(entry["number"]),
+                remedy="build each camera set into its own folder",
+            )
+    packages: dict[str, list[str]] = {}
+    for entry in entries:
+        for name, version in entry["packages"].items():
+            packages[name] = sorted({*packages.get(name, []), version})
+    kept = ("number", "scene", "first", "frames", "points", "pairs", "class_count", "image_size", "left_out", "files")
+    manifest = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "recipe": recipe,
+        "provenance": {**provenance, "packages": packages},
+        "cameras": cameras,
+        "planned_frames": planned_frames,
+        "frames": sum(entry["frames"] for entry in entries),
+        "points": sum(entry["points"] for entry in entries),
+        "pairs": sum(entry["pairs"] for entry in entries),
+        "class_count": [sum(column) for column in zip(*(entry["class_count"] for entry in entries))],
+        "has_point_label": bool(entries) and all(entry["has_point_label"] for entry in entries),
+        "shards": [{"name": shard_name(entry["number"]), **{key: entry[key] for key in kept}} for entry in entries],
+    }
+    return {**manifest, "digest": _entry_digest(manifest)}
+
+
+def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> None:
+    """Raise when ``out`` holds shards of another recipe; with ``overwrite``, remove those.
+
+    Raises:
+        OlivineError: names what differs.
+    """
+    identity = digest(recipe)
+    numbers = sorted(int(path.stem.rsplit("-", 1)[1]) for path in (out / UNITS).glob("shard-*.json"))
+    others = [n for n in numbers if (entry := read_entry(out, n)) is not None and entry["recipe"] != identity]
+    if (others or not numbers) and (out / MANIFEST).is_file() and not overwrite:
+        old = read_manifest(out)["recipe"]
+        if old != recipe:
+            raise OlivineError(
+                f"holds shards made otherwise: {_difference(old, recipe)}",
+                where=out,
+                remedy="choose another --out folder, or replace them with --overwrite",
+            )
+    if others and not overwrite:
+        raise OlivineError(
+            f"holds {len(others)} shards of other labels or settings",
+            where=out,
+            remedy="choose another --out folder, or replace them with --overwrite",
+        )
+    for number in others:
+        entry_path(out, number).unlink(missing_ok=True)
+        shutil.rmtree(out / shard_name(number), ignore_errors=True)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a != b:
+                lines.append(_difference(a, b, f"{prefix}{key}."))
+        elif a != b:
+            short = [text if len(text) <= 24 else text[:12] + "…" for text in (str(a), str(b))]
+            lines.append(f"{prefix}{key} was {short[0]}, now {short[1]}")
+    return "; ".join(lines)

@@ -1,0 +1,402 @@
+"""Read a set of shards. Imports neither zarr nor torch, so that a loader's workers stay small.
+
+Opening reads the manifest alone. A shard is opened when a frame of it is first asked for:
+its files are compared with the manifest's sizes, its metadata with the manifest's SHA-256,
+and every chunk with its CRC-32C when it is read. A file that is gone is an error, never
+zeros.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError, PathLike, digest
+from .chunks import ChunkedArray, damaged
+from .layout import ARRAYS, check_schema
+from .manifest import read_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """A frame's point-pixel pairs, ordered by camera and within a camera by point.
+
+    Attributes:
+        point: int32 [M], position in the cloud.
+        camera: uint8 [M].
+        label: uint8 [M], weak label, 0 = none.
+        uv: float32 [M, 2], sub-pixel position in the stored image.
+        density: float32 [M], distance density at the point, 1 / metre.
+    """
+
+    point: NDArray[np.int32]
+    camera: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    uv: NDArray[np.float32]
+    density: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRecord:
+    """One frame as stored, unpadded. N points, M pairs, C cameras, K classes.
+
+    Attributes:
+        index: position in the set.
+        token, scene, split: the frame's names in its data set.
+        frame_index: position in its scene.
+        points: float32 [N, 4]: x, y, z in metres, raw intensity.
+        point_label: uint8 [N], 0 = ignored; None where the set has none.
+        pair_point: int32 [M].
+        pair_camera, pair_label: uint8 [M].
+        pair_uv: float32 [M, 2], pixels of the stored image.
+        pair_density: float32 [M], 1 / metre.
+        image: C JPEG files; None in a set without images.
+        segment: C 16-bit PNG files; None in a set without segment maps.
+        class_count: int64 [K + 1].
+        timestamp: microseconds.
+        pose: float64 [4, 4], LiDAR to world.
+        intrinsic: float64 [C, 3, 3], of the stored image.
+        lidar_to_camera: float64 [C, 4, 4].
+        image_size: int64 [C, 2], width and height of the stored image.
+        bandwidth: of the density, metres.
+    """
+
+    index: int
+    token: str
+    scene: str
+    split: str
+    frame_index: int
+    points: NDArray[np.float32]
+    point_label: NDArray[np.uint8] | None
+    pair_point: NDArray[np.int32]
+    pair_camera: NDArray[np.uint8]
+    pair_label: NDArray[np.uint8]
+    pair_uv: NDArray[np.float32]
+    pair_density: NDArray[np.float32]
+    image: list[bytes] | None
+    segment: list[bytes] | None
+    class_count: NDArray[np.int64]
+    timestamp: int
+    pose: NDArray[np.float64]
+    intrinsic: NDArray[np.float64]
+    lidar_to_camera: NDArray[np.float64]
+    image_size: NDArray[np.int64]
+    bandwidth: float
+
+    @property
+    def point_count(self) -> int:
+        """N."""
+        return len(self.points)
+
+    @property
+    def pair_count(self) -> int:
+        """M."""
+        return len(self.pair_point)
+
+    @property
+    def image_bytes(self) -> NDArray[np.int64] | None:
+        """Length of each JPEG, int64 [C]."""
+        return None if self.image is None else np.array([len(data) for data in self.image], np.int64)
+
+    @property
+    def segment_bytes(self) -> NDArray[np.int64] | None:
+        """Length of each segment map, int64 [C]."""
+        return None if self.segment is None else np.array([len(data) for data in self.segment], np.int64)
+
+
+class Shard:
+    """One shard, opened and checked against its manifest entry.
+
+    Args:
+        path: the shard's folder.
+        entry: the manifest's entry for it.
+        recipe: digest of the set's recipe, which the shard must carry.
+    """
+
+    def __init__(self, path: Path, entry: dict[str, Any], recipe: str) -> None:
+        self.path = path
+        self._entry = entry
+        for name, (size, _) in entry["files"].items():
+            try:
+                found = (path / name).stat().st_size
+            except OSError:
+                raise damaged("a file is gone", self._blame(name)) from None
+            if found != size:
+                raise damaged(f"has {found} bytes, was written with {size}", self._blame(name))
+        attributes = json.loads(self._metadata("zarr.json"))["attributes"]
+        check_schema(attributes.get("schema"), path)
+        if attributes.get("recipe") != recipe:
+            raise OlivineError(
+                "a shard of other labels or settings than the manifest says",
+                where=path,
+                remedy="delete its folder and run olivine build-pairs again",
+            )
+        self.attributes: dict[str, Any] = attributes
+        self.tokens: tuple[str, ...] = tuple(attributes["token"])
+        present = {name.split("/")[0] for name in entry["files"]}
+        self.arrays = {
+            name: ChunkedArray(path / name, self._metadata(f"{name}/zarr.json"), f"{path.name}/{name}")
+            for name in ARRAYS
+            if name in present
+        }
+        for name, layout in ARRAYS.items():
+            if not layout.optional and name not in self.arrays:
+                raise damaged(f"has no array {name}", str(path))
+        self._whole: dict[str, NDArray[Any]] = {}
+
+    def _blame(self, name: str) -> str:
+        frames = ", all frames" if "/" in name else ""
+        return f"{self.path / name} (shard {self.path.name}, array {name.split('/')[0]}{frames})"
+
+    def _metadata(self, name: str) -> bytes:
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise damaged(f"cannot be read ({error.strerror})", self._blame(name)) from None
+        if hashlib.sha256(data).hexdigest() != self._entry["files"][name][1]:
+            raise damaged("damaged: its SHA-256 is not the manifest's", self._blame(name))
+        return data
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def table(self, name: str) -> NDArray[Any]:
+        """An array that has one chunk for the whole shard, such as ``pair_count``; read once."""
+        if name not in self._whole:
+            self._whole[name] = self.arrays[name].all()
+        return self._whole[name]
+
+    def frame(self, name: str, position: int, count: int | None = None) -> NDArray[Any]:
+        """One frame's chunk of a packed array, its first ``count`` rows."""
+        where = f"{self.path.name}, array {name}, frame {position} ({self.tokens[position]})"
+        return self.arrays[name].frame(position, where)[:count]
+
+    def files(self, name: str, position: int) -> list[bytes]:
+        """One frame's encoded files of ``image`` or ``segment``, one for each camera."""
+        padded = self.frame(name, position)
+        lengths = self.table(f"{name}_bytes")[position]
+        return [row[:length].tobytes() for row, length in zip(padded, lengths)]
+
+
+class ShardSet(Sequence[FrameRecord]):
+    """All shards of a folder as one sequence of frames; see :func:`open_shards`.
+
+    ``set[i]`` reads all of a frame. A loader reads what it needs: :meth:`points`,
+    :meth:`point_label`, :meth:`pairs`, :meth:`images`, :meth:`segments`.
+
+    Attributes:
+        path: the folder.
+        manifest: as written.
+        classes: names of the weak labels 1..K.
+        point_classes: names of the point labels from 1 on; empty where there are none.
+        class_count: int64 [K + 1], pairs of each weak label in the whole set.
+        cameras: names.
+        digest: SHA-256 of the manifest, and so of every byte of the set.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = read_manifest(self.path)
+        recipe = self.manifest["recipe"]
+        self.classes: tuple[str, ...] = tuple(recipe["classes"])
+        self.point_classes: tuple[str, ...] = tuple(recipe["point_classes"])
+        self.class_count: NDArray[np.int64] = np.array(self.manifest["class_count"], np.int64)
+        self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
+        self.digest: str = self.manifest["digest"]
+        self._entries: list[dict[str, Any]] = self.manifest["shards"]
+        self._stops: list[int] = np.cumsum([entry["frames"] for entry in self._entries]).tolist()
+        self._recipe = digest(recipe)
+        self._open: dict[int, Shard] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ShardSet, (self.path,))
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    # -- what is in the set ----------------------------------------------------------------
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return str(self.manifest["recipe"]["dataset"])
+
+    @property
+    def split(self) -> str:
+        """The split all frames are of."""
+        return str(self.manifest["recipe"]["split"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every frame of the split is here."""
+        return bool(len(self) == self.manifest["planned_frames"])
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the set has images (``build-pairs`` without ``--no-images``)."""
+        return bool(self.manifest["recipe"]["settings"]["images"])
+
+    @property
+    def has_point_label(self) -> bool:
+        """Whether every frame has ground truth for its points."""
+        return bool(self.manifest["has_point_label"])
+
+    @property
+    def has_segment(self) -> bool:
+        """Whether the set carries segment maps."""
+        return bool(self.manifest["recipe"]["settings"]["segments"])
+
+    @cached_property
+    def image_size(self) -> NDArray[np.int64]:
+        """Width and height of each camera's stored images, the largest in the set: int64 [C, 2]."""
+        return np.max([entry["image_size"] for entry in self._entries], axis=0).astype(np.int64)
+
+    @cached_property
+    def shard_ranges(self) -> tuple[range, ...]:
+        """The frames of each shard, as positions in the set."""
+        starts = [0, *self._stops[:-1]]
+        return tuple(range(start, stop) for start, stop in zip(starts, self._stops))
+
+    @cached_property
+    def scenes(self) -> dict[str, range]:
+        """The frames of each scene, as positions in the set; scenes in the data set's order."""
+        ranges: dict[str, range] = {}
+        for entry, frames in zip(self._entries, self.shard_ranges):
+            before = ranges.get(entry["scene"])
+            ranges[entry["scene"]] = range(before.start if before else frames.start, frames.stop)
+        return ranges
+
+    @cached_property
+    def tokens(self) -> tuple[str, ...]:
+        """Every frame's token; opens every shard."""
+        return tuple(token for number in range(len(self._entries)) for token in self.shard(number).tokens)
+
+    # -- frames ----------------------------------------------------------------------------
+
+    def shard(self, number: int) -> Shard:
+        """A shard by its position in the set, opened and checked on first use."""
+        shard = self._open.get(number)
+        if shard is None:
+            entry = self._entries[number]
+            shard = self._open[number] = Shard(self.path / entry["name"], entry, self._recipe)
+            if len(shard) != entry["frames"]:
+                raise damaged(f"holds {len(shard)} frames, the manifest says {entry['frames']}", str(shard.path))
+        return shard
+
+    def locate(self, index: int) -> tuple[Shard, int]:
+        """The shard that holds frame ``index``, and the frame's position in it."""
+        length = len(self)
+        index = operator.index(index)
+        if not -length <= index < length:
+            raise IndexError(f"frame {index} of {length}")
+        index %= length
+        number = bisect.bisect_right(self._stops, index)
+        return self.shard(number), index - (self._stops[number - 1] if number else 0)
+
+    def points(self, index: int) -> NDArray[np.float32]:
+        """A frame's cloud, float32 [N, 4]: x, y, z in metres, raw intensity."""
+        shard, i = self.locate(index)
+        return shard.frame("points", i, shard.table("point_count")[i])
+
+    def point_label(self, index: int) -> NDArray[np.uint8] | None:
+        """A frame's ground truth, uint8 [N], 0 = ignored; None where it has none."""
+        shard, i = self.locate(index)
+        return shard.frame("point_label", i, shard.table("point_count")[i]) if "point_label" in shard.arrays else None
+
+    def pairs(self, index: int) -> Pairs:
+        """A frame's point-pixel pairs."""
+        shard, i = self.locate(index)
+        count = shard.table("pair_count")[i]
+        tag = shard.frame("pair_tag", i, count)
+        return Pairs(
+            point=shard.frame("pair_point", i, count),
+            camera=tag[:, 0],
+            label=tag[:, 1],
+            uv=shard.frame("pair_uv", i, count),
+            density=shard.frame("pair_density", i, count),
+        )
+
+    def images(self, index: int) -> list[bytes] | None:
+        """A frame's JPEG files, one for each camera; None in a set without images."""
+        shard, i = self.locate(index)
+        return shard.files("image", i) if "image" in shard.arrays else None
+
+    def segments(self, index: int) -> list[bytes] | None:
+        """A frame's segment maps, one 16-bit PNG for each camera; None in a set without."""
+        shard, i = self.locate(index)
+        return shard.files("segment", i) if "segment" in shard.arrays else None
+
+    def token(self, index: int) -> str:
+        """A frame's token."""
+        shard, i = self.locate(index)
+        return shard.tokens[i]
+
+    def image_sizes(self, index: int) -> NDArray[np.int64]:
+        """Width and height of a frame's stored images, int64 [C, 2]."""
+        shard, i = self.locate(index)
+        size: NDArray[np.int64] = shard.table("image_size")[i]
+        return size
+
+    def record(self, index: int) -> FrameRecord:
+        """All of a frame."""
+        shard, i = self.locate(index)
+        pairs = self.pairs(index)
+        return FrameRecord(
+            index=operator.index(index) % len(self),
+            token=shard.tokens[i],
+            scene=shard.attributes["scene"],
+            split=shard.attributes["split"],
+            frame_index=shard.attributes["frame_index"][i],
+            points=self.points(index),
+            point_label=self.point_label(index),
+            pair_point=pairs.point,
+            pair_camera=pairs.camera,
+            pair_label=pairs.label,
+            pair_uv=pairs.uv,
+            pair_density=pairs.density,
+            image=self.images(index),
+            segment=self.segments(index),
+            class_count=shard.table("class_count")[i],
+            timestamp=int(shard.table("timestamp")[i]),
+            pose=shard.table("pose")[i],
+            intrinsic=shard.table("intrinsic")[i],
+            lidar_to_camera=shard.table("lidar_to_camera")[i],
+            image_size=shard.table("image_size")[i],
+            bandwidth=shard.attributes["bandwidth"][i],
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> FrameRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FrameRecord]: ...
+    def __getitem__(self, index: int | slice) -> FrameRecord | Sequence[FrameRecord]:
+        """All of a frame (:class:`FrameRecord`); a slice gives a list of them."""
+        if isinstance(index, slice):
+            return [self.record(i) for i in range(*index.indices(len(self)))]
+        return self.record(index)
+
+    def __iter__(self) -> Iterator[FrameRecord]:
+        for index in range(len(self)):
+            yield self.record(index)
+
+
+def open_shards(path: PathLike) -> ShardSet:
+    """Open a folder of shards. Reads the manifest alone; shards open when a frame is asked for.
+
+    Args:
+        path: a folder made by ``olivine build-pairs``, such as ``data/pairs/nuscenes/train``.
+
+    Raises:
+        OlivineError: there is no manifest, it is damaged, or it is of an unknown major schema.
+    """
+    return ShardSet(path)

@@ -1,0 +1,184 @@
+"""A work unit: one run of consecutive frames of a scene, made into one shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common import Failure, OlivineError, atomic_directory, digest, package_versions
+from ..labelgen.store import LabelStore
+from ..readers.frame import Frame, FrameIndex, Scene
+from .frames import build_frame
+from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, shard_name
+from .manifest import entry_path, is_whole, read_entry, write_entry
+from .settings import PairSettings
+from .shard_writer import ShardFrame, file_table, write_shard
+
+# What the bytes of a shard depend on besides its input.
+PACKAGES = ("olivine", "zarr", "numcodecs", "numpy", "numba", "pillow")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Frames ``first`` to ``first + count`` of a scene, and the number of their shard."""
+
+    number: int
+    scene: Scene
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.scene.name} frames {self.first}-{self.first + self.count - 1}"
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of a unit: the frames it stored (0 when it has no shard) and those it could not."""
+
+    unit: Unit
+    frames: int
+    failures: tuple[Failure, ...]
+
+
+class _SameAlready(Exception):
+    """Another writer, or an earlier run, has stored these very bytes."""
+
+
+def plan_units(index: FrameIndex, split: str) -> list[Unit]:
+    """The work units of a split: up to 64 consecutive frames of one scene each.
+
+    Depends on the index alone, so that every writer numbers the shards alike.
+    """
+    units: list[Unit] = []
+    for scene in index.select(split):
+        for first in range(0, scene.frame_count, FRAMES_PER_SHARD):
+            units.append(Unit(len(units), scene, first, min(FRAMES_PER_SHARD, scene.frame_count - first)))
+    return units
+
+
+@dataclass(frozen=True)
+class UnitBuilder:
+    """Builds units; small and picklable, one copy in each worker process."""
+
+    out: Path
+    store: LabelStore
+    settings: PairSettings
+    recipe: dict[str, Any]
+
+    def __call__(self, unit: Unit) -> UnitResult:
+        """Build one unit, whole or not at all.
+
+        A frame that cannot be built is left out and named.
+
+        Raises:
+            OlivineError: the folder cannot be written (the disk is full, for instance).
+        """
+        try:
+            members = unit.scene.frames()[unit.first : unit.first + unit.count]
+        except OlivineError as error:
+            return UnitResult(unit, 0, (Failure(unit.name, str(error)),))
+        frames: list[ShardFrame] = []
+        kept: list[Frame] = []
+        failures: list[Failure] = []
+        for position, member in enumerate(members, unit.first):
+            try:
+                frame = build_frame(member, position, self.store, self.settings)
+                if kept:
+                    _check_alike(member, kept[0], frame, frames[0])
+            except OlivineError as error:
+                failures.append(Failure(f"{member.scene} frame {member.token}", str(error)))
+                continue
+            frames.append(frame)
+            kept.append(member)
+        if frames:
+            self._store(unit, kept, frames, failures)
+        return UnitResult(unit, len(frames), tuple(failures))
+
+    def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
+        final = self.out / shard_name(unit.number)
+        entry: dict[str, Any] = {
+            "number": unit.number,
+            "recipe": digest(self.recipe),
+            "scene": unit.scene.name,
+            "first": unit.first,
+            "frames": len(frames),
+            "points": sum(len(frame.points) for frame in frames),
+            "pairs": sum(len(frame.pair_point) for frame in frames),
+            "class_count": np.sum([frame.class_count for frame in frames], axis=0).tolist(),
+            "has_point_label": frames[0].point_label is not None,
+            "cameras": [camera.name for camera in kept[0].cameras],
+            "image_size": np.max([frame.image_size for frame in frames], axis=0).tolist(),
+            "left_out": [[failure.unit, failure.reason] for failure in failures],
+            "packages": package_versions(PACKAGES),
+        }
+        try:
+            with atomic_directory(final) as folder:
+                write_shard(folder, frames, self._attributes(unit, kept, frames))
+                entry["files"] = file_table(folder)
+                if _same(final.parent, entry):
+                    raise _SameAlready
+                # The old shard goes now, and its entry must not outlive it.
+                entry_path(self.out, unit.number).unlink(missing_ok=True)
+        except _SameAlready:
+            pass
+        except OlivineError:
+            # Two writers on one unit can meet in the rename; the other's bytes are as good.
+            if file_table(final) != entry.get("files"):
+                raise
+        if read_entry(self.out, unit.number) != {**entry, "digest": digest(entry)}:
+            write_entry(self.out, entry)
+
+    def _attributes(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame]) -> dict[str, Any]:
+        first = kept[0]
+        lookup = first.point_label_lookup if first.point_label_file else b""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "dataset": first.dataset,
+            "version": first.version,
+            "split": first.split,
+            "scene": unit.scene.name,
+            "frame_index": [frame.position for frame in frames],
+            "token": [frame.token for frame in frames],
+            "bandwidth": [frame.bandwidth for frame in frames],
+            "cameras": [camera.name for camera in first.cameras],
+            "classes": list(self.store.classes),
+            "point_classes": self.recipe["point_classes"],
+            # Raw values of the data set's label files that mean each class, 0 (ignored) first.
+            "point_class_raw": [
+                [raw for raw, value in enumerate(lookup) if value == c]
+                for c in range(len(self.recipe["point_classes"]) + 1 if lookup else 0)
+            ],
+            "labels": self.recipe["labels"],
+            "recipe": digest(self.recipe),
+        }
+
+
+def _same(out: Path, entry: dict[str, Any]) -> bool:
+    there = read_entry(out, entry["number"])
+    if there is not None and there["files"] == entry["files"]:
+        return is_whole(out, there)
+    # A writer that was killed between the rename and the entry leaves a whole shard.
+    folder = out / shard_name(entry["number"])
+    return folder.is_dir() and file_table(folder) == entry["files"]
+
+
+def _check_alike(member: Frame, first: Frame, frame: ShardFrame, first_frame: ShardFrame) -> None:
+    if [c.name for c in member.cameras] != [c.name for c in first.cameras]:
+        raise OlivineError(
+            f"has the cameras {', '.join(c.name for c in member.cameras)}, the scene's first frame "
+            f"{', '.join(c.name for c in first.cameras)}",
+            where=f"frame {member.token}",
+            remedy="download the missing images",
+        )
+    if (frame.point_label is None) != (first_frame.point_label is None):
+        raise OlivineError(
+            "some frames of the scene have point labels and some have none",
+            where=f"frame {member.token}",
+            remedy="download the missing point labels",
+        )
