@@ -375,10 +375,10 @@ def _choose_checkpoint(checkpoint: Path | None) -> tuple[Path, str]:
 
 
 def _newest_run() -> Path:
-    runs = [p for p in Path("runs").glob("*") if (p / "checkpoints").is_dir()]
+    runs = [p.parent for p in Path("runs").glob("*/last.pt")]
     if not runs:
         raise OlivineError("no run in runs/", remedy="run olivine pretrain first, or name the checkpoint")
-    return max(runs, key=lambda p: (p / "checkpoints").stat().st_mtime)
+    return max(runs, key=lambda p: (p / "last.pt").stat().st_mtime)
 
 
 def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, remedy: str) -> tuple[Path, str]:
@@ -417,6 +417,7 @@ def _cores() -> int:
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 _START = time.monotonic()
+_REPEATED = ("out", "labels", "seconds")  # of a summary: printed below it for every command
 
 
 def _note(text: str, as_json: bool) -> None:
@@ -446,7 +447,7 @@ def _finish_many(command: str, summaries: list[tuple[str, Any]], out: Path, as_j
         )
     else:
         for name, row in rows.items():
-            shown = {k: v for k, v in row.items() if v not in (None, [], (), {}, "")}
+            shown = {k: v for k, v in row.items() if v not in (None, [], (), {}, "") and k not in _REPEATED}
             print(f"{command} {name}".rstrip())
             for key, value in shown.items():
                 print(f"  {key.replace('_', ' '):24} {_short(value)}")
@@ -464,7 +465,7 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v)
     if isinstance(value, list | tuple):
         return ", ".join(_short(v) for v in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

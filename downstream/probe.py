@@ -8,7 +8,7 @@ The clouds are not augmented, so that each frame's features are computed once (t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, track
 from ..pairs.shards import ShardSet, open_shards
-from ..train.checkpoint import load_run_backbone
-from ..train.settings import PretrainSettings
+from ..train.backbones import build_backbone
+from ..train.checkpoint import load_backbone
+from ..train.settings import PretrainSettings, settings_from_plain
 from ..train.sparse import SparseTensor
 from ..train.voxelize import voxelize
 from .losses import segmentation_loss
@@ -82,10 +83,10 @@ class _Features(Sequence[_Frame]):
     def _compute(self, index: int) -> _Frame:
         record = self._records[index]
         points = torch.from_numpy(np.array(record.points))
-        voxels = voxelize(points, torch.tensor([len(points)]), self._settings.voxels.uncropped())
+        voxels = voxelize(points, [len(points)], replace(self._settings.voxels, crop=False))
         feature = self._backbone.features(SparseTensor(voxels.feature, voxels.coordinate)).feature  # type: ignore[operator]
         truth = np.array(record.point_label)
-        label = torch.from_numpy(truth).long().index_select(0, voxels.point)
+        label = torch.from_numpy(truth).long().index_select(0, voxels.first)
         return _Frame(feature, label, voxels.inverse, truth)
 
 
@@ -120,13 +121,13 @@ def linear_probe(
             )
     if sets[0].point_classes != sets[1].point_classes:
         raise OlivineError("the validation shards have other point classes", where=validation)
-    variants = [("pre-trained", str(checkpoint))]
-    if random:
-        variants.insert(0, ("random weights", ""))
+    pretrained, content = load_backbone(checkpoint)
+    run = settings_from_plain(PretrainSettings, content["settings"], str(checkpoint))
     results = []
-    for name, source in variants:
-        pretrained, run = load_run_backbone(checkpoint, random_seed=None if source else settings.seed)
-        results.append(_probe_one(name, source, pretrained, run, sets, settings))
+    if random:
+        fresh = build_backbone(**content["backbone"], seed=settings.seed)
+        results.append(_probe_one("random weights", "", fresh, run, sets, settings))
+    results.append(_probe_one("pre-trained", str(checkpoint), pretrained, run, sets, settings))
     write_results(Path(out), results)
     return results
 

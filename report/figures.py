@@ -41,7 +41,7 @@ def draw_report(
     Args:
         labels: label folder.
         shards: folder of shards; their frames are drawn.
-        run: run folder with ``metrics.csv`` and, after a probe, ``probe/scores.json``; None for neither.
+        run: run folder with ``steps.csv`` and, after a probe, ``probe/scores.json``; None for neither.
         frames: how many frames to draw, spread over the shards.
     """
     store, records = open_store(labels), open_shards(shards)
@@ -70,12 +70,12 @@ def draw_report(
                 left_out.append("points on the image (the shards hold no images)")
             titles[f"above-{number}.png"] = f"From above, frame {record.token}"
             _from_above(records, record).savefig(folder / f"above-{number}.png")
-        metrics = Path(run) / "metrics.csv" if run is not None else None
+        metrics = Path(run) / "steps.csv" if run is not None else None
         if metrics is not None and metrics.is_file():
             titles["loss.png"] = "Losses of the pre-training"
             _losses(metrics).savefig(folder / "loss.png")
         else:
-            left_out.append("loss curve (no metrics.csv)")
+            left_out.append("loss curve (no steps.csv)")
         scores = Path(run) / "probe" / "scores.json" if run is not None else None
         if scores is not None and scores.is_file():
             titles["probe.png"] = "Linear probe"

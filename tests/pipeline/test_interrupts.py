@@ -1,0 +1,98 @@
+"""Ctrl-C and a full disk in every stage: one line, nothing half-written, everything finished kept."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STAGES = {
+    "synth": (["synth", "--scenes", "4", "--frames", "4", "--out", "again"], "again"),
+    "labelgen": (["labelgen", "--out", "again"], "again"),
+    "build-pairs": (["build-pairs", "--out", "again"], "again"),
+    "pretrain": (["pretrain", "--config", "cpu", "--out", "again"], "again"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(olivine, tmp_path_factory):
+    """A small synthetic data set with labels and shards by the default paths."""
+    folder = tmp_path_factory.mktemp("world")
+    olivine("synth", "--scenes", 4, "--frames", 4, "--out", "data/nuscenes", cwd=folder)
+    olivine("labelgen", cwd=folder)
+    olivine("build-pairs", cwd=folder)
+    return folder
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if ".partial-" in p.name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("seconds", [2.5, 5.0])
+def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(stage, seconds, world, tmp_path):
+    arguments, out = STAGES[stage]
+    (tmp_path / "data").symlink_to(world / "data")
+    command = [sys.executable, "-m", "olivine.cli", *arguments]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    if process.returncode == 0:
+        return  # it was done before the signal came
+    assert process.returncode == 1, errors
+    assert "run the same command again to go on" in errors
+    assert not leftovers(tmp_path / out)
+
+
+def test_a_stage_that_was_killed_is_finished_by_the_same_command(olivine, world, tmp_path):
+    (tmp_path / "data").symlink_to(world / "data")
+    command = [sys.executable, "-m", "olivine.cli", "build-pairs", "--out", "again"]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    olivine("build-pairs", "--out", "again", cwd=tmp_path)
+    expected = sorted((world / "data/pairs/nuscenes").rglob("*"))
+    made = {p.relative_to(world / "data/pairs/nuscenes"): p for p in expected if p.is_file()}
+    for name, path in made.items():
+        assert (tmp_path / "again" / name).read_bytes() == path.read_bytes(), name
+    assert not leftovers(tmp_path / "again")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of half a mebibyte."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(stage, olivine, world, tiny_disk):
+    arguments, out = STAGES[stage]
+    cwd = world / f"full-{stage}"
+    cwd.mkdir()
+    (cwd / "data").symlink_to(world / "data")
+    (cwd / out).symlink_to(tiny_disk / "out") if stage != "synth" else None
+    arguments = [a if a != out else str(tiny_disk / "out") for a in arguments]
+    command = [sys.executable, "-m", "olivine.cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (1, 2), done.stderr
+    assert "disk is full" in (done.stderr + done.stdout)
+    assert not leftovers(tiny_disk)
+    shutil.rmtree(cwd)

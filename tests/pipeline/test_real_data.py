@@ -1,0 +1,115 @@
+"""The main job on real input: the nuScenes keyframe and the KITTI frame through every stage."""
+
+import csv
+import json
+
+import numpy as np
+import pykitti
+import pytest
+from pyquaternion import Quaternion
+
+from olivine.labelgen.store import open_store
+from olivine.pairs.shards import open_shards
+
+SMALL_RUN = ("--config", "cpu", "--set", "run.steps=20", "--set", "run.batch=1", "--set", "run.group=1")
+
+
+@pytest.fixture(scope="module")
+def keyframe(olivine, nuscenes_keyframe, keyframe_camseg, tmp_path_factory):
+    """A folder in which the keyframe went through labelgen and build-pairs by the default paths."""
+    folder = tmp_path_factory.mktemp("keyframe")
+    (folder / "data").mkdir()
+    (folder / "data" / "nuscenes").symlink_to(nuscenes_keyframe)
+    camseg = ("--labeler", "import", "--camseg", keyframe_camseg)
+    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=folder)
+    olivine("build-pairs", cwd=folder)
+    return folder
+
+
+def test_the_keyframe_gives_22115_pairs(keyframe):
+    record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
+    assert record.points.shape == (34688, 4)
+    assert len(record.pair_point) == len(record.pair_label) == 22115
+
+
+def test_91_percent_of_the_1090_pairs_in_annotated_boxes_carry_the_boxs_class(keyframe):
+    record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
+    frame = next(open_store(keyframe / "data/labels/nuscenes").index().frames("val"))
+    named = {
+        "human.pedestrian": "pedestrian",
+        "movable_object.barrier": "barrier",
+        "movable_object.trafficcone": "traffic cone",
+    }
+    points = record.points[:, :3].astype(np.float64)
+    box_class = np.zeros(len(points), np.int64)
+    classes = open_shards(keyframe / "data/pairs/nuscenes/val").classes
+    for box in frame.boxes():
+        family = ".".join(box.category.split(".")[:2])
+        name = named.get(family, family.split(".")[1])
+        if name not in classes:  # a construction vehicle: no prompt for it
+            continue
+        local = (points - box.center) @ Quaternion(box.rotation).rotation_matrix
+        box_class[(np.abs(local) <= np.array(box.size) / 2).all(axis=1)] = classes.index(name) + 1
+    wanted = box_class[record.pair_point]
+    inside = wanted > 0
+    assert inside.sum() == 1090
+    assert 100 * np.mean(record.pair_label[inside] == wanted[inside]) == pytest.approx(91.2, abs=0.05)
+
+
+def test_20_steps_on_the_keyframe_run_and_the_loss_falls(olivine, keyframe):
+    done = olivine("pretrain", *SMALL_RUN, "--name", "keyframe", cwd=keyframe)
+    assert "there is no train split" in done.stdout  # the keyframe's scene is a validation scene
+    with open(keyframe / "runs/keyframe/steps.csv", newline="") as handle:
+        losses = [float(row["loss_ppkt"]) for row in csv.DictReader(handle)]
+    assert len(losses) == 20
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_running_every_stage_again_does_nothing(olivine, keyframe, keyframe_camseg):
+    before = {p: p.stat().st_mtime_ns for p in (keyframe / "data/pairs").rglob("*") if p.is_file()}
+    before |= {p: p.stat().st_mtime_ns for p in (keyframe / "data/labels").rglob("*") if p.is_file()}
+    camseg = ("--labeler", "import", "--camseg", keyframe_camseg)
+    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=keyframe)
+    olivine("build-pairs", cwd=keyframe)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.fixture(scope="module")
+def kitti(olivine, kitti_frame, tmp_path_factory):
+    """The KITTI frame with a label map whose left half is road and right half is building."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("kitti")
+    maps = folder / "maps" / "00" / "image_2"
+    maps.mkdir(parents=True)
+    label = np.zeros((375, 1242), np.uint8)
+    label[:, :621], label[:, 621:] = 9, 13
+    Image.fromarray(label).save(maps / "000000.png")
+    root = ("--dataset", "kitti", "--root", kitti_frame)
+    olivine("labelgen", *root, "--labeler", "import", "--camseg", folder / "maps", cwd=folder)
+    olivine("build-pairs", cwd=folder)
+    return folder
+
+
+def test_the_kitti_frame_gives_17238_points_and_pykittis_pairs(kitti, kitti_frame):
+    record = open_shards(kitti / "data/pairs/kitti/train")[0]
+    data = pykitti.odometry(str(kitti_frame), "00")
+    cloud = data.get_velo(0)
+    assert record.points.shape == (17238, 4)
+    camera = np.c_[cloud[:, :3].astype(np.float64), np.ones(len(cloud))] @ data.calib.T_cam2_velo.T
+    pixel = camera[:, :3] @ data.calib.K_cam2.T
+    u, v = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
+    seen = (pixel[:, 2] > 1) & (u > 0) & (u < 1241) & (v > 0) & (v < 374)
+    assert np.array_equal(np.sort(record.pair_point), np.flatnonzero(seen))
+    order = np.argsort(record.pair_point)
+    # KITTI's 375 rows stay: the stored image has the original pixels.
+    assert np.abs(record.pair_uv[order] - np.c_[u, v][seen]).max() < 0.01
+    expected = np.where(np.rint(u[seen]) < 621, 9, 13)
+    assert np.array_equal(record.pair_label[order], expected)
+
+
+def test_a_summary_for_machines_is_one_json_object(olivine, keyframe):
+    done = olivine("build-pairs", "--json", cwd=keyframe)
+    summary = json.loads(done.stdout)
+    assert summary["command"] == "build-pairs"
+    assert summary["failures"] == []
