@@ -1,0 +1,20 @@
+"""The one way this room compiles: cached on disk, without the GIL, the same floating-point rules everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile a function of scalars and arrays."""
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def inlined(function: F) -> F:
+    """Compile a small function into its callers."""
+    return cast(F, njit(cache=True, nogil=True, error_model="numpy", inline="always")(function))

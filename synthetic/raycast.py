@@ -1,0 +1,346 @@
+"""Exact ray casting: intersections of rays with primitive solids, over a bounding volume hierarchy.
+
+All of it is compiled by numba without the GIL; callers decide how rays are shared between processes.
+A solid's row of 20 float64: center 0-2, rotation 3-11 (world to own axes, row by row), half sizes 12-14,
+taper 15-17, shape 18, spare 19.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compiled import compiled, inlined
+from .parts import Parts
+
+FAR = 1e30
+NEAR = 1e-4
+LEAF = 3
+BINS = 12
+
+
+@compiled
+def intersect(solid: NDArray[Any], ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Any:
+    """First entry of the ray into one solid.
+
+    Returns (t, nx, ny, nz, lx, ly, lz): the distance in lengths of the direction (``FAR`` where it misses
+    or starts inside), the outward normal in the world (not normalised) and the hit in the solid's own unit
+    coordinates.
+    """
+    px, py, pz = ox - solid[0], oy - solid[1], oz - solid[2]
+    hx, hy, hz = solid[12], solid[13], solid[14]
+    ax = (solid[3] * px + solid[4] * py + solid[5] * pz) / hx
+    ay = (solid[6] * px + solid[7] * py + solid[8] * pz) / hy
+    az = (solid[9] * px + solid[10] * py + solid[11] * pz) / hz
+    bx = (solid[3] * dx + solid[4] * dy + solid[5] * dz) / hx
+    by = (solid[6] * dx + solid[7] * dy + solid[8] * dz) / hy
+    bz = (solid[9] * dx + solid[10] * dy + solid[11] * dz) / hz
+    t = FAR
+    gx, gy, gz = 0.0, 0.0, 0.0
+    shape = int(solid[18])
+    if shape == 0:
+        # Six half-spaces n.p <= k; the x and y faces lean by the taper and the shear.
+        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
+        near, far = -FAR, FAR
+        for face in range(6):
+            if face == 0:
+                nx, ny, nz, k = 1.0, 0.0, lean_x - shear, 1.0 - lean_x + shear
+            elif face == 1:
+                nx, ny, nz, k = -1.0, 0.0, lean_x + shear, 1.0 - lean_x - shear
+            elif face == 2:
+                nx, ny, nz, k = 0.0, 1.0, lean_y, 1.0 - lean_y
+            elif face == 3:
+                nx, ny, nz, k = 0.0, -1.0, lean_y, 1.0 - lean_y
+            elif face == 4:
+                nx, ny, nz, k = 0.0, 0.0, 1.0, 1.0
+            else:
+                nx, ny, nz, k = 0.0, 0.0, -1.0, 1.0
+            rate = nx * bx + ny * by + nz * bz
+            room = k - (nx * ax + ny * ay + nz * az)
+            if rate > 1e-15:
+                far = min(far, room / rate)
+            elif rate < -1e-15:
+                enter = room / rate
+                if enter > near:
+                    near = enter
+                    gx, gy, gz = nx, ny, nz
+            elif room < 0:
+                far = -FAR
+        if near <= far and near > NEAR:
+            t = near
+    elif shape == 1:
+        a = bx * bx + by * by + bz * bz
+        b = ax * bx + ay * by + az * bz
+        c = ax * ax + ay * ay + az * az - 1.0
+        disc = b * b - a * c
+        if disc > 0 and c > 0:
+            root = (-b - np.sqrt(disc)) / a
+            if root > NEAR:
+                t = root
+                gx, gy, gz = ax + t * bx, ay + t * by, az + t * bz
+    else:
+        # x^2 + y^2 <= (1 - k - k z)^2 between the caps z = -1 and z = 1.
+        k = solid[15] / 2
+        r0, r1 = 1.0 - k - k * az, -k * bz
+        a = bx * bx + by * by - r1 * r1
+        b = ax * bx + ay * by - r0 * r1
+        c = ax * ax + ay * ay - r0 * r0
+        disc = b * b - a * c
+        if disc > 0 and abs(a) > 1e-15:
+            root = np.sqrt(disc)
+            for sign in (-1.0, 1.0):
+                s = (-b + sign * root) / a
+                z = az + s * bz
+                if NEAR < s < t and -1.0 <= z <= 1.0:
+                    t = s
+                    gx, gy, gz = ax + s * bx, ay + s * by, k * (1.0 - k - k * z)
+        if abs(bz) > 1e-15:
+            for cap in (-1.0, 1.0):
+                s = (cap - az) / bz
+                x, y = ax + s * bx, ay + s * by
+                r = 1.0 - k - k * cap
+                if NEAR < s < t and x * x + y * y <= r * r:
+                    t = s
+                    gx, gy, gz = 0.0, 0.0, cap
+    gx, gy, gz = gx / hx, gy / hy, gz / hz
+    return (
+        t,
+        solid[3] * gx + solid[6] * gy + solid[9] * gz,
+        solid[4] * gx + solid[7] * gy + solid[10] * gz,
+        solid[5] * gx + solid[8] * gy + solid[11] * gz,
+        ax + t * bx,
+        ay + t * by,
+        az + t * bz,
+    )
+
+
+@inlined
+def _enter_box(bound: NDArray[Any], ox: float, oy: float, oz: float, ix: float, iy: float, iz: float) -> Any:
+    t0, t1 = (bound[0] - ox) * ix, (bound[3] - ox) * ix
+    near, far = min(t0, t1), max(t0, t1)
+    t0, t1 = (bound[1] - oy) * iy, (bound[4] - oy) * iy
+    near, far = max(near, min(t0, t1)), min(far, max(t0, t1))
+    t0, t1 = (bound[2] - oz) * iz, (bound[5] - oz) * iz
+    near, far = max(near, min(t0, t1)), min(far, max(t0, t1))
+    return near if far >= max(near, 0.0) else FAR
+
+
+@compiled
+def closest(
+    solids: NDArray[Any],
+    bound: NDArray[Any],
+    link: NDArray[Any],
+    order: NDArray[Any],
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    limit: float,
+) -> Any:
+    """The first solid along a ray: (t, index), (``limit``, -1) where there is none before ``limit``."""
+    best, found = limit, -1
+    if len(order) == 0:
+        return best, found
+    tiny = 1e-12
+    ix = 1.0 / (dx if abs(dx) > tiny else tiny)
+    iy = 1.0 / (dy if abs(dy) > tiny else tiny)
+    iz = 1.0 / (dz if abs(dz) > tiny else tiny)
+    stack = np.empty(64, np.int32)
+    entry = np.empty(64, np.float64)
+    stack[0] = 0
+    entry[0] = _enter_box(bound[0], ox, oy, oz, ix, iy, iz)
+    top = 1
+    while top > 0:
+        top -= 1
+        if entry[top] >= best:
+            continue
+        node = stack[top]
+        count = link[node, 1]
+        if count > 0:
+            for k in range(link[node, 0], link[node, 0] + count):
+                t = intersect(solids[order[k]], ox, oy, oz, dx, dy, dz)[0]
+                if t < best:
+                    best, found = t, order[k]
+            continue
+        left = link[node, 0]
+        a = _enter_box(bound[left], ox, oy, oz, ix, iy, iz)
+        b = _enter_box(bound[left + 1], ox, oy, oz, ix, iy, iz)
+        first, second = left, left + 1
+        if b < a:
+            first, second = second, first
+            a, b = b, a
+        if b < best:
+            stack[top], entry[top] = second, b
+            top += 1
+        if a < best:
+            stack[top], entry[top] = first, a
+            top += 1
+    return best, found
+
+
+@compiled
+def blocked(
+    solids: NDArray[Any],
+    bound: NDArray[Any],
+    link: NDArray[Any],
+    order: NDArray[Any],
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    limit: float,
+) -> bool:
+    """Whether anything lies on a ray before ``limit``."""
+    if len(order) == 0:
+        return False
+    tiny = 1e-12
+    ix = 1.0 / (dx if abs(dx) > tiny else tiny)
+    iy = 1.0 / (dy if abs(dy) > tiny else tiny)
+    iz = 1.0 / (dz if abs(dz) > tiny else tiny)
+    stack = np.empty(64, np.int32)
+    stack[0] = 0
+    top = 1
+    while top > 0:
+        top -= 1
+        node = stack[top]
+        if _enter_box(bound[node], ox, oy, oz, ix, iy, iz) >= limit:
+            continue
+        count = link[node, 1]
+        if count > 0:
+            for k in range(link[node, 0], link[node, 0] + count):
+                if intersect(solids[order[k]], ox, oy, oz, dx, dy, dz)[0] < limit:
+                    return True
+            continue
+        stack[top], stack[top + 1] = link[node, 0], link[node, 0] + 1
+        top += 2
+    return False
+
+
+@inlined
+def _area(bound: NDArray[Any]) -> float:
+    x, y, z = bound[3] - bound[0], bound[4] - bound[1], bound[5] - bound[2]
+    return x * y + y * z + z * x
+
+
+@compiled
+def _build(low: NDArray[Any], high: NDArray[Any]) -> Any:
+    """Binned surface-area-heuristic hierarchy (Wald, On fast construction of SAH-based BVHs, 2007).
+
+    Returns bounds [N, 6], links [N, 2] (first child or first leaf entry; leaf count, 0 for inner nodes) and
+    the order of the solids [P].
+    """
+    total = len(low)
+    order = np.arange(total)
+    middle = (low + high) / 2
+    bound = np.zeros((2 * total + 1, 6))
+    link = np.zeros((2 * total + 1, 2), np.int64)
+    used = 1
+    todo = np.empty((2 * total + 64, 3), np.int64)
+    todo[0] = (0, 0, total)
+    waiting = 1
+    box = np.empty((BINS, 6))
+    count = np.empty(BINS, np.int64)
+    right_cost = np.empty(BINS)
+    sweep = np.empty(6)
+    while waiting > 0:
+        waiting -= 1
+        node, start, end = todo[waiting]
+        c0 = np.full(3, FAR)
+        c1 = np.full(3, -FAR)
+        bound[node, :3] = FAR
+        bound[node, 3:] = -FAR
+        for k in range(start, end):
+            p = order[k]
+            for a in range(3):
+                bound[node, a] = min(bound[node, a], low[p, a])
+                bound[node, 3 + a] = max(bound[node, 3 + a], high[p, a])
+                c0[a] = min(c0[a], middle[p, a])
+                c1[a] = max(c1[a], middle[p, a])
+        axis = np.argmax(c1 - c0)
+        span = c1[axis] - c0[axis]
+        if end - start <= LEAF or span <= 1e-9:
+            link[node] = (start, end - start)
+            continue
+        box[:, :3] = FAR
+        box[:, 3:] = -FAR
+        count[:] = 0
+        scale = BINS * (1 - 1e-9) / span
+        for k in range(start, end):
+            p = order[k]
+            bin_ = int((middle[p, axis] - c0[axis]) * scale)
+            count[bin_] += 1
+            for a in range(3):
+                box[bin_, a] = min(box[bin_, a], low[p, a])
+                box[bin_, 3 + a] = max(box[bin_, 3 + a], high[p, a])
+        sweep[:3] = FAR
+        sweep[3:] = -FAR
+        seen = 0
+        for k in range(BINS - 1, 0, -1):
+            for a in range(3):
+                sweep[a] = min(sweep[a], box[k, a])
+                sweep[3 + a] = max(sweep[3 + a], box[k, 3 + a])
+            seen += count[k]
+            right_cost[k] = _area(sweep) * seen if seen > 0 else 0.0
+        sweep[:3] = FAR
+        sweep[3:] = -FAR
+        seen = 0
+        best, split = FAR, 1
+        for k in range(BINS - 1):
+            for a in range(3):
+                sweep[a] = min(sweep[a], box[k, a])
+                sweep[3 + a] = max(sweep[3 + a], box[k, 3 + a])
+            seen += count[k]
+            if seen == 0 or seen == end - start:
+                continue
+            cost = _area(sweep) * seen + right_cost[k + 1]
+            if cost < best:
+                best, split = cost, k + 1
+        i, j = start, end - 1
+        while i <= j:
+            if int((middle[order[i], axis] - c0[axis]) * scale) < split:
+                i += 1
+            else:
+                order[i], order[j] = order[j], order[i]
+                j -= 1
+        link[node] = (used, 0)
+        todo[waiting] = (used, start, i)
+        todo[waiting + 1] = (used + 1, i, end)
+        waiting += 2
+        used += 2
+    return bound[:used], link[:used], order
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Solids with their search tree, as the compiled functions take them."""
+
+    solids: NDArray[np.float64]
+    bound: NDArray[np.float64]
+    link: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """The four arrays in the order of the compiled functions' arguments."""
+        return self.solids, self.bound, self.link, self.order
+
+
+def build_hierarchy(parts: Parts) -> Hierarchy:
+    """The search tree over ``parts``; index i of the solids is part i."""
+    count = len(parts)
+    solids = np.zeros((count, 20))
+    solids[:, 0:3] = parts.center
+    solids[:, 3:12] = parts.rotation.reshape(count, 9)
+    solids[:, 12:15] = parts.half
+    solids[:, 15:18] = parts.taper
+    solids[:, 18] = parts.shape
+    low, high = parts.bounds()
+    bound, link, order = _build(low - 1e-6, high + 1e-6)
+    return Hierarchy(solids, bound, link, order)

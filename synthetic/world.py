@@ -1,0 +1,113 @@
+"""A scene: the still street, the road users on it, and the ego vehicle's drive, all from one seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .motion import Path, RightTurn, Speed, Straight
+from .parts import Parts, join
+from .raycast import Hierarchy, build_hierarchy
+from .street import Layout, plan, still_parts
+from .traffic import Actor, populate
+
+
+@dataclass(frozen=True)
+class Light:
+    """Sun and sky of a scene: unit vector to the sun, strengths, colours (linear RGB), exposure, cloudiness."""
+
+    to_sun: tuple[float, float, float]
+    sun: tuple[float, float, float]
+    sky: tuple[float, float, float]
+    exposure: float
+    clouds: float
+    haze: float
+
+
+@dataclass(frozen=True)
+class World:
+    """One scene.
+
+    Attributes:
+        layout: the plan of the streets.
+        still: the parts that never move (parked vehicles and standing people included).
+        tree: their search tree.
+        still_actors, moving_actors: the annotated objects.
+        ego: the drive.
+        light: sun and sky.
+        seed: of the textures.
+        origin: (x, y, yaw) of the scene in the map, which places the street frame in the world.
+    """
+
+    layout: Layout
+    still: Parts
+    tree: Hierarchy
+    still_actors: tuple[Actor, ...]
+    moving_actors: tuple[Actor, ...]
+    ego: Path
+    light: Light
+    seed: int
+    origin: tuple[float, float, float]
+
+    @property
+    def actors(self) -> tuple[Actor, ...]:
+        """All annotated objects; instance k is ``actors[k - 1]``."""
+        return self.still_actors + self.moving_actors
+
+    def moving_at(self, t: float) -> Parts | None:
+        """The moving parts at time ``t`` in seconds, None where nothing moves."""
+        placed = []
+        for actor in self.moving_actors:
+            x, y, yaw = actor.path.pose(t)
+            placed.append(actor.parts.placed(x, y, actor.z, yaw))
+        return join(placed) if placed else None
+
+
+def make_world(seed: int, scene: int, duration: float) -> World:
+    """The scene with number ``scene`` of the data set with seed ``seed``, for a drive of ``duration`` seconds."""
+    rng = np.random.default_rng((seed, scene, 1))
+    kind = str(rng.choice(("drive", "turn", "stop"), p=(0.6, 0.2, 0.2)))
+    cruise = float(rng.uniform(4.5, 10.5)) if kind == "drive" else float(rng.uniform(3.5, 6.0))
+    stop_from = float(rng.uniform(0.2, 0.6)) * duration if kind == "stop" else np.inf
+    speed = Speed(cruise, sway=float(rng.uniform(0, 1.2)), stop_from=stop_from)
+    layout = plan(rng, speed.distance(duration))
+    lane = -layout.main.lane(0)
+    ego: Path = Straight(0.0, lane, 0.0, speed)
+    if kind == "turn":
+        ahead = [c for c in layout.crossings if c.center > 15]
+        if ahead:
+            corner = ahead[0].center - ahead[0].lane(0)
+            ego = RightTurn(0.0, lane, corner - 8.0, 8.0, speed)
+    still = still_parts(rng, layout)
+    standing, moving = populate(rng, layout, speed, duration)
+    placed = []
+    for actor in standing:
+        x, y, yaw = actor.path.pose(0.0)
+        placed.append(actor.parts.placed(x, y, actor.z, yaw))
+    parts = join(still + placed)
+    origin = (float(rng.uniform(300, 900)), float(rng.uniform(300, 900)), float(rng.uniform(-np.pi, np.pi)))
+    return World(
+        layout, parts, build_hierarchy(parts), standing, moving, ego, _light(rng), int(rng.integers(1 << 30)), origin
+    )
+
+
+def _light(rng: np.random.Generator) -> Light:
+    azimuth, height = float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.45, 1.1))
+    to_sun = (
+        float(np.cos(azimuth) * np.cos(height)),
+        float(np.sin(azimuth) * np.cos(height)),
+        float(np.sin(height)),
+    )
+    clouds = float(rng.choice((0.0, 1.0), p=(0.35, 0.65)) * rng.uniform(0.2, 0.75))
+    warm = float(rng.uniform(0.80, 0.95)) * (0.9 + 0.1 * height)
+    strength = 2.3 * (1 - 0.45 * clouds)
+    fill = 0.62 + 0.25 * clouds
+    return Light(
+        to_sun,
+        (strength, strength * warm**0.5, strength * warm),
+        (fill * 0.80, fill * 0.92, fill * 1.12),
+        float(rng.uniform(0.85, 1.15)),
+        clouds,
+        float(rng.uniform(0.0012, 0.004)),
+    )
