@@ -297,7 +297,7 @@ def report(
 
     labels, _ = _choose_labels(labels, None)
     shards, _ = _choose_shards(shards, "val")
-    folder = run or _newest_run()
+    folder = run or (_newest_run() if list(Path("runs").glob("*/last.pt")) else None)
     _finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)
 
 
@@ -361,7 +361,7 @@ def _choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
     wanted = [p for p in found if p.name == split]
     chosen, why = _largest(
         wanted or found,
-        lambda p: sum(len(s["frames"]) for s in read_json(p / "manifest.json")["shards"]),
+        lambda p: sum(s["frames"] for s in read_json(p / "manifest.json")["shards"]),
         "shards in data/pairs",
         "run olivine build-pairs first, or name the folder with --shards",
     )

@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _UNLABELLED = (150, 150, 150)
+# The prompt whose colour a benchmark's class takes, so that both panels read alike.
+_PROMPT_OF = {
+    "driveable_surface": "road",
+    "manmade": "building",
+    "person": "pedestrian",
+    "bicyclist": "bicycle",
+    "motorcyclist": "motorcycle",
+    "trunk": "vegetation",
+    "parking": "road",
+    "fence": "barrier",
+}
+_LOSS_NAMES = {
+    "loss_ppkt": "point-pixel InfoNCE (eq. 1)",
+    "loss_wcd": "weakly-supervised contrast (eq. 2)",
+    "loss_scr": "von Mises-Fisher consistency (eq. 13)",
+}
 _RANGE = 51.2  # metres shown from above: the range the 3D network sees
 
 
@@ -154,7 +170,7 @@ def _from_above(records: ShardSet, record: FrameRecord) -> Figure:
     weak[record.pair_point] = colors[record.pair_label]
     panels = [("weak labels (light: no camera sees the point)", weak)]
     if record.point_label is not None:
-        truth = class_colors(records.point_classes)
+        truth = class_colors(tuple(_PROMPT_OF.get(c, c.replace("_", " ")) for c in records.point_classes))
         truth[0] = (225, 225, 225)
         panels.append(("ground truth", truth[record.point_label]))
     figure = _figure(6.2 * len(panels) + 1.6, 6.2)
@@ -165,7 +181,7 @@ def _from_above(records: ShardSet, record: FrameRecord) -> Figure:
             record.points[order, 0],
             record.points[order, 1],
             c=color[order] / 255.0,
-            s=1.2,
+            s=2.5,
             linewidths=0,
             rasterized=True,
         )
@@ -178,17 +194,23 @@ def _from_above(records: ShardSet, record: FrameRecord) -> Figure:
 def _losses(path: Path) -> Figure:
     with open(path, newline="") as handle:
         rows = list(csv.DictReader(handle))
-    names = [n for n in (rows[0] if rows else {}) if n.startswith("loss")]
+    names = [n for n in (rows[0] if rows else {}) if n.startswith("loss_")]
     figure = _figure(8, 4.5)
-    axes = figure.add_subplot()
-    for name in names:
+    left = figure.add_subplot()
+    # L_kl is a negative log-density: its scale is another than the contrastive losses'.
+    right = left.twinx() if "loss_scr" in names else left
+    for position, name in enumerate(names):
         points = [(float(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")]
         if points:
             values: NDArray[np.float64] = np.array(points)
-            axes.plot(values[:, 0], values[:, 1], label=name, linewidth=2.2 if name == "loss" else 1.1)
-    axes.set(xlabel="step", ylabel="loss", title="Pre-training")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+            axes = right if name == "loss_scr" else left
+            label = _LOSS_NAMES.get(name, name)
+            axes.plot(values[:, 0], values[:, 1], label=label, color=f"C{position}", linewidth=1.4)
+    left.set(xlabel="step", ylabel="contrastive losses", title="Pre-training")
+    if right is not left:
+        right.set_ylabel("consistency loss")
+    left.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
