@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...common import OlivineError
-from .coordinates import check_coordinates, describe, floor_to, pack, sort_keys, unique_sorted, unpack
+from .coordinates import check_coordinates, describe, floor_to, key_offset, pack, sort_keys, unique_sorted, unpack
 from .kernel_map import KernelMap, Triple, kernel_offsets, strided_map, submanifold_map
 
 ONE: Triple = (1, 1, 1)
@@ -42,23 +42,67 @@ class CoordinateSet:
     Attributes:
         coordinate: int32 [N, 4], (batch, x, y, z).
         stride: the tensor stride along x, y, z.
-        key: int64 [N], the coordinates' keys, ascending.
-        row: int64 [N], the rows that the keys belong to; None where that is 0..N-1.
         shape: the grid's size along x, y, z, where spconv's rule needs one.
     """
 
     coordinate: Tensor
     stride: Triple
-    key: Tensor
-    row: Tensor | None
-    shape: Triple | None = None
+    shape: Triple | None
 
     def __len__(self) -> int:
         return self.coordinate.shape[0]
 
 
-def _from_keys(key: Tensor, stride: Triple, shape: Triple | None = None) -> CoordinateSet:
-    return CoordinateSet(unpack(key), stride, key, None, shape)
+@dataclass(eq=False)
+class SortedSet(CoordinateSet):
+    """A set with its keys, for the searches of this package.
+
+    Attributes:
+        key: int64 [N], the coordinates' keys, ascending.
+        row: int64 [N], the rows that the keys belong to; None where that is 0..N-1.
+    """
+
+    key: Tensor
+    row: Tensor | None
+
+
+@dataclass(frozen=True)
+class ConvolutionShape:
+    """What a convolution does to coordinates; sizes along x, y, z.
+
+    Attributes:
+        kernel_size, stride, dilation: of the kernel.
+        padding: None for MinkowskiEngine's rule, else spconv's.
+        transposed: whether the layer goes back to finer voxels.
+    """
+
+    kernel_size: Triple
+    stride: Triple = ONE
+    dilation: Triple = ONE
+    padding: Triple | None = None
+    transposed: bool = False
+
+
+def check_start(coordinate: Tensor, stride: Triple, batch_size: int | None, shape: Triple | None) -> int:
+    """Check a new tensor's coordinates against its stride and grid, and return the number of clouds.
+
+    Raises:
+        OlivineError: coordinates that no tensor can have (see :func:`~.coordinates.check_coordinates`), or that are
+            not multiples of the stride or not in the grid.
+    """
+    size = check_coordinates(coordinate, batch_size)
+    where = f"coordinate {describe(coordinate)}"
+    if stride != ONE and not torch.equal(coordinate, floor_to(coordinate, stride)):
+        raise OlivineError(f"coordinates are not multiples of the stride {stride}", where=where)
+    if shape is not None:
+        limit = torch.tensor(shape, device=coordinate.device)
+        if bool((coordinate[:, 1:] < 0).any()) or bool((coordinate[:, 1:] >= limit).any()):
+            raise OlivineError(f"coordinates outside the grid of {shape} voxels", where=where)
+    return size
+
+
+def _from_keys(key: Tensor, stride: Triple, shape: Triple | None = None) -> SortedSet:
+    return SortedSet(unpack(key), stride, shape, key, None)
 
 
 @dataclass(eq=False)
@@ -72,36 +116,20 @@ class Family:
 
     batch_size: int
     maps_built: int = 0
-    _sets: dict[tuple[object, ...], CoordinateSet] = field(default_factory=dict)
+    _sets: dict[tuple[object, ...], SortedSet] = field(default_factory=dict)
     _maps: dict[tuple[object, ...], KernelMap] = field(default_factory=dict)
 
-    @classmethod
-    def start(
-        cls, coordinate: Tensor, stride: Triple, batch_size: int | None, shape: Triple | None
-    ) -> tuple[Family, CoordinateSet]:
-        """A family and its first set, from checked coordinates.
+    def start(self, coordinate: Tensor, stride: Triple, shape: Triple | None) -> SortedSet:
+        """The family's first set, from checked coordinates (:func:`check_start`).
 
         Raises:
-            OlivineError: coordinates that no tensor can have (see :func:`~.coordinates.check_coordinates`), duplicates,
-                or coordinates that are not multiples of the stride or not in the grid.
+            OlivineError: two rows have the same coordinate.
         """
-        size = check_coordinates(coordinate, batch_size)
-        if stride != ONE and not torch.equal(coordinate, floor_to(coordinate, stride)):
-            raise OlivineError(
-                f"coordinates are not multiples of the stride {stride}", where=f"coordinate {describe(coordinate)}"
-            )
-        if shape is not None:
-            limit = torch.tensor(shape, device=coordinate.device)
-            if bool((coordinate[:, 1:] < 0).any()) or bool((coordinate[:, 1:] >= limit).any()):
-                raise OlivineError(
-                    f"coordinates outside the grid of {shape} voxels", where=f"coordinate {describe(coordinate)}"
-                )
         key, row = sort_keys(coordinate)
-        family, first = cls(size), CoordinateSet(coordinate, stride, key, row, shape)
-        family._sets[stride] = first
-        return family, first
+        self._sets[stride] = SortedSet(coordinate, stride, shape, key, row)
+        return self._sets[stride]
 
-    def coarser(self, source: CoordinateSet, factor: Triple) -> CoordinateSet:
+    def coarser(self, source: SortedSet, factor: Triple) -> SortedSet:
         """MinkowskiEngine's rule: the set whose stride is ``factor`` times ``source``'s."""
         if factor == ONE:
             return source
@@ -110,7 +138,7 @@ class Family:
             self._sets[stride] = _from_keys(unique_sorted(pack(floor_to(source.coordinate, stride))), stride)
         return self._sets[stride]
 
-    def finer(self, source: CoordinateSet, factor: Triple, kernel_size: Triple, dilation: Triple) -> CoordinateSet:
+    def finer(self, source: SortedSet, factor: Triple, kernel_size: Triple, dilation: Triple) -> SortedSet:
         """The set whose stride is ``source``'s divided by ``factor``: the known one, or all that the kernel reaches.
 
         Raises:
@@ -123,12 +151,13 @@ class Family:
             )
         stride = triple([s // f for s, f in zip(source.stride, factor)])
         if stride not in self._sets:
-            key = unpacked_reach(source.key, kernel_offsets(kernel_size, dilation, stride))
+            offsets = kernel_offsets(kernel_size, dilation, stride)
+            key = unique_sorted(torch.cat([source.key + key_offset(offset) for offset in offsets]))
             self._sets[stride] = _from_keys(key, stride)
         return self._sets[stride]
 
     def map(
-        self, source: CoordinateSet, target: CoordinateSet, kernel_size: Triple, dilation: Triple, *, transposed: bool
+        self, source: SortedSet, target: SortedSet, kernel_size: Triple, dilation: Triple, *, transposed: bool
     ) -> KernelMap:
         """The kernel map from ``source`` to ``target``, built at its first use.
 
@@ -148,8 +177,8 @@ class Family:
         return self._maps[name]
 
     def padded(
-        self, source: CoordinateSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
-    ) -> tuple[CoordinateSet, KernelMap]:
+        self, source: SortedSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> tuple[SortedSet, KernelMap]:
         """spconv's rule: the output set and the map of a convolution with padding over a grid of known shape.
 
         Input i and output o meet under cell k where i = o * stride - padding + k * dilation.
@@ -186,16 +215,9 @@ class Family:
         return self._sets[name], self._maps[name]
 
 
-def unpacked_reach(key: Tensor, offsets: list[Triple]) -> Tensor:
-    """Keys, ascending and distinct, of all voxels at one of ``offsets`` from one of ``key``."""
-    from .coordinates import key_offset
-
-    return unique_sorted(torch.cat([key + key_offset(offset) for offset in offsets]))
-
-
 def _reached(
-    source: CoordinateSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple, shape: Triple
-) -> CoordinateSet:
+    source: SortedSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple, shape: Triple
+) -> SortedSet:
     device = source.coordinate.device
     step = torch.tensor(stride, dtype=torch.int32, device=device)
     limit = torch.tensor(shape, dtype=torch.int32, device=device)

@@ -84,6 +84,10 @@ class KernelMap:
         """For each output row its pairs: positions int64 [P], and where each row's begin and end, int64 [out + 1]."""
         return _pairs_of_row(self.out_index, self.counts, self.out_count)
 
+    def prepare(self) -> None:
+        """Build now what is otherwise built at the first use."""
+        _ = self.pairs_of_output
+
     @cached_property
     def transposed(self) -> KernelMap:
         """The same pairs with input and output exchanged.

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...common import OlivineError
 from . import operations
-from .geometry import ONE, Triple, triple
+from .convolution import matching
+from .geometry import ONE, ConvolutionShape, triple
 from .tensor import SparseTensor
 
 Size = int | tuple[int, int, int]
 
 
 class _Convolution(nn.Module):
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size, dilation: Size, bias: bool
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, shape: ConvolutionShape, bias: bool) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = triple(kernel_size, "kernel_size")
-        self.step = triple(stride, "stride")
-        self.dilation = triple(dilation, "dilation")
-        if min(*self.kernel_size, *self.step, *self.dilation, in_channels, out_channels) < 1:
-            raise OlivineError(f"sizes, strides, dilations and channels start at 1: {self._describe()}")
-        cells = self.kernel_size[0] * self.kernel_size[1] * self.kernel_size[2]
-        shape = (in_channels, out_channels) if self.pointwise else (cells, in_channels, out_channels)
-        self.kernel = nn.Parameter(torch.empty(shape))
+        self.in_channels, self.out_channels, self.shape = in_channels, out_channels, shape
+        if min(*shape.kernel_size, *shape.stride, *shape.dilation, in_channels, out_channels) < 1:
+            raise OlivineError(f"sizes, strides, dilations and channels start at 1: {self.extra_repr()}")
+        # Whether the layer is one matrix product on every voxel.
+        self.pointwise = shape.kernel_size == ONE and shape.stride == ONE
+        cells = shape.kernel_size[0] * shape.kernel_size[1] * shape.kernel_size[2]
+        size = (in_channels, out_channels) if self.pointwise else (cells, in_channels, out_channels)
+        self.kernel = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
         self.reset_parameters()
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether the layer is one matrix product on every voxel."""
-        return self.kernel_size == ONE and self.step == ONE
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Uniform within 1 / sqrt(kernel cells x input channels); without a generator, of the seed 0."""
@@ -44,18 +37,20 @@ class _Convolution(nn.Module):
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound, generator=generator)
 
-    def _with_bias(self, feature: Tensor) -> Tensor:
-        return feature if self.bias is None else feature + self.bias.to(feature.dtype)
-
-    def _describe(self) -> str:
-        return (
-            f"{self.in_channels} -> {self.out_channels}, kernel {self.kernel_size}, stride {self.step}, "
-            f"dilation {self.dilation}"
-        )
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        """The convolved tensor; its stride is ``tensor``'s times the layer's, or divided by it if transposed."""
+        if self.pointwise:
+            feature, kernel = matching(tensor.feature, self.kernel)
+            feature, voxels = feature @ kernel, tensor.voxels
+        else:
+            feature, voxels = tensor.family.convolve(tensor.feature, tensor.voxels, self.kernel, self.shape)
+        if self.bias is not None:
+            feature = feature + self.bias.to(feature.dtype)
+        return SparseTensor.of(feature, voxels, tensor.family)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        return self._describe()
+        return f"{self.in_channels} -> {self.out_channels}, {self.shape}"
 
 
 class Conv3d(_Convolution):
@@ -82,23 +77,13 @@ class Conv3d(_Convolution):
         padding: Size | None = None,
         bias: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias)
-        self.padding: Triple | None = None if padding is None else triple(padding, "padding")
-
-    def forward(self, tensor: SparseTensor) -> SparseTensor:
-        """The convolved tensor, at ``tensor.stride`` times the layer's stride."""
-        if self.padding is None and self.pointwise:
-            (feature, kernel) = operations.matching(tensor.feature, self.kernel)
-            return tensor.replace(self._with_bias(feature @ kernel))
-        family = tensor.family
-        if self.padding is not None:
-            target, kernel_map = family.padded(tensor.voxels, self.kernel_size, self.step, self.padding, self.dilation)
-        else:
-            target = family.coarser(tensor.voxels, self.step)
-            kernel_map = family.map(tensor.voxels, target, self.kernel_size, self.dilation, transposed=False)
-        kernel = self.kernel if self.kernel.ndim == 3 else self.kernel[None]
-        feature = self._with_bias(operations.convolve(tensor.feature, kernel, kernel_map))
-        return SparseTensor.of(feature, target, family)
+        shape = ConvolutionShape(
+            triple(kernel_size, "kernel_size"),
+            triple(stride, "stride"),
+            triple(dilation, "dilation"),
+            None if padding is None else triple(padding, "padding"),
+        )
+        super().__init__(in_channels, out_channels, shape, bias)
 
 
 class ConvTranspose3d(_Convolution):
@@ -122,16 +107,10 @@ class ConvTranspose3d(_Convolution):
         dilation: Size = 1,
         bias: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias)
-
-    def forward(self, tensor: SparseTensor) -> SparseTensor:
-        """The tensor at ``tensor.stride`` divided by the layer's stride."""
-        family = tensor.family
-        target = family.finer(tensor.voxels, self.step, self.kernel_size, self.dilation)
-        kernel_map = family.map(tensor.voxels, target, self.kernel_size, self.dilation, transposed=True)
-        kernel = self.kernel if self.kernel.ndim == 3 else self.kernel[None]
-        feature = self._with_bias(operations.convolve(tensor.feature, kernel, kernel_map))
-        return SparseTensor.of(feature, target, family)
+        shape = ConvolutionShape(
+            triple(kernel_size, "kernel_size"), triple(stride, "stride"), triple(dilation, "dilation"), transposed=True
+        )
+        super().__init__(in_channels, out_channels, shape, bias)
 
 
 class BatchNorm(nn.Module):

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ...common import OlivineError
 from .coordinates import describe
-from .geometry import CoordinateSet, Family, triple
+from .engines import EngineFamily, start_family
+from .geometry import CoordinateSet, triple
 
 
 class SparseTensor:
@@ -19,6 +20,7 @@ class SparseTensor:
         stride: the tensor stride, one number or one for each of x, y, z; coordinates are multiples of it.
         batch_size: the number of clouds, checked against the coordinates; by default the largest batch index and one.
         shape: the grid's size along x, y, z; only convolutions with padding (spconv's rule) need it.
+        engine: what computes convolutions on this tensor and all that descend from it (:data:`~.engines.ENGINES`).
 
     Raises:
         OlivineError: a wrong dtype, shape or device, duplicates, coordinates out of range, an empty cloud.
@@ -32,15 +34,16 @@ class SparseTensor:
         *,
         batch_size: int | None = None,
         shape: tuple[int, int, int] | None = None,
+        engine: str = "torch",
     ) -> None:
         _check_feature(feature, coordinate)
-        self.family, self.voxels = Family.start(
-            coordinate, triple(stride, "stride"), batch_size, None if shape is None else triple(shape, "shape")
+        self.family, self.voxels = start_family(
+            engine, coordinate, triple(stride, "stride"), batch_size, None if shape is None else triple(shape, "shape")
         )
         self.feature = feature
 
     @classmethod
-    def of(cls, feature: Tensor, voxels: CoordinateSet, family: Family) -> SparseTensor:
+    def of(cls, feature: Tensor, voxels: CoordinateSet, family: EngineFamily) -> SparseTensor:
         """A tensor on voxels that are known already; what layers return."""
         tensor = cls.__new__(cls)
         tensor.feature, tensor.voxels, tensor.family = feature, voxels, family
@@ -70,6 +73,11 @@ class SparseTensor:
     def shape(self) -> tuple[int, int, int] | None:
         """The grid's size along x, y, z, if it has one."""
         return self.voxels.shape
+
+    @property
+    def engine(self) -> str:
+        """The name of what computes the convolutions."""
+        return self.family.engine
 
     @property
     def batch_size(self) -> int:

@@ -1,0 +1,184 @@
+"""Parity with MinkowskiEngine, where it is installed (`make minkowski` builds it and runs these)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from olivine.train.backbones import build_backbone
+from olivine.train.sparse import Conv3d, ConvTranspose3d, SparseTensor
+from olivine.train.sparse.engines import engine_problem
+from olivine.train.sparse.minkowski import import_minkowski
+from olivine.train.voxelize import VoxelSettings, voxelize
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(engine_problem("minkowski") is not None, reason=str(engine_problem("minkowski"))),
+]
+
+
+def cloud(seed: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three clouds around zero, in no order, and one voxel far from all others in each."""
+    generator = torch.Generator().manual_seed(seed)
+    occupied = torch.rand(3, 12, 12, 12, generator=generator) < 0.12
+    coordinate = occupied.nonzero().int()
+    coordinate[:, 1:] -= 7
+    lonely = torch.tensor([[b, 100 * (b + 1), -333, 77] for b in range(3)], dtype=torch.int32)
+    coordinate = torch.cat((coordinate, lonely))
+    coordinate = coordinate[torch.randperm(len(coordinate), generator=generator)]
+    return torch.randn(len(coordinate), channels, generator=generator, dtype=torch.float64), coordinate
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return float((a.detach().double() - b.detach().double()).norm() / b.detach().double().norm().clamp_min(1e-300))
+
+
+def by_coordinate(coordinate: torch.Tensor) -> torch.Tensor:
+    """The order in which rows are sorted by coordinate."""
+    return torch.from_numpy(np.lexsort(coordinate.numpy().T[::-1]))
+
+
+LAYERS = {
+    "3": lambda: [(Conv3d, {"kernel_size": 3})],
+    "5": lambda: [(Conv3d, {"kernel_size": 5})],
+    "3x1x5": lambda: [(Conv3d, {"kernel_size": (3, 1, 5)})],
+    "3 dilated": lambda: [(Conv3d, {"kernel_size": 3, "dilation": 2})],
+    "3 dilated by axis": lambda: [(Conv3d, {"kernel_size": 3, "dilation": (1, 2, 3)})],
+    "1 with bias": lambda: [(Conv3d, {"kernel_size": 1, "bias": True})],
+    "2 without stride": lambda: [(Conv3d, {"kernel_size": 2})],
+    "2 down": lambda: [(Conv3d, {"kernel_size": 2, "stride": 2})],
+    "3 down": lambda: [(Conv3d, {"kernel_size": 3, "stride": 2})],
+    "1 down": lambda: [(Conv3d, {"kernel_size": 1, "stride": 2})],
+    "3 down by axis": lambda: [(Conv3d, {"kernel_size": 3, "stride": (2, 1, 4)})],
+    "3 after down": lambda: [(Conv3d, {"kernel_size": 2, "stride": 2}), (Conv3d, {"kernel_size": 3, "bias": True})],
+    "2 up": lambda: [(Conv3d, {"kernel_size": 2, "stride": 2}), (ConvTranspose3d, {"kernel_size": 2, "stride": 2})],
+    "3 up": lambda: [(Conv3d, {"kernel_size": 2, "stride": 2}), (ConvTranspose3d, {"kernel_size": 3, "stride": 2})],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_operation_is_minkowski_engines_in_float64(name):
+    package = import_minkowski()
+    feature, coordinate = cloud(1, 4)
+    ours, theirs, inputs = torch.nn.Sequential(), torch.nn.Sequential(), 4
+    for kind, options in LAYERS[name]():
+        layer = kind(inputs, 5, **options).double()
+        peer = {Conv3d: package.MinkowskiConvolution, ConvTranspose3d: package.MinkowskiConvolutionTranspose}[kind]
+        other = peer(inputs, 5, dimension=3, **options).double()
+        assert {k: v.shape for k, v in layer.state_dict().items()} == {
+            k: v.shape for k, v in other.state_dict().items()
+        }
+        other.load_state_dict(layer.state_dict())
+        ours.append(layer)
+        theirs.append(other)
+        inputs = 5
+
+    a, b = feature.clone().requires_grad_(), feature.clone().requires_grad_()
+    out, expected = ours(SparseTensor(a, coordinate)), theirs(package.SparseTensor(b, coordinate))
+    first, second = by_coordinate(out.coordinate), by_coordinate(expected.C)
+    assert torch.equal(out.coordinate[first], expected.C[second])
+    assert list(out.stride) == expected.tensor_stride
+    assert apart(out.feature[first], expected.F[second]) < 1e-9
+    weight = torch.randn(len(first), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (out.feature.index_select(0, first) * weight).sum().backward()
+    (expected.F.index_select(0, second) * weight).sum().backward()
+    assert apart(a.grad, b.grad) < 1e-9
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        assert apart(mine.grad, other.grad) < 1e-9
+
+
+def peer_network() -> torch.nn.Module:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "sparse_speed.py"
+    spec = importlib.util.spec_from_file_location("sparse_speed", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.minkowski_srunet34()
+
+
+def keyframe_voxels(folder, grid: str) -> tuple[torch.Tensor, torch.Tensor]:
+    (file,) = (folder / "samples" / "LIDAR_TOP").glob("*.bin")
+    points = torch.from_numpy(np.fromfile(file, np.float32).reshape(-1, 5)[:, :4].copy())
+    voxels = voxelize(points, None, VoxelSettings(grid=grid))
+    return voxels.feature / 255, voxels.coordinate
+
+
+def results(network, tensor, features, *, training: bool, dtype: torch.dtype, weight: torch.Tensor):
+    """Outputs; and in training the gradients and running statistics, by name."""
+    network = network.to(dtype).train(training)
+    network.zero_grad(set_to_none=True)
+    outputs = features(network(tensor))
+    named = {"point": outputs[0].detach(), "category": outputs[1].detach()}
+    if training:
+        ((outputs[0] + 2 * outputs[1]) * weight.to(dtype)).sum().backward()
+        gradients = {f"gradient {n}": p.grad for n, p in network.named_parameters()}
+        named |= gradients | {n: b for n, b in network.named_buffers() if "running" in n}
+    return named
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("source", ["random", "cartesian", "cylindrical"])
+def test_srunet34_is_minkowski_engines(source, training, request):
+    package = import_minkowski()
+    if source == "random":
+        feature, coordinate = cloud(3, 1)
+    else:
+        feature, coordinate = keyframe_voxels(request.getfixturevalue("nuscenes_keyframe"), source)
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(len(coordinate), 64, generator=generator, dtype=torch.float64)
+    # Weights and statistics away from their initial values, so that every term counts.
+    start = build_backbone("srunet34").state_dict()
+    for name, value in start.items():
+        if name.endswith(("running_var", "bn.weight")):
+            start[name] = 0.5 + torch.rand(value.shape, generator=generator)
+        elif name.endswith(("running_mean", "bn.bias")):
+            start[name] = 0.1 * torch.randn(value.shape, generator=generator)
+
+    def ours(dtype):
+        network = build_backbone("srunet34")
+        network.load_state_dict(start)
+        tensor = SparseTensor(feature.to(dtype), coordinate)
+        return results(
+            network, tensor, lambda out: [t.feature for t in out], training=training, dtype=dtype, weight=weight
+        )
+
+    def theirs(dtype):
+        network = peer_network()
+        network.load_state_dict(start)
+        tensor = package.SparseTensor(feature.to(dtype), coordinate)
+        return results(network, tensor, lambda out: [t.F for t in out], training=training, dtype=dtype, weight=weight)
+
+    exact, expected = ours(torch.float64), theirs(torch.float64)
+    assert exact.keys() == expected.keys()
+    worst = {name: apart(exact[name], expected[name]) for name in exact}
+    assert max(worst.values()) < 1e-9, max(worst.items(), key=lambda item: item[1])
+
+    single, other = ours(torch.float32), theirs(torch.float32)
+    for name in ("point", "category"):
+        assert apart(single[name], other[name]) < 1e-4
+    mine = {n: apart(single[n], expected[n]) for n in single if n.startswith("gradient")}
+    peers = {n: apart(other[n], expected[n]) for n in mine}
+    ratio = {n: mine[n] / peers[n] for n in mine}
+    if ratio:
+        print(
+            f"{source}: gradient errors in float32, ours over theirs: median {np.median(list(ratio.values())):.2f}, "
+            f"largest {max(ratio.values()):.2f}; ours at most {max(mine.values()):.1e}, theirs {max(peers.values()):.1e}"
+        )
+        assert max(ratio.values()) < 2, max(ratio.items(), key=lambda item: item[1])
+
+
+def test_one_module_moves_between_the_engines_with_its_weights_untouched():
+    feature, coordinate = cloud(5, 1)
+    network = build_backbone("srunet-small").double().eval()
+    before = {n: v.clone() for n, v in network.state_dict().items()}
+    with torch.no_grad():
+        point, _ = network(SparseTensor(feature, coordinate))
+        other, _ = network(SparseTensor(feature, coordinate, engine="minkowski"))
+        again, _ = network(SparseTensor(feature, coordinate))
+    assert apart(point.feature, other.feature) < 1e-9
+    assert torch.equal(point.feature, again.feature)
+    assert all(torch.equal(before[n], v) for n, v in network.state_dict().items())
