@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..common import OlivineError
 from .compose import compose, paint_ranks
+from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import THING, Vocabulary
 from .settings import LabelSettings
@@ -100,26 +101,6 @@ def select_boxes(
     return Boxes(pixel_boxes(boxes[over][named], size), score[over][named], text_score[named], prompt[named])
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of ``--device``.
-
-    Raises:
-        OlivineError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OlivineError(f"--device {name} is no device", remedy="use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OlivineError(
-            f"--device {name} is not there; this machine has {torch.cuda.device_count()} GPUs",
-            remedy="use --device cpu",
-        )
-    return device
-
-
 def require_packages(labeler: str, names: dict[str, str]) -> None:
     """Raise unless the modules can be imported; ``names`` maps a module to its distribution."""
     for module, distribution in names.items():
@@ -139,11 +120,12 @@ class GroundedSam:
     needs_image = True
     packages: tuple[str, ...] = ()
 
-    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, batch_size: int, device: torch.device) -> None:
+    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary) -> None:
         self.settings = settings
         self.vocabulary = vocabulary
-        self.batch_size = batch_size
-        self.device = device
+        self.device = resolve_device(settings.device)
+        self.precision = resolve_precision(settings.precision, self.device)
+        self.batch_size = resolve_batch_size(settings.batch_size, self.device)
         self.detector: Detector
         self.segmenter: Segmenter
         self.captions: list[Caption] = []
@@ -158,6 +140,8 @@ class GroundedSam:
             "text_threshold": s.text_threshold,
             "short_side": s.short_side,
             "long_side": s.long_side,
+            "precision": self.precision,
+            "boxes_per_call": self._boxes_per_call,
             "prompting": s.prompting,
             "overlap": s.overlap,
             "min_area": s.min_area,
@@ -197,8 +181,13 @@ class GroundedSam:
             for parts in found
         ]
 
+    @property
+    def _boxes_per_call(self) -> int:
+        # One call for all pays on a GPU; on a CPU the decoder's activations leave the cache.
+        return self.settings.boxes_per_call or (32 if self.device.type == "cuda" else 1)
+
     def _masks(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-        step = self.settings.boxes_per_call or (32 if self.device.type == "cuda" else 4)
+        step = self._boxes_per_call
         for start in range(0, len(boxes), step):
             yield self.segmenter.mask_logits(feature, boxes[start : start + step], size) > 0
 
@@ -226,10 +215,20 @@ class GroundedSam:
         segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
         return Labelled(painted.label.cpu().numpy(), detections, segment)
 
+    def _label_piece(self, images: Sequence[NDArray[np.uint8]]) -> list[Labelled]:
+        size = (images[0].shape[0], images[0].shape[1])
+        with number_format(self.device, self.precision):
+            boxes = self.detect(images)
+            features = self.segmenter.encode(images)
+        # The decoder stays in float32: it is cheap, and its logits' sign is the mask.
+        return [self._compose(features[i : i + 1].float(), found, size) for i, found in enumerate(boxes)]
+
     @torch.inference_mode()
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
         """Label one batch of images of one size."""
-        size = (images[0].shape[0], images[0].shape[1])
-        boxes = self.detect(images)
-        features = self.segmenter.encode(images)
-        return BatchResult(tuple(self._compose(features[i : i + 1], found, size) for i, found in enumerate(boxes)))
+        try:
+            labelled, pieces = in_pieces_that_fit(self._label_piece, images)
+        except OlivineError as error:
+            return BatchResult(tuple(OlivineError(str(error), where=task.path) for task in tasks))
+        notes = (f"split into {pieces} for the device's memory",) if pieces > 1 else ()
+        return BatchResult(tuple(labelled), notes)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, sha256_file
 from .catalogue import Needed, find_weights, require_weights
-from .grounded import Detector, GroundedSam, Segmenter, require_packages, resolve_device
+from .encoders import TextMemory
+from .grounded import Detector, GroundedSam, Segmenter, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
 
@@ -99,27 +100,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-class _TextMemory(nn.Module):
-    """The detector's text encoder, asked once for each caption.
-
-    The encoder sees one row; a batch gets that row repeated, since every image of a batch
-    has the same caption.
-    """
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
-        self._known: dict[tuple[int, ...], Tensor] = {}
-
-    def forward(self, input_ids: Tensor, **rest: Tensor) -> dict[str, Tensor]:
-        key = tuple(input_ids[0].tolist())
-        if key not in self._known:
-            row = {name: value[:1] for name, value in rest.items()}
-            self._known[key] = self.encoder(input_ids=input_ids[:1], **row)["last_hidden_state"]
-        return {"last_hidden_state": self._known[key].expand(len(input_ids), -1, -1)}
-
-
 @contextlib.contextmanager
 def _text_encoder_from_configuration() -> Iterator[None]:
     """Let the package build its text encoder from a folder without weights.
@@ -159,7 +139,7 @@ class DinoDetector:
 
     def __init__(self, model: Any, short_side: int, long_side: int, device: torch.device) -> None:
         self.model = model.to(device)
-        self.model.bert = _TextMemory(self.model.bert)
+        self.model.bert = TextMemory(self.model.bert)
         self.tokenizer = model.tokenizer
         self.max_tokens = int(model.max_text_len)
         self.device = device
@@ -176,6 +156,7 @@ class DinoDetector:
         normalised, _ = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(tensor, None)
         return normalised
 
+    @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]], caption: str) -> list[tuple[Tensor, Tensor]]:
         """See :class:`olivine.labelgen.grounded.Detector`."""
         batch = torch.stack([self.preprocess(image) for image in images]).to(self.device)
@@ -262,12 +243,14 @@ class SamSegmenter:
         self.device = device
         self._resize = ResizeLongestSide(model.image_encoder.img_size)
 
+    @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """See :class:`olivine.labelgen.grounded.Segmenter`."""
         resized = np.stack([self._resize.apply_image(image) for image in images])
         batch = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
         return self.model.image_encoder(self.model.preprocess(batch))
 
+    @torch.inference_mode()
     def mask_logits(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """See :class:`olivine.labelgen.grounded.Segmenter`."""
         sparse, dense = self.model.prompt_encoder(
@@ -299,15 +282,8 @@ class OriginalGroundedSam(GroundedSam):
         "pillow",
     )
 
-    def __init__(
-        self,
-        settings: LabelSettings,
-        vocabulary: Vocabulary,
-        batch_size: int,
-        device: torch.device,
-        files: dict[str, Needed],
-    ) -> None:
-        super().__init__(settings, vocabulary, batch_size, device)
+    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, files: dict[str, Needed]) -> None:
+        super().__init__(settings, vocabulary)
         self.files = files
 
     def weights(self) -> dict[str, str]:
@@ -372,5 +348,4 @@ def make_grounded_sam(settings: LabelSettings, vocabulary: Vocabulary) -> Origin
     require_packages("grounded-sam", {"groundingdino": "groundingdino-py", "segment_anything": "segment-anything"})
     if settings.detector_config is not None:
         read_config(settings.detector_config)
-    batch_size = 1 if settings.batch_size == "auto" else int(settings.batch_size)
-    return OriginalGroundedSam(settings, vocabulary, batch_size, resolve_device(settings.device), files)
+    return OriginalGroundedSam(settings, vocabulary, files)

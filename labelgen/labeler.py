@@ -142,6 +142,10 @@ def make_labeler(name: str, settings: LabelSettings, vocabulary: Vocabulary, roo
         from .import_labels import ImportLabeler
 
         return ImportLabeler(settings, vocabulary)
+    if name == "hf-grounded-sam":
+        from .hf_grounded_sam import make_hf_grounded_sam
+
+        return make_hf_grounded_sam(settings, vocabulary)
     from .grounded_sam import make_grounded_sam
 
     return make_grounded_sam(settings, vocabulary)

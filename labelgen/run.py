@@ -223,7 +223,7 @@ class _Run:
             for _ in track(images(), "labels", total=total * cameras, unit="image"):
                 pass
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)  # a batch that is labelled gets written, also on Ctrl-C
         whole = max(int(self.pixels.sum()), 1)
         names = ("no label", *self.vocabulary.classes)
         self.summary.pixels = {name: int(n) / whole for name, n in zip(names, self.pixels)}

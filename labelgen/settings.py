@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common import OlivineError
 
-LABELERS = ("auto", "grounded-sam", "oracle", "import")
+LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import")
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),

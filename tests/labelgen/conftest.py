@@ -152,6 +152,53 @@ def write_text_encoder(folder: Path, max_tokens: int = 256) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TinyFolders:
+    """Folders of both transformers models at reduced size with random weights."""
+
+    detector: Path
+    sam: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
+    """GroundingDinoForObjectDetection and SamModel at reduced size, saved by their own save_pretrained."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("hf")
+    write_text_encoder(folder / "detector")
+    text = transformers.BertConfig.from_pretrained(folder / "detector")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        backbone = transformers.SwinConfig(
+            embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
+        )  # fmt: skip
+        config = transformers.GroundingDinoConfig(
+            backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+            encoder_ffn_dim=64, decoder_ffn_dim=64,
+        )  # fmt: skip
+        detector = transformers.GroundingDinoForObjectDetection(config)
+        with torch.no_grad():
+            detector.bbox_embed[0].layers[-1].weight.normal_(0, 0.5)
+        detector.save_pretrained(folder / "detector")
+        sam = transformers.SamModel(
+            transformers.SamConfig(
+                vision_config=transformers.SamVisionConfig(
+                    hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
+                    window_size=7, mlp_dim=256, num_pos_feats=128,
+                ),
+                prompt_encoder_config=transformers.SamPromptEncoderConfig(image_size=256),
+                mask_decoder_config=transformers.SamMaskDecoderConfig(mlp_dim=128),
+            )
+        )  # fmt: skip
+        with torch.no_grad():
+            for value in sam.parameters():
+                if value.ndim > 1:
+                    value.normal_(0, 0.1)
+        sam.save_pretrained(folder / "sam")
+    return TinyFolders(folder / "detector", folder / "sam")
+
+
 def small_config() -> dict[str, object]:
     """The package's own Swin-T configuration with fewer layers and queries."""
     import groundingdino.config

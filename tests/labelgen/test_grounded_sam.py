@@ -168,3 +168,110 @@ def test_a_bad_image_is_named_and_the_others_get_done(settings, movable_keyframe
     with pytest.raises(OlivineError, match="no such label map"):
         store.label_map(frame.cameras[0])
     assert store.label_map(frame.cameras[1]).shape == (900, 1600)
+
+
+@pytest.fixture(scope="session")
+def hf_settings(tiny_folders):
+    return LabelSettings(
+        labeler="hf-grounded-sam",
+        detector_checkpoint=tiny_folders.detector,
+        sam_checkpoint=tiny_folders.sam,
+        short_side=160,
+        long_side=320,
+        device="cpu",
+        precision="float32",
+        batch_size=2,
+    )
+
+
+def test_hf_grounded_sam_labels_the_six_real_images(hf_settings, keyframe_index, tmp_path):
+    summary = generate_labels(keyframe_index, tmp_path / "labels", hf_settings)
+    assert (summary.images, summary.failures) == (6, []) and summary.detections > 6
+    store = open_store(tmp_path / "labels")
+    for camera in next(keyframe_index.frames()).cameras:
+        assert store.label_map(camera).shape == (900, 1600)
+    assert set(store.manifest["weights"]) == {
+        "detector config.json", "detector model.safetensors", "detector vocab.txt", "sam config.json", "sam model.safetensors",
+    }  # fmt: skip
+
+
+def test_hf_weights_that_are_missing_or_of_another_model_are_named(hf_settings, keyframe_index, tmp_path):
+    absent = LabelSettings("hf-grounded-sam", weights=tmp_path / "w")
+    with pytest.raises(OlivineError, match="olivine weights fetch hf-swin-t hf-vit-h") as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", absent)
+    assert str(tmp_path / "w" / "hf-vit-h" / "model.safetensors") in str(caught.value)
+    swapped = replace(hf_settings, sam_checkpoint=hf_settings.detector_checkpoint)
+    with pytest.raises(OlivineError, match=r"another model than SAM|is no SAM"):
+        generate_labels(keyframe_index, tmp_path / "labels", swapped)
+
+
+def test_separate_prompting_asks_once_for_each_prompt(settings, make_world, tmp_path):
+    world = make_world(1, 1, {"CAM_FRONT": (160, 96)})
+    combined = generate_labels(world.index, tmp_path / "combined", replace(settings, labeler="grounded-sam"))
+    separate = generate_labels(world.index, tmp_path / "separate", replace(settings, prompting="separate"))
+    assert combined.images == separate.images == 1
+    assert separate.detections > combined.detections
+    classes = open_store(tmp_path / "separate").unit("scene-0000")["detections"]["class"]
+    assert set(classes) == set(range(1, 14))
+
+
+def test_a_batch_that_does_not_fit_is_split_and_recorded(settings, make_world, tmp_path, monkeypatch):
+    import torch
+
+    from olivine.labelgen.grounded_sam import SamSegmenter
+
+    world = make_world(1, 3, {"CAM_FRONT": (160, 96)})
+    encode = SamSegmenter.encode
+    limit = 1
+
+    def small_memory(self, images):
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(self, images)
+
+    monkeypatch.setattr(SamSegmenter, "encode", small_memory)
+    summary = generate_labels(world.index, tmp_path / "labels", replace(settings, batch_size=3))
+    assert (summary.images, summary.failures) == (3, [])
+    assert summary.notes == ["scene-0000 batch 0: split into 3 for the device's memory"]
+    assert open_store(tmp_path / "labels").unit("scene-0000")["notes"] == {
+        "0": ["split into 3 for the device's memory"]
+    }
+    limit = 0
+    summary = generate_labels(world.index, tmp_path / "none", replace(settings, batch_size=3))
+    assert len(summary.failures) == 3 and "memory does not suffice" in summary.failures[0].reason
+
+
+def test_the_same_settings_give_the_same_bytes_whatever_was_interrupted(settings, make_world, tmp_path, monkeypatch):
+    from olivine.labelgen.grounded_sam import OriginalGroundedSam
+
+    world = make_world(1, 3)  # 2 sizes of 3 images: batches of 2, 1 each
+    generate_labels(world.index, tmp_path / "whole", settings)
+    label = OriginalGroundedSam.label
+    calls = []
+
+    def interrupted(self, tasks, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return label(self, tasks, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OriginalGroundedSam, "label", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate_labels(world.index, tmp_path / "labels", settings)
+    assert calls == [2, 1, 2]
+    summary = generate_labels(world.index, tmp_path / "labels", settings)
+    assert (summary.images_kept, summary.images) == (3, 3)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    assert contents(tmp_path / "labels") == contents(tmp_path / "whole")
+
+
+def test_auto_takes_what_the_store_was_made_with(settings, make_world, tmp_path):
+    world = make_world(2, 1)
+    generate_labels(world.index, tmp_path / "labels", settings, part=(0, 2))
+    auto = replace(settings, batch_size="auto", precision="auto")
+    generate_labels(world.index, tmp_path / "labels", auto, part=(1, 2))
+    assert open_store(tmp_path / "labels").manifest["settings"]["batch_size"] == 2
