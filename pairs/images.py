@@ -72,7 +72,7 @@ def encode_image(path: Path, camera: Camera, size: tuple[int, int], quality: int
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            found = image.size
+            found, box = image.size, None
             if found != (camera.width, camera.height):
                 raise OlivineError(
                     f"is {found[0]}x{found[1]}, {camera.name} is {camera.width}x{camera.height}",
@@ -82,17 +82,19 @@ def encode_image(path: Path, camera: Camera, size: tuple[int, int], quality: int
             # Decoding straight to a half costs a third, and a DCT-scaled half keeps the pixel
             # convention. Above a half libjpeg's next step is the whole image.
             if image.format == "JPEG" and 2 * size[0] <= found[0] and 2 * size[1] <= found[1]:
-                image.draft("RGB", size)
+                drafted = image.draft("RGB", size)
+                # Sizes that do not divide are rounded up with padding; the box is the picture itself.
+                box = drafted[1] if drafted else None
             image.load()
             if image.format == "JPEG" and size == found and image.mode == "RGB":
                 return data
-            picture = image.convert("RGB")
+            picture = image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError:
         raise OlivineError("no such image", where=path, remedy=again) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OlivineError(f"the image cannot be read ({error})", where=path, remedy=again) from None
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    if picture.size != size or (box and box[2:] != size):
+        picture = picture.resize(size, Image.Resampling.BILINEAR, box=box)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +100,8 @@ class UnitBuilder:
             frames.append(frame)
             kept.append(member)
         if frames:
-            self._store(unit, kept, frames, failures)
+            with _interrupt_after():
+                self._store(unit, kept, frames, failures)
         return UnitResult(unit, len(frames), tuple(failures))
 
     def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
@@ -157,6 +162,27 @@ class UnitBuilder:
             "labels": self.recipe["labels"],
             "recipe": digest(self.recipe),
         }
+
+
+@contextmanager
+def _interrupt_after() -> Iterator[None]:
+    """Let a Ctrl-C wait for the end of the block.
+
+    zarr writes in a thread of its own, which would go on writing into a folder that the
+    interrupted caller has just removed.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _same(out: Path, entry: dict[str, Any]) -> bool:

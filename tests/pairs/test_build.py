@@ -1,0 +1,373 @@
+"""build-pairs: whole or not at all, resumable, the same bytes however it is run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olivine.common import OlivineError
+from olivine.labelgen.store import LabelStore, open_store
+from olivine.pairs import build, unit
+from olivine.pairs.build import build_pairs
+from olivine.pairs.frames import build_frame
+from olivine.pairs.settings import PairSettings
+from olivine.pairs.shards import open_shards
+from olivine.readers.frame import Frame
+
+MakeStore = Callable[..., LabelStore]
+SETTINGS = PairSettings()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def test_the_keyframe_is_stored_with_its_22115_pairs(
+    keyframe: Frame, keyframe_store: LabelStore, tmp_path: Path
+) -> None:
+    summary = build_pairs(keyframe_store, tmp_path / "val", SETTINGS, split="val")
+    (record,) = open_shards(tmp_path / "val")
+    assert summary.pairs == record.pair_count == 22_115 and record.point_count == 34_688
+    assert np.array_equal(record.points, keyframe.points())
+    # The stored geometry stands on its own: its intrinsics project the pairs onto their pixels.
+    xyz = np.c_[record.points[record.pair_point, :3].astype(np.float64), np.ones(22_115)]
+    in_camera = np.einsum("mij,mj->mi", record.lidar_to_camera[record.pair_camera], xyz)[:, :3]
+    pixel = np.einsum("mij,mj->mi", record.intrinsic[record.pair_camera], in_camera)
+    assert np.abs(pixel[:, :2] / pixel[:, 2:] - record.pair_uv).max() < 0.01
+    assert np.array_equal(np.bincount(record.pair_label, minlength=14), record.class_count)
+
+
+def test_a_run_after_the_end_does_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2, "b": 2})
+    first = build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    second = build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+    assert (first.frames_built, second.frames_built, second.frames_kept) == (4, 0, 4)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+def test_long_scenes_are_cut_into_runs_of_64_frames(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 70, "b": 1}, points=20)
+    build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+    shards = open_shards(tmp_path / "out")
+    assert [len(frames) for frames in shards.shard_ranges] == [64, 6, 1]
+    assert shards.scenes == {"a": range(70), "b": range(70, 71)}
+    assert [record.frame_index for record in shards] == [*range(70), 0]
+
+
+@pytest.mark.parametrize("case", ["two workers", "parts", "killed between rename and entry", "a shard is gone"])
+def test_the_bytes_do_not_depend_on_how_it_ran(make_store: MakeStore, tmp_path: Path, case: str) -> None:
+    store = make_store({"a": 2, "b": 2, "c": 1})
+    build_pairs(store, tmp_path / "one", SETTINGS, split="train")
+    out = tmp_path / "other"
+    if case == "two workers":
+        build_pairs(store, out, PairSettings(workers=2), split="train")
+    elif case == "parts":
+        for i in (2, 0, 1):
+            build_pairs(store, out, SETTINGS, split="train", part=(i, 3))
+    else:
+        build_pairs(store, out, SETTINGS, split="train")
+        if case == "a shard is gone":
+            shutil.rmtree(out / "shard-00001.zarr")
+        else:
+            (out / "units" / "shard-00001.json").unlink()
+            (out / "manifest.json").unlink()
+        assert build_pairs(store, out, SETTINGS, split="train").frames_built == 2
+    assert contents(tmp_path / "one") == contents(out)
+
+
+def _build_in_process(labels: Path, out: Path, part: tuple[int, int]) -> None:
+    build_pairs(open_store(labels), out, SETTINGS, split="train", part=part)
+
+
+@pytest.mark.parametrize("parts", [[(0, 1), (0, 1)], [(0, 2), (1, 2)]])
+def test_two_writers_at_once_leave_one_whole_set(
+    make_store: MakeStore, tmp_path: Path, parts: list[tuple[int, int]]
+) -> None:
+    """On the same units, and on a part each."""
+    store = make_store(dict.fromkeys("abcdefgh", 1), points=20)
+    build_pairs(store, tmp_path / "one", SETTINGS, split="train")
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_build_in_process, args=(store.root, tmp_path / "out", p)) for p in parts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert contents(tmp_path / "one") == contents(tmp_path / "out")
+
+
+def test_shards_made_otherwise_are_not_mixed_and_not_replaced_unasked(make_store: MakeStore, tmp_path: Path) -> None:
+    store, out = make_store({"a": 1, "b": 1}), tmp_path / "out"
+    build_pairs(store, out, SETTINGS, split="train")
+    other = PairSettings(images=False)
+    with pytest.raises(OlivineError, match=r"settings\.images was True, now False.*--overwrite"):
+        build_pairs(store, out, other, split="train")
+    build_pairs(store, out, other, split="train", overwrite=True)
+    assert open_shards(out)[1].image is None
+    build_pairs(store, tmp_path / "fresh", other, split="train")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_set_without_images_needs_no_label_maps(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    for path in store.root.glob("CAM_*"):
+        shutil.rmtree(path)
+    summary = build_pairs(store, tmp_path / "out", PairSettings(images=False), split="train")
+    shards = open_shards(tmp_path / "out")
+    assert not summary.failures and not shards.has_image and shards.images(0) is None and shards.has_point_label
+    assert shards.class_count.tolist() == [summary.pairs, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "check"),
+    [
+        (PairSettings(distance="plane"), lambda p: np.hypot(p[:, 0], p[:, 1])),
+        (PairSettings(), lambda p: np.linalg.norm(p[:, :3], axis=1)),
+    ],
+)
+def test_the_density_is_of_the_whole_clouds_distances(
+    make_store: MakeStore, settings: PairSettings, check: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    store = make_store({"a": 1})
+    (frame,) = store.index().frames()
+    made = build_frame(frame, 0, store, settings)
+    d = check(frame.points().astype(np.float64))
+    h = 1.06 * np.std(d, ddof=1) * len(d) ** -0.2
+    exact = np.exp(-0.5 * ((d[:, None] - d) / h) ** 2).sum(1) / (len(d) * h * np.sqrt(2 * np.pi))
+    assert made.bandwidth == pytest.approx(h) and np.allclose(made.pair_density, exact[made.pair_point], rtol=1e-3)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def _spoil_image(frame: Frame, store: LabelStore) -> str:
+    path = frame.image_path(frame.cameras[0])
+    path.write_bytes(path.read_bytes()[:-200])
+    return path.name
+
+
+def _spoil_points(frame: Frame, store: LabelStore) -> str:
+    path = frame.root / frame.point_file
+    path.write_bytes(path.read_bytes()[:-3])
+    return path.name
+
+
+def _nan_points(frame: Frame, store: LabelStore) -> str:
+    points = frame.points()
+    points[3, 1] = np.nan
+    points.tofile(frame.root / frame.point_file)
+    return "not finite"
+
+
+def _empty_cloud(frame: Frame, store: LabelStore) -> str:
+    (frame.root / frame.point_file).write_bytes(b"")
+    return "empty"
+
+
+def _cloud_behind(frame: Frame, store: LabelStore) -> str:
+    points = frame.points()
+    points[:, :3] = (0.1, 0.1, 5)
+    points.tofile(frame.root / frame.point_file)
+    return "no camera sees"
+
+
+def _no_label_map(frame: Frame, store: LabelStore) -> str:
+    store.label_path(frame.cameras[1]).unlink()
+    return "label map"
+
+
+def _small_label_map(frame: Frame, store: LabelStore) -> str:
+    from PIL import Image
+
+    Image.fromarray(np.zeros((18, 32), np.uint8)).save(store.label_path(frame.cameras[1]))
+    return "32x18"
+
+
+def _class_beyond(frame: Frame, store: LabelStore) -> str:
+    from PIL import Image
+
+    Image.fromarray(np.full((36, 64), 9, np.uint8)).save(store.label_path(frame.cameras[1]))
+    return "the value 9"
+
+
+def _short_point_labels(frame: Frame, store: LabelStore) -> str:
+    assert frame.point_label_file
+    (frame.root / frame.point_label_file).write_bytes(b"\0\0")
+    return "2 labels for"
+
+
+SPOILERS = [
+    _spoil_image, _spoil_points, _nan_points, _empty_cloud, _cloud_behind, _no_label_map, _small_label_map,
+    _class_beyond, _short_point_labels,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__.strip("_"))
+def test_a_bad_frame_is_left_out_and_named_and_made_when_mended(
+    make_store: MakeStore, tmp_path: Path, spoil: Callable[[Frame, LabelStore], str]
+) -> None:
+    store, out = make_store({"a": 3, "b": 1}), tmp_path / "out"
+    shutil.copytree(tmp_path / "raw", tmp_path / "raw-good")
+    shutil.copytree(tmp_path / "labels", tmp_path / "labels-good")
+    said = spoil(list(store.index().frames())[1], store)
+    summary = build_pairs(store, out, SETTINGS, split="train")
+    (failure,) = summary.failures
+    assert failure.unit == "a frame a-token-0001" and said in failure.reason and "\n" not in failure.reason
+    shards = open_shards(out)
+    assert [record.token for record in shards] == ["a-token-0000", "a-token-0002", "b-token-0000"]
+    assert not shards.complete and shards.manifest["shards"][0]["left_out"]
+    again = build_pairs(store, out, SETTINGS, split="train")
+    assert len(again.failures) == 1 and again.frames_left_out == 1 and again.frames_kept == 1
+
+    shutil.copytree(tmp_path / "raw-good", tmp_path / "raw", dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "labels-good", tmp_path / "labels", dirs_exist_ok=True)
+    mended = build_pairs(store, out, SETTINGS, split="train")
+    assert not mended.failures and open_shards(out).complete
+    build_pairs(store, tmp_path / "fresh", SETTINGS, split="train")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_camera_that_sees_nothing_is_no_mistake(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 1})
+    (frame,) = store.index().frames()
+    points = frame.points()
+    points[:, 0] = np.abs(points[:, 0])
+    points.tofile(frame.root / frame.point_file)
+    assert not build_pairs(store, tmp_path / "out", SETTINGS, split="train").failures
+    (record,) = open_shards(tmp_path / "out")
+    assert set(record.pair_camera) == {0} and len(record.image or []) == 2
+
+
+def test_a_cloud_of_one_point_is_stored(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 1})
+    (frame,) = store.index().frames()
+    np.array([[5, 0.1, 0.2, 9]], np.float32).tofile(frame.root / frame.point_file)
+    assert frame.point_label_file
+    (frame.root / frame.point_label_file).write_bytes(b"\1")
+    build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+    (record,) = open_shards(tmp_path / "out")
+    assert record.point_count == record.pair_count == 1 and record.bandwidth == 1e-3
+    assert record.pair_density[0] == pytest.approx(1 / (1e-3 * np.sqrt(2 * np.pi)))
+
+
+def test_when_no_frame_can_be_built_it_says_why(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 1})
+    _empty_cloud(next(store.index().frames()), store)
+    with pytest.raises(OlivineError, match=r"no frame of the train split.*a-token-0000.*empty"):
+        build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+
+
+def test_a_split_without_frames_names_those_that_have_some(make_store: MakeStore, tmp_path: Path) -> None:
+    with pytest.raises(OlivineError, match=r"no val frames.*Choose one of: train"):
+        build_pairs(make_store({"a": 1}), tmp_path / "out", SETTINGS, split="val")
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_finished(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = make_store({"a": 1, "b": 1}), tmp_path / "out"
+    real, written = unit.write_shard, []
+
+    def full(folder: Path, *rest: object) -> None:
+        if written:
+            (folder / "points").mkdir(parents=True)
+            raise OSError(28, "No space left on device")
+        written.append(folder)
+        real(folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unit, "write_shard", full)
+    with pytest.raises(OlivineError, match="disk is full"):
+        build_pairs(store, out, SETTINGS, split="train")
+    assert len(open_shards(out)) == 1 and len(open_shards(out)[0].points)
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+    monkeypatch.setattr(unit, "write_shard", real)
+    assert build_pairs(store, out, SETTINGS, split="train").frames_built == 1
+
+
+@pytest.mark.parametrize("change", [{"image_scale": 2.0}, {"image_scale": "big"}, {"bandwidth": "box"}, {"workers": 0}])
+def test_settings_that_make_no_sense_are_refused_by_name(change: dict) -> None:
+    with pytest.raises(OlivineError, match=next(iter(change))):
+        PairSettings(**change)
+
+
+def test_segments_of_a_store_without_any_are_refused_at_once(keyframe_store: LabelStore, tmp_path: Path) -> None:
+    with pytest.raises(OlivineError, match="no segment maps"):
+        build_pairs(keyframe_store, tmp_path / "out", PairSettings(segments=True), split="val")
+    assert not (tmp_path / "out").exists()
+
+
+PROGRAM = """
+import sys
+from olivine.labelgen.store import open_store
+from olivine.pairs.build import build_pairs
+from olivine.pairs.settings import PairSettings
+if __name__ == "__main__":
+    print("ready", flush=True)
+    build_pairs(open_store(sys.argv[1]), sys.argv[2], PairSettings(workers=int(sys.argv[3])), split="train")
+"""
+
+
+def _start(program: Path, store: LabelStore, out: Path, workers: int) -> subprocess.Popen[str]:
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), str(store.root), str(out), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _wait_for_a_shard(out: Path) -> None:
+    for _ in range(600):
+        if list(out.glob("units/*.json")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no shard after 30 s")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
+    make_store: MakeStore, tmp_path: Path, workers: int
+) -> None:
+    import os
+
+    store, out = make_store({f"s{k:02d}": 1 for k in range(16)}, points=20), tmp_path / "out"
+    process = _start(tmp_path / "program.py", store, out, workers)
+    _wait_for_a_shard(out)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0 and errors.count("Traceback") <= 1
+    assert not [path for path in out.rglob("*") if "partial" in path.name]
+    kept = open_shards(out)
+    assert 0 < len(kept) < 16 and all(len(record.points) for record in kept)
+    build_pairs(store, out, SETTINGS, split="train")
+    build_pairs(store, tmp_path / "fresh", SETTINGS, split="train")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_workers_end_with_their_parent(make_store: MakeStore, tmp_path: Path) -> None:
+    store, out = make_store({f"s{k:02d}": 1 for k in range(16)}, points=20), tmp_path / "out"
+    process = _start(tmp_path / "program.py", store, out, 2)
+    _wait_for_a_shard(out)
+    process.kill()
+    process.communicate(timeout=30)  # ends when the last holder of the pipes is gone
+    count = len(list(out.glob("units/*.json")))
+    time.sleep(0.3)
+    assert len(list(out.glob("units/*.json"))) == count < 16
+
+
+def test_a_worker_that_dies_is_told_in_one_line(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import concurrent.futures.process as process
+
+    monkeypatch.setattr(build, "wait", lambda *_, **__: (_ for _ in ()).throw(process.BrokenProcessPool()))
+    store = make_store({"a": 1, "b": 1})
+    with pytest.raises(OlivineError, match="fewer --workers"):
+        build_pairs(store, tmp_path / "out", PairSettings(workers=2), split="train")

@@ -1,0 +1,145 @@
+"""Projection: the devkit's and pykitti's own results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyquaternion import Quaternion
+
+from olivine.common import OlivineError
+from olivine.labelgen.store import LabelStore
+from olivine.pairs.project import look_up, project_points
+from olivine.readers.frame import Camera, Frame
+
+# Where the annotated categories of the keyframe are in the order of the 13 prompts.
+PROMPT_OF = {
+    "movable_object.barrier": 1, "vehicle.bicycle": 2, "vehicle.bus.rigid": 3, "vehicle.bus.bendy": 3, "vehicle.car": 4,
+    "vehicle.motorcycle": 5, "human.pedestrian.adult": 6, "human.pedestrian.child": 6,
+    "human.pedestrian.construction_worker": 6, "human.pedestrian.police_officer": 6, "movable_object.trafficcone": 7,
+    "vehicle.truck": 8,
+}  # fmt: skip
+
+
+def _devkit_projection(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The points and pixels of each camera by the devkit's own steps and classes, the cloud in float64."""
+    from nuscenes import NuScenes
+    from nuscenes.utils.data_classes import LidarPointCloud
+    from nuscenes.utils.geometry_utils import view_points
+
+    devkit = NuScenes("v1.0-mini", str(root), verbose=False)
+    data = devkit.sample[0]["data"]
+    lidar = devkit.get("sample_data", data["LIDAR_TOP"])
+    result = {}
+    for name in [key for key in data if key.startswith("CAM")]:
+        camera = devkit.get("sample_data", data[name])
+        cloud = LidarPointCloud.from_file(str(root / lidar["filename"]))
+        cloud.points = cloud.points.astype(np.float64)  # its float32 loses centimetres in the world
+        for record, inverse in ((lidar, False), (camera, True)):
+            sensor = devkit.get("calibrated_sensor", record["calibrated_sensor_token"])
+            ego = devkit.get("ego_pose", record["ego_pose_token"])
+            for step in (ego, sensor) if inverse else (sensor, ego):
+                if inverse:
+                    cloud.translate(-np.array(step["translation"]))
+                    cloud.rotate(Quaternion(step["rotation"]).rotation_matrix.T)
+                else:
+                    cloud.rotate(Quaternion(step["rotation"]).rotation_matrix)
+                    cloud.translate(np.array(step["translation"]))
+        depth = cloud.points[2]
+        uv = view_points(cloud.points[:3], np.array(sensor["camera_intrinsic"]), normalize=True)[:2]
+        seen = (depth > 1) & (uv[0] > 0) & (uv[0] < camera["width"] - 1) & (uv[1] > 0) & (uv[1] < camera["height"] - 1)
+        result[name] = (np.flatnonzero(seen), uv[:, seen].T)
+    return result
+
+
+def test_the_keyframe_has_22115_pairs(keyframe: Frame) -> None:
+    point, camera, uv = project_points(keyframe.points(), keyframe.cameras)
+    assert len(point) == len(camera) == len(uv) == 22_115
+    assert (point.dtype, camera.dtype, uv.dtype) == (np.int32, np.uint8, np.float32)
+
+
+def test_the_devkit_sees_the_same_points_at_the_same_pixels(keyframe: Frame, nuscenes_keyframe: Path) -> None:
+    point, camera, uv = project_points(keyframe.points(), keyframe.cameras)
+    for name, (seen, pixel) in _devkit_projection(nuscenes_keyframe).items():
+        c = [view.name for view in keyframe.cameras].index(name)
+        assert np.array_equal(point[camera == c], seen)
+        assert np.abs(uv[camera == c] - pixel).max() < 0.01
+
+
+def test_kitti_agrees_with_pykitti_calibration(kitti: Frame, kitti_frame: Path) -> None:
+    import pykitti
+
+    points = kitti.points()
+    assert len(points) == 17_238
+    calibration = pykitti.odometry(str(kitti_frame), "00").calib
+    homogeneous = np.c_[points[:, :3].astype(np.float64), np.ones(len(points))]
+    in_camera = homogeneous @ calibration.T_cam2_velo.T
+    pixel = in_camera[:, :3] @ calibration.K_cam2.T
+    pixel = pixel[:, :2] / pixel[:, 2:]
+    seen = (in_camera[:, 2] > 1) & (pixel > 0).all(1) & (pixel < (1242 - 1, 375 - 1)).all(1)
+    point, _, uv = project_points(points, kitti.cameras)
+    assert np.array_equal(point, np.flatnonzero(seen))
+    assert np.abs(uv - pixel[seen]).max() < 0.01
+
+
+def test_pairs_come_by_camera_and_then_by_point(keyframe: Frame) -> None:
+    point, camera, _ = project_points(keyframe.points(), keyframe.cameras)
+    assert (np.diff(camera.astype(int) * len(keyframe.points()) + point) > 0).all()
+
+
+def test_most_pairs_in_annotated_boxes_carry_the_class_of_the_box(keyframe: Frame, keyframe_store: LabelStore) -> None:
+    points = keyframe.points()
+    point, camera, uv = project_points(points, keyframe.cameras)
+    label = np.concatenate(
+        [look_up(keyframe_store.label_map(view), uv[camera == c]) for c, view in enumerate(keyframe.cameras)]
+    )
+    truth = np.zeros(len(points), int)
+    for box in keyframe.boxes() or []:
+        local = (points[:, :3] - box.center) @ Quaternion(box.rotation).rotation_matrix
+        truth[(np.abs(local) <= np.array(box.size) / 2).all(1)] = PROMPT_OF.get(box.category, 0)
+    inside = truth[point] > 0
+    assert inside.sum() == 1090
+    assert round(100 * (label[inside] == truth[point][inside]).mean(), 1) == 91.2
+
+
+def _camera(width: int = 101, height: int = 51) -> Camera:
+    intrinsic = np.array([[50.0, 0, 50], [0, 50, 25], [0, 0, 1]])
+    return Camera("c", "samples/c/x.jpg", width, height, intrinsic, np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("xyz", "seen"),
+    [
+        ((0, 0, 2), True),
+        ((0, 0, 1.0), False),  # depth has to be over 1 m
+        ((0, 0, 1.001), True),
+        ((0, 0, -5), False),
+        ((-2, 0, 2), False),  # u = 0 exactly
+        ((-1.999, 0, 2), True),
+        ((2, 0, 2), False),  # u = W - 1 exactly
+        ((1.999, 0, 2), True),
+        ((0, -1, 2), False),  # v = 0
+        ((0, 1, 2), False),  # v = H - 1
+        ((np.nan, 0, 2), False),
+        ((0, 0, np.inf), False),
+    ],
+)
+def test_the_border_rule(xyz: tuple[float, float, float], seen: bool) -> None:
+    assert len(project_points(np.array([xyz], np.float32), [_camera()])[0]) == seen
+
+
+def test_no_points_or_no_cameras_give_no_pairs() -> None:
+    for points, cameras in ((np.empty((0, 4), np.float32), [_camera()]), (np.ones((3, 4), np.float32), [])):
+        point, camera, uv = project_points(points, cameras)
+        assert point.shape == camera.shape == (0,) and uv.shape == (0, 2)
+
+
+def test_a_cloud_without_three_columns_is_refused() -> None:
+    with pytest.raises(OlivineError, match="shape"):
+        project_points(np.ones((3, 2), np.float32), [_camera()])
+
+
+def test_labels_are_looked_up_at_the_rounded_pixel() -> None:
+    label = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert look_up(label, np.array([[0.4, 0.6], [2.6, 1.2]], np.float32)).tolist() == [4, 7]

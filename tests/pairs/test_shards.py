@@ -1,0 +1,249 @@
+"""The format: what is stored comes back, zarr-python reads it alike, damage is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from olivine.common import OlivineError, write_json
+from olivine.labelgen.store import LabelStore
+from olivine.pairs.build import build_pairs
+from olivine.pairs.frames import build_frame
+from olivine.pairs.layout import ARRAYS
+from olivine.pairs.manifest import _entry_digest
+from olivine.pairs.settings import PairSettings
+from olivine.pairs.shards import ShardSet, open_shards
+
+SETTINGS = PairSettings(segments=True)
+
+
+@pytest.fixture
+def built(make_store: Callable[..., LabelStore], tmp_path: Path) -> tuple[LabelStore, ShardSet]:
+    store = make_store({"a": 3, "b": 2})
+    build_pairs(store, tmp_path / "pairs", SETTINGS, split="train")
+    return store, open_shards(tmp_path / "pairs")
+
+
+def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -> None:
+    store, shards = built
+    frames = list(store.index().frames("train"))
+    assert len(shards) == len(frames) == 5
+    for i, frame in enumerate(frames):
+        made, record = build_frame(frame, i, store, SETTINGS), shards[i]
+        for name in ("points", "point_label", "pair_point", "pair_uv", "pair_density", "class_count", "pose"):
+            assert np.array_equal(getattr(record, name), getattr(made, name)), name
+        for name in ("intrinsic", "lidar_to_camera", "image_size"):
+            assert np.array_equal(getattr(record, name), getattr(made, name)), name
+        assert np.array_equal(np.stack([record.pair_camera, record.pair_label], 1), made.pair_tag)
+        assert (record.image, record.segment) == (made.image, made.segment)
+        assert (record.token, record.scene, record.split) == (frame.token, frame.scene, "train")
+        assert (record.timestamp, record.bandwidth) == (frame.timestamp, made.bandwidth)
+        assert np.array_equal(record.points, frame.points())
+        assert record.image_bytes is not None
+        assert record.image_bytes.tolist() == [len(data) for data in made.image or []]
+        assert record.points.flags.writeable  # a loader may turn them in place
+
+
+def test_the_set_knows_what_is_in_it(built: tuple[LabelStore, ShardSet]) -> None:
+    store, shards = built
+    assert shards.classes == store.classes and shards.point_classes == ("vehicle", "ground")
+    assert shards.cameras == ("CAM_FRONT", "CAM_BACK")
+    assert shards.scenes == {"a": range(3), "b": range(3, 5)} and shards.shard_ranges == (range(3), range(3, 5))
+    assert shards.tokens == tuple(frame.token for frame in store.index().frames())
+    assert shards.class_count.tolist() == np.sum([record.class_count for record in shards], axis=0).tolist()
+    assert shards.class_count.tolist() == sum(np.bincount(r.pair_label, minlength=4) for r in shards).tolist()
+    assert shards.image_size.tolist() == [[64, 36], [64, 36]]
+    assert shards.complete and shards.has_image and shards.has_point_label and shards.has_segment
+    assert [record.index for record in shards[-2:]] == [3, 4] and shards[-1].token == shards[4].token
+    with pytest.raises(IndexError):
+        shards[5]
+
+
+def test_zarr_python_reads_every_array_alike(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    for number, frames in enumerate(shards.shard_ranges):
+        shard = shards.shard(number)
+        group = zarr.open_group(str(shard.path), mode="r")
+        assert set(group.array_keys()) == set(ARRAYS) == set(shard.arrays)
+        for name, ours in shard.arrays.items():
+            theirs = group[name][...]
+            assert theirs.dtype == ARRAYS[name].dtype
+            if ours.packed:
+                for i in range(len(frames)):
+                    assert np.array_equal(shard.frame(name, i), theirs[i]), name
+            else:
+                assert np.array_equal(shard.table(name), theirs), name
+        assert group.attrs["schema"] == "1.0" and list(group.attrs["token"]) == list(shard.tokens)
+
+
+def test_the_codecs_are_those_of_the_design(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    for name, layout in ARRAYS.items():
+        codecs = json.loads((shards.shard(0).path / name / "zarr.json").read_text())["codecs"]
+        if layout.packed:
+            (sharding,) = codecs
+            assert sharding["name"] == "sharding_indexed" and sharding["configuration"]["chunk_shape"][0] == 1
+            assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
+            codecs = sharding["configuration"]["codecs"]
+        assert [codec["name"] for codec in codecs] == ["bytes", "zstd", "crc32c"]
+        assert len(list((shards.shard(0).path / name / "c").rglob("*"))) == len(shards.shard(0).arrays[name].shape)
+
+
+def test_attributes_say_where_frames_and_labels_come_from(built: tuple[LabelStore, ShardSet]) -> None:
+    store, shards = built
+    attributes = shards.shard(1).attributes
+    assert attributes["scene"] == "b" and attributes["frame_index"] == [0, 1]
+    assert attributes["labels"] == store.digest
+    assert attributes["point_class_raw"] == [[0], [1], [2, 3]]
+    assert len(attributes["bandwidth"]) == 2
+
+
+def test_opening_reads_the_manifest_alone(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    for shard in shards.path.glob("*.zarr"):
+        shutil.rmtree(shard)
+    again = open_shards(shards.path)
+    assert len(again) == 5 and again.digest == shards.digest
+
+
+def test_reading_imports_neither_torch_nor_zarr_nor_numba() -> None:
+    program = (
+        "import sys, olivine.pairs.shards; "
+        "sys.exit(' '.join({'torch', 'zarr', 'numba', 'scipy', 'PIL'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_set_can_be_sent_to_a_worker(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    again = pickle.loads(pickle.dumps(shards))
+    assert again.digest == shards.digest and np.array_equal(again[2].points, shards[2].points)
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def _read_all(path: Path) -> None:
+    for record in open_shards(path):
+        assert len(record.points)
+
+
+def test_a_flipped_bit_anywhere_is_reported_with_its_file(built: tuple[LabelStore, ShardSet]) -> None:
+    """Three places of every file of a shard, its metadata included."""
+    _, shards = built
+    shard = shards.shard(0).path
+    rng = np.random.default_rng(0)
+    files = [path for path in shard.rglob("*") if path.is_file()]
+    assert len(files) == 2 * len(ARRAYS) + 1
+    for path in files:
+        whole = path.read_bytes()
+        for position in {0, len(whole) - 1, int(rng.integers(len(whole)))}:
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            with pytest.raises(OlivineError) as error:
+                _read_all(shards.path)
+            assert shard.name in str(error.value) and "olivine build-pairs again" in str(error.value)
+            array = path.relative_to(shard).parts[0]
+            assert array == "zarr.json" or array in str(error.value)
+        path.write_bytes(whole)
+    _read_all(shards.path)
+
+
+def test_a_flipped_bit_in_a_frame_is_reported_with_the_frame(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    array = shards.shard(0).arrays["pair_uv"]
+    offset, length = (int(value) for value in array.index()[1])
+    data = bytearray(array.path.read_bytes())
+    data[offset + length // 2] ^= 4
+    array.path.write_bytes(data)
+    again = open_shards(shards.path)
+    assert again.token(0) == "a-token-0000" and len(again.pairs(0).uv)  # the frames before it are whole
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr, array pair_uv, frame 1 \(a-token-0001\)"):
+        again.pairs(1)
+
+
+def test_a_missing_file_is_an_error_and_never_zeros(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    for path in [p for p in shards.shard(1).path.rglob("*") if p.is_file()]:
+        whole = path.read_bytes()
+        path.unlink()
+        with pytest.raises(OlivineError, match=r"shard-00001\.zarr.*gone"):
+            open_shards(shards.path)[3]
+        path.write_bytes(whole)
+
+
+def test_a_truncated_file_is_an_error(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    path = shards.shard(0).arrays["points"].path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr.*points"):
+        open_shards(shards.path)[0]
+
+
+def test_a_flipped_bit_in_the_manifest_is_reported(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    path = shards.path / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 97):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        try:
+            again = open_shards(shards.path)
+        except OlivineError as error:
+            assert "manifest.json" in str(error)
+        else:  # a space that became another space
+            assert again.digest == shards.digest and len(again) == 5
+
+
+def _edit(path: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    manifest["digest"] = _entry_digest(manifest)
+    write_json(path / "manifest.json", manifest)
+
+
+def test_an_unknown_major_schema_is_refused_and_a_newer_minor_one_read(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest.update(schema="1.7"))
+    assert len(open_shards(shards.path)) == 5
+    _edit(shards.path, lambda manifest: manifest.update(schema="2.0"))
+    with pytest.raises(OlivineError, match=r"schema 2\.0.*reads 1\.0"):
+        open_shards(shards.path)
+
+
+def test_unknown_optional_arrays_are_ignored(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    group = zarr.open_group(str(shards.shard(0).path), mode="a")
+    group.create_array("colour", shape=(3, 4), dtype="int16")[...] = 1
+    again = open_shards(shards.path)
+    assert np.array_equal(again[0].points, shards[0].points)
+
+
+def test_shards_of_other_labels_than_the_manifest_says_are_refused(
+    built: tuple[LabelStore, ShardSet], tmp_path: Path
+) -> None:
+    """A shard copied in from another set, its digests entered and all."""
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest["recipe"].update(labels="0" * 64))
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr.*other labels"):
+        open_shards(shards.path)[0]
+
+
+def test_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(OlivineError, match="Run olivine build-pairs first"):
+        open_shards(tmp_path)
+    (tmp_path / "units").mkdir()
+    with pytest.raises(OlivineError, match=r"unfinished.*Run olivine build-pairs again"):
+        open_shards(tmp_path)
