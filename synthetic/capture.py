@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .camera import Picture, Stage, stage_at, take_picture
+from .camera import Picture, take_picture
+from .compiled import compiled
 from .lidar import LidarModel, Sweep, scan, trace
 from .parts import turn_z
 from .rig import CameraMount, LidarMount, Rig, rigid
+from .stage import Stage, stage_at
 from .traffic import Actor
 from .world import World
 
@@ -124,6 +126,25 @@ def _smeared(world: World, mount: LidarMount, seconds: float) -> NDArray[np.floa
     return np.repeat(age[:, None] * shift, len(mount.elevation), axis=0)
 
 
+@compiled
+def _count_inside(
+    xyz: NDArray[np.float64], center: NDArray[np.float64], half: NDArray[np.float64], yaw: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    count = np.zeros(len(center), np.int64)
+    for k in range(len(center)):
+        c, s = np.cos(yaw[k]), np.sin(yaw[k])
+        reach = np.sqrt(half[k, 0] ** 2 + half[k, 1] ** 2)
+        for i in range(len(xyz)):
+            dx = xyz[i, 0] - center[k, 0]
+            if abs(dx) > reach:
+                continue
+            dy = xyz[i, 1] - center[k, 1]
+            along, across = c * dx + s * dy, c * dy - s * dx
+            if abs(along) <= half[k, 0] and abs(across) <= half[k, 1] and abs(xyz[i, 2] - center[k, 2]) <= half[k, 2]:
+                count[k] += 1
+    return count
+
+
 def _annotate(
     world: World,
     stage: Stage,
@@ -132,44 +153,55 @@ def _annotate(
     lidar_to_street: NDArray[np.float64],
     shots: list[Shot],
 ) -> tuple[Annotation, ...]:
+    """The boxes of all objects with at least one point."""
+    if not world.actors:
+        return ()
     xyz = points[:, :3].astype(np.float64) @ lidar_to_street[:3, :3].T + lidar_to_street[:3, 3]
+    poses = [actor.path.pose(seconds) for actor in world.actors]
+    center = np.array(
+        [
+            turn_z(yaw) @ np.array(actor.box_center) + np.array([x, y, actor.z])
+            for actor, (x, y, yaw) in zip(world.actors, poses)
+        ]
+    )
+    size = np.array([actor.size for actor in world.actors])
+    inside = _count_inside(xyz, center, size / 2, np.array([pose[2] for pose in poses]))
+    chosen = [k for k in range(len(poses)) if inside[k] > 0]
+    seen = _visibility(stage, [(world.actors[k], poses[k]) for k in chosen], shots)
     annotations = []
-    for actor in world.actors:
-        x, y, yaw = actor.path.pose(seconds)
-        offset = turn_z(yaw) @ np.array(actor.box_center)
-        center = (x + offset[0], y + offset[1], actor.z + offset[2])
-        reach = float(np.hypot(actor.size[0], actor.size[1]))
-        if np.hypot(center[0] - lidar_to_street[0, 3], center[1] - lidar_to_street[1, 3]) > 110:
-            continue
-        near = xyz[(np.abs(xyz[:, 0] - center[0]) < reach) & (np.abs(xyz[:, 1] - center[1]) < reach)]
-        local = (near - np.array(center)) @ turn_z(yaw)
-        inside = int((np.abs(local) <= np.array(actor.size) / 2).all(axis=1).sum())
-        if inside == 0:
-            continue
+    for k, share in zip(chosen, seen):
+        actor, (x, y, yaw) = world.actors[k], poses[k]
         later = actor.path.pose(seconds + 0.1)
         standing = float(np.hypot(later[0] - x, later[1] - y)) < 0.02
-        seen = _visibility(stage, actor, (x, y, yaw), shots)
-        level = 1 + int(np.searchsorted(VISIBILITY_EDGES, seen, side="right"))
-        annotations.append(Annotation(actor, center, actor.size, yaw, inside, level, standing))
+        level = 1 + int(np.searchsorted(VISIBILITY_EDGES, share, side="right"))
+        where = (float(center[k, 0]), float(center[k, 1]), float(center[k, 2]))
+        annotations.append(Annotation(actor, where, actor.size, yaw, int(inside[k]), level, standing))
     return tuple(annotations)
 
 
-def _visibility(stage: Stage, actor: Actor, pose: tuple[float, float, float], shots: list[Shot]) -> float:
-    """Share of the object's parts that the camera which sees most of it has in view."""
-    targets = actor.parts.placed(pose[0], pose[1], actor.z, pose[2]).center
-    best = 0.0
+def _visibility(
+    stage: Stage, objects: list[tuple[Actor, tuple[float, float, float]]], shots: list[Shot]
+) -> NDArray[np.float64]:
+    """Share of each object's parts that the camera which sees most of it has in view, float64 [O]."""
+    best = np.zeros(len(objects))
+    if not objects:
+        return best
+    targets = np.concatenate([a.parts.placed(x, y, a.z, yaw).center for a, (x, y, yaw) in objects])
+    count = np.array([len(a.parts) for a, _ in objects])
+    owner = np.repeat(np.arange(len(objects)), count)
+    instance = np.array([a.instance for a, _ in objects])[owner]
     for shot in shots:
         to_street = ego_matrix(shot.ego) @ shot.mount.to_ego
-        local = (targets - to_street[:3, 3]) @ to_street[:3, :3]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = shot.intrinsic[0, 0] * local[:, 0] / local[:, 2] + shot.intrinsic[0, 2]
-            v = shot.intrinsic[1, 1] * local[:, 1] / local[:, 2] + shot.intrinsic[1, 2]
+        ray = targets - to_street[:3, 3]
+        local = ray @ to_street[:3, :3]
+        depth = np.where(local[:, 2] > 0.5, local[:, 2], np.inf)
+        u = shot.intrinsic[0, 0] * local[:, 0] / depth + shot.intrinsic[0, 2]
+        v = shot.intrinsic[1, 1] * local[:, 1] / depth + shot.intrinsic[1, 2]
         framed = (local[:, 2] > 0.5) & (u > 0) & (u < shot.width - 1) & (v > 0) & (v < shot.height - 1)
         if not framed.any():
             continue
-        ray = targets[framed] - to_street[:3, 3]
-        span = np.linalg.norm(ray, axis=1, keepdims=True)
-        _, part, _ = trace(stage, np.ascontiguousarray(to_street[:3, 3]), ray / span, 200.0)
-        hit = (part >= 0) & (stage.instance[np.maximum(part, 0)] == actor.instance)
-        best = max(best, float(hit.sum()) / len(targets))
+        ray = ray[framed] / np.linalg.norm(ray[framed], axis=1, keepdims=True)
+        _, part, _ = trace(stage, np.ascontiguousarray(to_street[:3, 3]), ray, 200.0)
+        hit = (part >= 0) & (stage.instance[np.maximum(part, 0)] == instance[framed])
+        best = np.maximum(best, np.bincount(owner[framed][hit], minlength=len(objects)) / count)
     return best

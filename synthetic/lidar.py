@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .camera import GROUND, Stage, first_hit
 from .compiled import compiled
 from .kinds import KIND
 from .parts import MATERIALS
-from .raycast import intersect
+from .raycast import DEPTH, surface
+from .stage import Stage, first_hit, part_kind
 
 # Reflectance at 905 nm relative to a white wall: (base, share of the visible brightness).
 REFLECTANCE = {
@@ -91,18 +91,18 @@ def _trace(
     cosine: NDArray[Any],
 ) -> None:
     count = len(still[0])
+    stack, entry = np.empty(DEPTH, np.int64), np.empty(DEPTH)
     for k in range(len(direction)):
         dx, dy, dz = direction[k, 0], direction[k, 1], direction[k, 2]
-        t, found = first_hit(still, moving, origin[0], origin[1], origin[2], dx, dy, dz, limit)
+        t, found = first_hit(still, moving, origin[0], origin[1], origin[2], dx, dy, dz, limit, stack, entry)
         distance[k] = t
         part[k] = found
         if found == -2:
             cosine[k] = -dz
         elif found >= 0:
             solid = still[0][found] if found < count else moving[0][found - count]
-            hit = intersect(solid, origin[0], origin[1], origin[2], dx, dy, dz)
-            size = np.sqrt(hit[1] ** 2 + hit[2] ** 2 + hit[3] ** 2)
-            cosine[k] = abs(hit[1] * dx + hit[2] * dy + hit[3] * dz) / size
+            hit = surface(solid, origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz)
+            cosine[k] = abs(hit[0] * dx + hit[1] * dy + hit[2] * dz)
 
 
 def trace(
@@ -113,15 +113,6 @@ def trace(
     distance, part, cosine = np.empty(count), np.empty(count, np.int64), np.ones(count)
     _trace(stage.still.arrays, stage.moving.arrays, origin, direction, limit, distance, part, cosine)
     return distance, part, cosine
-
-
-def part_kind(stage: Stage, part: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The kind of each part as :func:`trace` gives it, uint8 [N]."""
-    kind = np.zeros(len(part), np.uint8)
-    real = part >= 0
-    kind[real] = stage.kind[part[real]]
-    kind[part == GROUND] = KIND["road"]
-    return kind
 
 
 def scan(

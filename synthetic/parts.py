@@ -112,6 +112,27 @@ def join(groups: Sequence[Parts]) -> Parts:
     return Parts(**columns)
 
 
+def place_each(
+    parts: Parts, owner: NDArray[np.int64], position: NDArray[np.float64], yaw: NDArray[np.float64]
+) -> Parts:
+    """Place many objects at once.
+
+    Args:
+        owner: int64 [P], the object each part belongs to.
+        position: float64 [O, 3], metres.
+        yaw: float64 [O], radians.
+    """
+    c, s = np.cos(yaw)[owner], np.sin(yaw)[owner]
+    x, y = parts.center[:, 0], parts.center[:, 1]
+    center = np.stack([c * x - s * y, s * x + c * y, parts.center[:, 2]], axis=1) + position[owner]
+    rotation = parts.rotation.copy()
+    # Each row r of the world-to-part matrix becomes r @ turn(yaw).T.
+    a, b = parts.rotation[:, :, 0], parts.rotation[:, :, 1]
+    rotation[:, :, 0] = c[:, None] * a - s[:, None] * b
+    rotation[:, :, 1] = s[:, None] * a + c[:, None] * b
+    return replace(parts, center=center, rotation=rotation)
+
+
 class Builder:
     """Collects the solids of one object in its own frame: x forward, z up, origin on the ground."""
 
@@ -138,6 +159,7 @@ class Builder:
         Args:
             size: full sizes along the part's own axes, metres.
             axis: which way the part's own z points: ``z``, or ``x`` or ``y`` for lying cylinders.
+            taper: as in :class:`Parts`; negative values widen towards the top (then without a shift).
             pitch: turn about the part's y axis before ``yaw``, radians.
         """
         turn = turn_z(yaw)
@@ -149,6 +171,12 @@ class Builder:
         elif axis == "x":
             turn = turn @ np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float64)
         half = [max(s / 2, 1e-3) for s in size]
+        if min(taper[0], taper[1]) < 0:
+            # Wider at the top: the same solid upside down, so that its half sizes bound it.
+            grown = [1 - taper[0], 1 - taper[1] if shape == BOX else 1 - taper[0]]
+            half = [half[0] * grown[0], half[1] * grown[1], half[2]]
+            taper = (1 - 1 / grown[0], 1 - 1 / grown[1], 0.0)
+            turn = turn @ np.diag([1.0, -1.0, -1.0])
         self._rows.append((center, turn.T, half, taper, shape, kind, MATERIAL[material], color, 0, seed, 0))
 
     def parts(self) -> Parts:

@@ -1,8 +1,9 @@
 """Exact ray casting: intersections of rays with primitive solids, over a bounding volume hierarchy.
 
 All of it is compiled by numba without the GIL; callers decide how rays are shared between processes.
-A solid's row of 20 float64: center 0-2, rotation 3-11 (world to own axes, row by row), half sizes 12-14,
-taper 15-17, shape 18, spare 19.
+A solid's row of 20 float64: center 0-2, world to unit coordinates 3-11 (a 3x3 matrix, row by row), half sizes
+12-14, taper 15-17, shape 18, spare 19. A ray is taken into the solid's unit coordinates, where the solid is a
+unit box, ball or frustum; distances along the ray stay what they are in the world.
 """
 
 from __future__ import annotations
@@ -20,58 +21,42 @@ FAR = 1e30
 NEAR = 1e-4
 LEAF = 3
 BINS = 12
+DEPTH = 64
+"""Of the traversal stacks; a hierarchy over 100,000 solids is some 25 deep."""
+
+
+@inlined
+def to_unit(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
+    """A world vector in the solid's unit coordinates (without its centre)."""
+    return (
+        solid[3] * x + solid[4] * y + solid[5] * z,
+        solid[6] * x + solid[7] * y + solid[8] * z,
+        solid[9] * x + solid[10] * y + solid[11] * z,
+    )
+
+
+@inlined
+def _halfspace(rate: float, room: float, near: float, far: float) -> Any:
+    # The part of the ray inside n.p <= k: room = k - n.origin, rate = n.direction.
+    if rate > 1e-15:
+        far = min(far, room / rate)
+    elif rate < -1e-15:
+        near = max(near, room / rate)
+    elif room < 0:
+        far = -FAR
+    return near, far
 
 
 @compiled
-def intersect(solid: NDArray[Any], ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> Any:
-    """First entry of the ray into one solid.
+def enter(solid: NDArray[Any], ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
+    """Where a ray enters the solid, in lengths of its direction; ``FAR`` where it misses or starts inside.
 
-    Returns (t, nx, ny, nz, lx, ly, lz): the distance in lengths of the direction (``FAR`` where it misses
-    or starts inside), the outward normal in the world (not normalised) and the hit in the solid's own unit
-    coordinates.
+    Args:
+        ax, ay, az: the ray's origin in the solid's unit coordinates.
+        bx, by, bz: its direction there.
     """
-    px, py, pz = ox - solid[0], oy - solid[1], oz - solid[2]
-    hx, hy, hz = solid[12], solid[13], solid[14]
-    ax = (solid[3] * px + solid[4] * py + solid[5] * pz) / hx
-    ay = (solid[6] * px + solid[7] * py + solid[8] * pz) / hy
-    az = (solid[9] * px + solid[10] * py + solid[11] * pz) / hz
-    bx = (solid[3] * dx + solid[4] * dy + solid[5] * dz) / hx
-    by = (solid[6] * dx + solid[7] * dy + solid[8] * dz) / hy
-    bz = (solid[9] * dx + solid[10] * dy + solid[11] * dz) / hz
-    t = FAR
-    gx, gy, gz = 0.0, 0.0, 0.0
     shape = int(solid[18])
-    if shape == 0:
-        # Six half-spaces n.p <= k; the x and y faces lean by the taper and the shear.
-        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
-        near, far = -FAR, FAR
-        for face in range(6):
-            if face == 0:
-                nx, ny, nz, k = 1.0, 0.0, lean_x - shear, 1.0 - lean_x + shear
-            elif face == 1:
-                nx, ny, nz, k = -1.0, 0.0, lean_x + shear, 1.0 - lean_x - shear
-            elif face == 2:
-                nx, ny, nz, k = 0.0, 1.0, lean_y, 1.0 - lean_y
-            elif face == 3:
-                nx, ny, nz, k = 0.0, -1.0, lean_y, 1.0 - lean_y
-            elif face == 4:
-                nx, ny, nz, k = 0.0, 0.0, 1.0, 1.0
-            else:
-                nx, ny, nz, k = 0.0, 0.0, -1.0, 1.0
-            rate = nx * bx + ny * by + nz * bz
-            room = k - (nx * ax + ny * ay + nz * az)
-            if rate > 1e-15:
-                far = min(far, room / rate)
-            elif rate < -1e-15:
-                enter = room / rate
-                if enter > near:
-                    near = enter
-                    gx, gy, gz = nx, ny, nz
-            elif room < 0:
-                far = -FAR
-        if near <= far and near > NEAR:
-            t = near
-    elif shape == 1:
+    if shape == 1:
         a = bx * bx + by * by + bz * bz
         b = ax * bx + ay * by + az * bz
         c = ax * ax + ay * ay + az * az - 1.0
@@ -79,42 +64,89 @@ def intersect(solid: NDArray[Any], ox: float, oy: float, oz: float, dx: float, d
         if disc > 0 and c > 0:
             root = (-b - np.sqrt(disc)) / a
             if root > NEAR:
-                t = root
-                gx, gy, gz = ax + t * bx, ay + t * by, az + t * bz
+                return root
+        return FAR
+    if shape == 0:
+        # Six half-spaces n.p <= k; the x and y faces lean by the taper and the shear.
+        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
+        near, far = _halfspace(bz, 1.0 - az, -FAR, FAR)
+        near, far = _halfspace(-bz, 1.0 + az, near, far)
+        k = 1.0 - lean_x + shear - (lean_x - shear) * az
+        near, far = _halfspace(bx + (lean_x - shear) * bz, k - ax, near, far)
+        k = 1.0 - lean_x - shear - (lean_x + shear) * az
+        near, far = _halfspace(-bx + (lean_x + shear) * bz, k + ax, near, far)
+        k = 1.0 - lean_y - lean_y * az
+        near, far = _halfspace(by + lean_y * bz, k - ay, near, far)
+        near, far = _halfspace(-by + lean_y * bz, k + ay, near, far)
+        return near if NEAR < near <= far else FAR
+    # x^2 + y^2 <= (1 - k - k z)^2 between the caps z = -1 and z = 1.
+    t = FAR
+    k = solid[15] / 2
+    r0, r1 = 1.0 - k - k * az, -k * bz
+    a = bx * bx + by * by - r1 * r1
+    b = ax * bx + ay * by - r0 * r1
+    c = ax * ax + ay * ay - r0 * r0
+    disc = b * b - a * c
+    if disc > 0 and abs(a) > 1e-15:
+        root = np.sqrt(disc)
+        s = (-b - root) / a
+        if NEAR < s < t and -1.0 <= az + s * bz <= 1.0:
+            t = s
+        s = (-b + root) / a
+        if NEAR < s < t and -1.0 <= az + s * bz <= 1.0:
+            t = s
+    if abs(bz) > 1e-15:
+        cap = -1.0 if bz > 0 else 1.0
+        s = (cap - az) / bz
+        x, y = ax + s * bx, ay + s * by
+        r = 1.0 - k - k * cap
+        if NEAR < s < t and x * x + y * y <= r * r:
+            t = s
+    return t
+
+
+@compiled
+def surface(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
+    """The surface at a point of the world that lies on the solid.
+
+    Returns (nx, ny, nz, lx, ly, lz): the unit normal, outward, and the point in unit coordinates.
+    """
+    lx, ly, lz = to_unit(solid, x - solid[0], y - solid[1], z - solid[2])
+    shape = int(solid[18])
+    if shape == 0:
+        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
+        gx, gy, gz = 0.0, 0.0, 1.0
+        most = lz - 1.0
+        if -lz - 1.0 > most:
+            most, gz = -lz - 1.0, -1.0
+        out = lx + (lean_x - shear) * lz - (1.0 - lean_x + shear)
+        if out > most:
+            most, gx, gy, gz = out, 1.0, 0.0, lean_x - shear
+        out = -lx + (lean_x + shear) * lz - (1.0 - lean_x - shear)
+        if out > most:
+            most, gx, gy, gz = out, -1.0, 0.0, lean_x + shear
+        out = ly + lean_y * lz - (1.0 - lean_y)
+        if out > most:
+            most, gx, gy, gz = out, 0.0, 1.0, lean_y
+        out = -ly + lean_y * lz - (1.0 - lean_y)
+        if out > most:
+            most, gx, gy, gz = out, 0.0, -1.0, lean_y
+    elif shape == 1:
+        gx, gy, gz = lx, ly, lz
     else:
-        # x^2 + y^2 <= (1 - k - k z)^2 between the caps z = -1 and z = 1.
         k = solid[15] / 2
-        r0, r1 = 1.0 - k - k * az, -k * bz
-        a = bx * bx + by * by - r1 * r1
-        b = ax * bx + ay * by - r0 * r1
-        c = ax * ax + ay * ay - r0 * r0
-        disc = b * b - a * c
-        if disc > 0 and abs(a) > 1e-15:
-            root = np.sqrt(disc)
-            for sign in (-1.0, 1.0):
-                s = (-b + sign * root) / a
-                z = az + s * bz
-                if NEAR < s < t and -1.0 <= z <= 1.0:
-                    t = s
-                    gx, gy, gz = ax + s * bx, ay + s * by, k * (1.0 - k - k * z)
-        if abs(bz) > 1e-15:
-            for cap in (-1.0, 1.0):
-                s = (cap - az) / bz
-                x, y = ax + s * bx, ay + s * by
-                r = 1.0 - k - k * cap
-                if NEAR < s < t and x * x + y * y <= r * r:
-                    t = s
-                    gx, gy, gz = 0.0, 0.0, cap
-    gx, gy, gz = gx / hx, gy / hy, gz / hz
-    return (
-        t,
-        solid[3] * gx + solid[6] * gy + solid[9] * gz,
-        solid[4] * gx + solid[7] * gy + solid[10] * gz,
-        solid[5] * gx + solid[8] * gy + solid[11] * gz,
-        ax + t * bx,
-        ay + t * by,
-        az + t * bz,
-    )
+        r = 1.0 - k - k * lz
+        rim = np.sqrt(lx * lx + ly * ly)
+        if abs(lz) - 1.0 > rim - r:
+            gx, gy, gz = 0.0, 0.0, lz
+        else:
+            gx, gy, gz = lx, ly, k * r
+    # A gradient goes back to the world by the transposed matrix.
+    nx = solid[3] * gx + solid[6] * gy + solid[9] * gz
+    ny = solid[4] * gx + solid[7] * gy + solid[10] * gz
+    nz = solid[5] * gx + solid[8] * gy + solid[11] * gz
+    size = np.sqrt(nx * nx + ny * ny + nz * nz)
+    return nx / size, ny / size, nz / size, lx, ly, lz
 
 
 @inlined
@@ -141,8 +173,14 @@ def closest(
     dy: float,
     dz: float,
     limit: float,
+    stack: NDArray[Any],
+    entry: NDArray[Any],
 ) -> Any:
-    """The first solid along a ray: (t, index), (``limit``, -1) where there is none before ``limit``."""
+    """The first solid along a ray: (t, index), (``limit``, -1) where there is none before ``limit``.
+
+    Args:
+        stack, entry: int64 and float64 [DEPTH], to work in.
+    """
     best, found = limit, -1
     if len(order) == 0:
         return best, found
@@ -150,8 +188,6 @@ def closest(
     ix = 1.0 / (dx if abs(dx) > tiny else tiny)
     iy = 1.0 / (dy if abs(dy) > tiny else tiny)
     iz = 1.0 / (dz if abs(dz) > tiny else tiny)
-    stack = np.empty(64, np.int32)
-    entry = np.empty(64, np.float64)
     stack[0] = 0
     entry[0] = _enter_box(bound[0], ox, oy, oz, ix, iy, iz)
     top = 1
@@ -163,7 +199,10 @@ def closest(
         count = link[node, 1]
         if count > 0:
             for k in range(link[node, 0], link[node, 0] + count):
-                t = intersect(solids[order[k]], ox, oy, oz, dx, dy, dz)[0]
+                solid = solids[order[k]]
+                ax, ay, az = to_unit(solid, ox - solid[0], oy - solid[1], oz - solid[2])
+                bx, by, bz = to_unit(solid, dx, dy, dz)
+                t = enter(solid, ax, ay, az, bx, by, bz)
                 if t < best:
                     best, found = t, order[k]
             continue
@@ -196,15 +235,15 @@ def blocked(
     dy: float,
     dz: float,
     limit: float,
+    stack: NDArray[Any],
 ) -> bool:
-    """Whether anything lies on a ray before ``limit``."""
+    """Whether anything lies on a ray before ``limit``; ``stack`` int64 [DEPTH] to work in."""
     if len(order) == 0:
         return False
     tiny = 1e-12
     ix = 1.0 / (dx if abs(dx) > tiny else tiny)
     iy = 1.0 / (dy if abs(dy) > tiny else tiny)
     iz = 1.0 / (dz if abs(dz) > tiny else tiny)
-    stack = np.empty(64, np.int32)
     stack[0] = 0
     top = 1
     while top > 0:
@@ -215,7 +254,10 @@ def blocked(
         count = link[node, 1]
         if count > 0:
             for k in range(link[node, 0], link[node, 0] + count):
-                if intersect(solids[order[k]], ox, oy, oz, dx, dy, dz)[0] < limit:
+                solid = solids[order[k]]
+                ax, ay, az = to_unit(solid, ox - solid[0], oy - solid[1], oz - solid[2])
+                bx, by, bz = to_unit(solid, dx, dy, dz)
+                if enter(solid, ax, ay, az, bx, by, bz) < limit:
                     return True
             continue
         stack[top], stack[top + 1] = link[node, 0], link[node, 0] + 1
@@ -337,7 +379,7 @@ def build_hierarchy(parts: Parts) -> Hierarchy:
     count = len(parts)
     solids = np.zeros((count, 20))
     solids[:, 0:3] = parts.center
-    solids[:, 3:12] = parts.rotation.reshape(count, 9)
+    solids[:, 3:12] = (parts.rotation / parts.half[:, :, None]).reshape(count, 9)
     solids[:, 12:15] = parts.half
     solids[:, 15:18] = parts.taper
     solids[:, 18] = parts.shape

@@ -36,13 +36,13 @@ CAR_COLORS = (
 def _wheels(b: Builder, kind: int, xs: tuple[float, ...], width: float, radius: float, thick: float) -> None:
     for x in xs:
         for side in (-1, 1):
-            y = side * (width / 2 - thick / 2)
+            y = side * (width / 2 - thick / 2 + 0.012)
             b.add(FRUSTUM, kind, "rubber", (x, y, radius), (2 * radius, 2 * radius, thick), RUBBER, axis="y")
             b.add(
                 FRUSTUM,
                 kind,
                 "metal",
-                (x, side * (width / 2 + 0.002), radius),
+                (x, side * (width / 2 + 0.008), radius),
                 (1.15 * radius, 1.15 * radius, 0.02),
                 CHROME,
                 axis="y",

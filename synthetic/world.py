@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .kinds import KIND
 from .motion import Path, RightTurn, Speed, Straight
-from .parts import Parts, join
+from .parts import Parts, join, place_each
 from .raycast import Hierarchy, build_hierarchy
 from .street import Layout, plan, still_parts
+from .sun import SunGrid, sun_grid
 from .traffic import Actor, populate
 
 
@@ -33,7 +36,10 @@ class World:
         layout: the plan of the streets.
         still: the parts that never move (parked vehicles and standing people included).
         tree: their search tree.
+        shade: what of them throws shadows.
         still_actors, moving_actors: the annotated objects.
+        crowd: the parts of the moving objects, each in its own frame; None where nothing moves.
+        crowd_owner: int64, which moving object each of them belongs to.
         ego: the drive.
         light: sun and sky.
         seed: of the textures.
@@ -43,8 +49,11 @@ class World:
     layout: Layout
     still: Parts
     tree: Hierarchy
+    shade: SunGrid
     still_actors: tuple[Actor, ...]
     moving_actors: tuple[Actor, ...]
+    crowd: Parts | None
+    crowd_owner: NDArray[np.int64]
     ego: Path
     light: Light
     seed: int
@@ -57,16 +66,16 @@ class World:
 
     def moving_at(self, t: float) -> Parts | None:
         """The moving parts at time ``t`` in seconds, None where nothing moves."""
-        placed = []
-        for actor in self.moving_actors:
-            x, y, yaw = actor.path.pose(t)
-            placed.append(actor.parts.placed(x, y, actor.z, yaw))
-        return join(placed) if placed else None
+        if self.crowd is None:
+            return None
+        pose = np.array([actor.path.pose(t) for actor in self.moving_actors])
+        height = np.array([actor.z for actor in self.moving_actors])
+        return place_each(self.crowd, self.crowd_owner, np.column_stack([pose[:, :2], height]), pose[:, 2])
 
 
-def make_world(seed: int, scene: int, duration: float) -> World:
-    """The scene with number ``scene`` of the data set with seed ``seed``, for a drive of ``duration`` seconds."""
-    rng = np.random.default_rng((seed, scene, 1))
+def make_world(data_seed: int, scene: int, duration: float) -> World:
+    """The scene with number ``scene`` of the data set with seed ``data_seed``, for a drive of ``duration`` seconds."""
+    rng = np.random.default_rng((data_seed, scene, 1))
     kind = str(rng.choice(("drive", "turn", "stop"), p=(0.6, 0.2, 0.2)))
     cruise = float(rng.uniform(4.5, 10.5)) if kind == "drive" else float(rng.uniform(3.5, 6.0))
     stop_from = float(rng.uniform(0.2, 0.6)) * duration if kind == "stop" else np.inf
@@ -87,9 +96,15 @@ def make_world(seed: int, scene: int, duration: float) -> World:
         placed.append(actor.parts.placed(x, y, actor.z, yaw))
     parts = join(still + placed)
     origin = (float(rng.uniform(300, 900)), float(rng.uniform(300, 900)), float(rng.uniform(-np.pi, np.pi)))
-    return World(
-        layout, parts, build_hierarchy(parts), standing, moving, ego, _light(rng), int(rng.integers(1 << 30)), origin
-    )
+    light = _light(rng)
+    tree = build_hierarchy(parts)
+    # Slabs a kerb high lie in every cell and shade next to nothing.
+    flat = (parts.kind == KIND["sidewalk"]) | (parts.kind == KIND["terrain"])
+    shade = sun_grid(tree.solids, light.to_sun, flat)
+    crowd = join([actor.parts for actor in moving]) if moving else None
+    owner = np.repeat(np.arange(len(moving)), [len(actor.parts) for actor in moving])
+    seed = int(rng.integers(1 << 30))
+    return World(layout, parts, tree, shade, standing, moving, crowd, owner, ego, light, seed, origin)
 
 
 def _light(rng: np.random.Generator) -> Light:
