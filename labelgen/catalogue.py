@@ -50,6 +50,20 @@ _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 _HUB = "https://huggingface.co"
 
 
+_BERT = f"{_HUB}/google-bert/bert-base-uncased/resolve/86b5e0934494bd15c9632b12f734a8a67f723594"
+
+
+def _sam(letter: str, tag: str, size: int, sha256: str) -> Weights:
+    file = f"sam_vit_{letter}_{tag}.pth"
+    return Weights(
+        f"vit-{letter}",
+        f"segmenter of grounded-sam (SAM ViT-{letter.upper()})",
+        "Apache-2.0",
+        _SAM,
+        (WeightFile(file, f"{_SAM_FILES}/{file}", size, sha256),),
+    )
+
+
 def _hub(name: str, role: str, repository: str, files: tuple[str, ...]) -> Weights:
     return Weights(
         name,
@@ -71,6 +85,7 @@ _DINO_HUB = (
 )
 _SAM_HUB = ("config.json", "model.safetensors", "preprocessor_config.json")
 
+# Sizes and digests are those that several independent projects pin for the same files.
 CATALOGUE: tuple[Weights, ...] = (
     Weights(
         "swin-t",
@@ -79,7 +94,10 @@ CATALOGUE: tuple[Weights, ...] = (
         _DINO,
         (
             WeightFile(
-                "groundingdino_swint_ogc.pth", f"{_DINO}/releases/download/v0.1.0-alpha/groundingdino_swint_ogc.pth"
+                "groundingdino_swint_ogc.pth",
+                f"{_DINO}/releases/download/v0.1.0-alpha/groundingdino_swint_ogc.pth",
+                693_997_677,
+                "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
             ),
         ),
     ),
@@ -92,40 +110,30 @@ CATALOGUE: tuple[Weights, ...] = (
             WeightFile(
                 "groundingdino_swinb_cogcoor.pth",
                 f"{_DINO}/releases/download/v0.1.0-alpha2/groundingdino_swinb_cogcoor.pth",
+                938_057_991,
+                "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7",
             ),
         ),
     ),
     Weights(
         "bert-base-uncased",
-        "text encoder of grounded-sam (configuration and vocabulary; its weights are in the detector's file)",
+        "text encoder of grounded-sam (configuration, vocabulary; its weights are in the detector's file)",
         "Apache-2.0",
         f"{_HUB}/google-bert/bert-base-uncased",
-        tuple(
-            WeightFile(f"bert-base-uncased/{f}", f"{_HUB}/google-bert/bert-base-uncased/resolve/main/{f}")
-            for f in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+        (
+            WeightFile("bert-base-uncased/config.json", f"{_BERT}/config.json", 570),
+            WeightFile("bert-base-uncased/tokenizer_config.json", f"{_BERT}/tokenizer_config.json"),
+            WeightFile(
+                "bert-base-uncased/vocab.txt",
+                f"{_BERT}/vocab.txt",
+                231_508,
+                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            ),
         ),
     ),
-    Weights(
-        "vit-b",
-        "segmenter of grounded-sam (SAM ViT-B)",
-        "Apache-2.0",
-        _SAM,
-        (WeightFile("sam_vit_b_01ec64.pth", f"{_SAM_FILES}/sam_vit_b_01ec64.pth"),),
-    ),
-    Weights(
-        "vit-l",
-        "segmenter of grounded-sam (SAM ViT-L)",
-        "Apache-2.0",
-        _SAM,
-        (WeightFile("sam_vit_l_0b3195.pth", f"{_SAM_FILES}/sam_vit_l_0b3195.pth"),),
-    ),
-    Weights(
-        "vit-h",
-        "segmenter of grounded-sam (SAM ViT-H)",
-        "Apache-2.0",
-        _SAM,
-        (WeightFile("sam_vit_h_4b8939.pth", f"{_SAM_FILES}/sam_vit_h_4b8939.pth"),),
-    ),
+    _sam("b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    _sam("l", "0b3195", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    _sam("h", "4b8939", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
     _hub("hf-swin-t", "detector of hf-grounded-sam", "IDEA-Research/grounding-dino-tiny", _DINO_HUB),
     _hub("hf-swin-b", "detector of hf-grounded-sam", "IDEA-Research/grounding-dino-base", _DINO_HUB),
     _hub("hf-vit-b", "segmenter of hf-grounded-sam", "facebook/sam-vit-base", _SAM_HUB),
