@@ -207,4 +207,4 @@ def take_picture(
     instance = np.zeros(part.shape, np.uint16)
     real = part >= 0
     instance[real] = stage.instance[part[real]]
-    return Picture(image, part_kind(stage, part), instance, distance, part)
+    return Picture(image, part_kind(stage, part.astype(np.int64)), instance, distance, part)

@@ -46,11 +46,21 @@ class Shot:
 
 @dataclass(frozen=True)
 class Capture:
-    """One frame: ``points`` float32 [N, 4] in the LiDAR frame and raw intensity, beams and kinds uint8 [N]."""
+    """One frame.
+
+    Attributes:
+        ego: pose (x, y, yaw) in the street frame at the LiDAR's time.
+        points: float32 [N, 4], x, y, z in metres in the LiDAR frame and intensity 0..255.
+        beam: uint8 [N].
+        instance: uint16 [N], 0 = none.
+        moving: uint8 [N], 1 on objects that move at this moment.
+    """
 
     ego: tuple[float, float, float]
     points: NDArray[np.float32]
     beam: NDArray[np.uint8]
+    instance: NDArray[np.uint16]
+    moving: NDArray[np.uint8]
     sweep: Sweep
     shots: tuple[Shot, ...]
     annotations: tuple[Annotation, ...]
@@ -114,7 +124,23 @@ def capture(
         )
         shots.append(Shot(camera, width, height, intrinsic, pose, picture))
     annotations = _annotate(world, stage, seconds, points, lidar_to_street, shots)
-    return Capture(ego, points, beam[kept], sweep, tuple(shots), annotations)
+    instance, moving = _owners(world, stage, sweep, seconds)
+    return Capture(ego, points, beam[kept], instance, moving, sweep, tuple(shots), annotations)
+
+
+def _owners(world: World, stage: Stage, sweep: Sweep, seconds: float) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """The instance of each point, and whether it moves."""
+    instance = np.where(sweep.part >= 0, stage.instance[np.maximum(sweep.part, 0)], 0)
+    moves = np.zeros(len(world.actors) + 1, np.uint8)
+    for actor in world.moving_actors:
+        moves[actor.instance] = not _stands(actor, seconds)
+    return instance.astype(np.uint16), moves[instance]
+
+
+def _stands(actor: Actor, seconds: float) -> bool:
+    x, y, _ = actor.path.pose(seconds)
+    later = actor.path.pose(seconds + 0.1)
+    return float(np.hypot(later[0] - x, later[1] - y)) < 0.02
 
 
 def _smeared(world: World, mount: LidarMount, seconds: float) -> NDArray[np.float64]:
@@ -170,12 +196,10 @@ def _annotate(
     seen = _visibility(stage, [(world.actors[k], poses[k]) for k in chosen], shots)
     annotations = []
     for k, share in zip(chosen, seen):
-        actor, (x, y, yaw) = world.actors[k], poses[k]
-        later = actor.path.pose(seconds + 0.1)
-        standing = float(np.hypot(later[0] - x, later[1] - y)) < 0.02
+        actor, yaw = world.actors[k], poses[k][2]
         level = 1 + int(np.searchsorted(VISIBILITY_EDGES, share, side="right"))
         where = (float(center[k, 0]), float(center[k, 1]), float(center[k, 2]))
-        annotations.append(Annotation(actor, where, actor.size, yaw, int(inside[k]), level, standing))
+        annotations.append(Annotation(actor, where, actor.size, yaw, int(inside[k]), level, _stands(actor, seconds)))
     return tuple(annotations)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..common import write_json
 from .capture import Annotation, Capture
+from .encode import jpeg, png, put
 from .kinds import LIDARSEG, LIDARSEG_OF_KIND, PROMPT_OF_KIND
+from .lidar import LidarModel
 from .rig import Rig, data_file
 from .world import World
 
+MODEL = LidarModel()
 STEP_US = 500_000
 """Between annotated frames."""
 
@@ -34,9 +34,6 @@ ATTRIBUTES = (
     "pedestrian.moving",
 )
 VISIBILITY = (("v0-40", "0 to 40 %"), ("v40-60", "40 to 60 %"), ("v60-80", "60 to 80 %"), ("v80-100", "80 to 100 %"))
-
-_PALETTE = np.random.default_rng(7).integers(40, 256, (256, 3)).astype(np.uint8)
-_PALETTE[0] = 0
 
 Row = dict[str, Any]
 
@@ -83,31 +80,6 @@ class SceneName:
     version: str
 
 
-def png(array: NDArray[Any]) -> bytes:
-    """A uint8 array as a palette PNG, a uint16 array as a 16-bit grey PNG."""
-    if array.dtype == np.uint8:
-        image = Image.fromarray(array, "P")
-        image.putpalette(_PALETTE.tobytes())
-    else:
-        image = Image.fromarray(array)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def jpeg(image: NDArray[np.uint8], quality: int = 88) -> bytes:
-    """A picture as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def _put(root: Path, name: str, data: bytes) -> None:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
 def write_frame(root: Path, scene: SceneName, frame: int, world: World, rig: Rig, shot: Capture) -> Row:
     """Write the files of one frame; returns its rows of the tables (all but the links over time)."""
     moment = scene_time(scene.number) + frame * STEP_US
@@ -140,19 +112,19 @@ def write_frame(root: Path, scene: SceneName, frame: int, world: World, rig: Rig
         return name
 
     name = record(rig.lidar.name, moment, shot.ego, ".pcd.bin", 0, 0)
-    _put(root, name, np.column_stack([shot.points, shot.beam]).astype(np.float32).tobytes())
+    put(root, name, np.column_stack([shot.points, shot.beam]).astype(np.float32).tobytes())
     key = calls[0]["token"]
     label_file = f"lidarseg/{scene.version}/{key}_lidarseg.bin"
-    _put(root, label_file, LIDARSEG_OF_KIND[shot.sweep.kind].tobytes())
+    put(root, label_file, LIDARSEG_OF_KIND[shot.sweep.kind].tobytes())
     prompt = PROMPT_OF_KIND[shot.sweep.kind]
-    _put(root, f"truth/point/{Path(name).name.removesuffix('.pcd.bin')}.bin", prompt.tobytes())
+    put(root, f"truth/point/{Path(name).name.removesuffix('.pcd.bin')}.bin", prompt.tobytes())
     for view in shot.shots:
         when = moment + view.mount.delay_us
         name = record(view.mount.name, when, view.ego, ".jpg", view.width, view.height)
-        _put(root, name, jpeg(view.picture.image))
+        put(root, name, jpeg(view.picture.image))
         mask = f"{view.mount.name}/{Path(name).stem}.png"
-        _put(root, f"truth/class/{mask}", png(view.picture.prompt))
-        _put(root, f"truth/instance/{mask}", png(view.picture.instance))
+        put(root, f"truth/class/{mask}", png(view.picture.prompt))
+        put(root, f"truth/instance/{mask}", png(view.picture.instance))
     return {
         "sample": {"token": sample, "timestamp": moment, "scene_token": token(scene.seed, scene.name)},
         "sample_data": calls,
@@ -236,7 +208,7 @@ def write_tables(
         {"token": str(i), "level": level, "description": text} for i, (level, text) in enumerate(VISIBILITY, 1)
     ]
     mask = f"maps/{token('map')}.png"
-    _put(root, mask, png(np.zeros((16, 16), np.uint8)))
+    put(root, mask, png(np.zeros((16, 16), np.uint8)))
     tables["map"] = [
         {
             "token": token("map"),
@@ -279,16 +251,14 @@ def _scene_tables(tables: dict[str, list[Row]], scene: SceneName, rig: Rig, scal
                 "last_annotation_token": rows[-1]["token"],
             }
         )
-    mounts: list[tuple[str, Any, Any, list[list[float]]]] = [
-        (rig.lidar.name, rig.lidar.translation, rig.lidar.rotation, [])
-    ]
-    mounts += [(c.name, c.translation, c.rotation, c.scaled(scale)[2].tolist()) for c in rig.cameras]
-    for name, translation, rotation, intrinsic in mounts:
+    mounts: list[tuple[str, Any, Any, list[list[float]]]] = [(rig.lidar.name, rig.lidar.to_ego, rig.lidar.rotation, [])]
+    mounts += [(c.name, c.to_ego, c.rotation, c.scaled(scale)[2].tolist()) for c in rig.cameras]
+    for name, to_ego, rotation, intrinsic in mounts:
         tables["calibrated_sensor"].append(
             {
                 "token": token(scene.seed, scene.name, "calibration", name),
                 "sensor_token": token("sensor", name),
-                "translation": list(translation),
+                "translation": to_ego[:3, 3].tolist(),
                 "rotation": list(rotation),
                 "camera_intrinsic": intrinsic,
             }

@@ -34,20 +34,23 @@ def rigid(rotation: NDArray[np.float64], translation: Any) -> NDArray[np.float64
 
 @dataclass(frozen=True)
 class CameraMount:
-    """A camera: its calibration at full size, and when it fires after the LiDAR's time (microseconds)."""
+    """A camera: its calibration at full size, and when it fires after the LiDAR's time.
+
+    Attributes:
+        width, height: pixels.
+        intrinsic: float64 [3, 3].
+        to_ego: float64 [4, 4], camera to ego vehicle.
+        rotation: the same rotation as a quaternion (w, x, y, z); empty where a format has no use for it.
+        delay_us: microseconds.
+    """
 
     name: str
     width: int
     height: int
     intrinsic: NDArray[np.float64]
-    translation: tuple[float, float, float]
-    rotation: tuple[float, float, float, float]
+    to_ego: NDArray[np.float64]
+    rotation: tuple[float, ...]
     delay_us: int
-
-    @property
-    def to_ego(self) -> NDArray[np.float64]:
-        """Camera to ego vehicle, float64 [4, 4]."""
-        return rigid(quaternion_matrix(list(self.rotation)), self.translation)
 
     def scaled(self, scale: float) -> tuple[int, int, NDArray[np.float64]]:
         """Width, height and intrinsic [3, 3] of an image scaled by ``scale`` (pixel centres on integers)."""
@@ -61,20 +64,22 @@ class CameraMount:
 
 @dataclass(frozen=True)
 class LidarMount:
-    """A spinning LiDAR: ``columns`` firings a turn, clockwise from ``first_azimuth``, each of all beams at once."""
+    """A spinning LiDAR: ``columns`` firings a turn, clockwise from ``first_azimuth``, each of all beams at once.
+
+    Attributes:
+        elevation: float64 [B], radians.
+        to_ego: float64 [4, 4], LiDAR to ego vehicle.
+        rotation: the same rotation as a quaternion (w, x, y, z).
+        period_us: of one turn, microseconds.
+    """
 
     name: str
     elevation: NDArray[np.float64]
     columns: int
     first_azimuth: float
-    translation: tuple[float, float, float]
-    rotation: tuple[float, float, float, float]
+    to_ego: NDArray[np.float64]
+    rotation: tuple[float, ...]
     period_us: int
-
-    @property
-    def to_ego(self) -> NDArray[np.float64]:
-        """LiDAR to ego vehicle, float64 [4, 4]."""
-        return rigid(quaternion_matrix(list(self.rotation)), self.translation)
 
     def directions(self) -> NDArray[np.float64]:
         """Unit directions in the LiDAR frame, float64 [columns * beams, 3], column by column."""
@@ -103,31 +108,75 @@ def data_file(name: str) -> Any:
     return json.loads((files(__package__) / "data" / name).read_text())
 
 
+def _lidar(plain: dict[str, Any]) -> LidarMount:
+    return LidarMount(
+        plain["name"],
+        np.deg2rad(np.array(plain["elevation_deg"], np.float64)),
+        plain["columns"],
+        float(np.deg2rad(plain["first_azimuth_deg"])),
+        rigid(quaternion_matrix(plain["rotation"]), plain["translation"]),
+        tuple(plain["rotation"]),
+        plain["period_us"],
+    )
+
+
 @cache
 def nuscenes_rig() -> Rig:
     """Six cameras and a 32-beam LiDAR, calibrated as on the vehicle of a real nuScenes keyframe."""
     plain = data_file("nuscenes_rig.json")
-    lidar = plain["lidar"]
     return Rig(
-        LidarMount(
-            lidar["name"],
-            np.deg2rad(np.array(lidar["elevation_deg"], np.float64)),
-            lidar["columns"],
-            float(np.deg2rad(lidar["first_azimuth_deg"])),
-            tuple(lidar["translation"]),
-            tuple(lidar["rotation"]),
-            lidar["period_us"],
-        ),
+        _lidar(plain["lidar"]),
         tuple(
             CameraMount(
                 c["name"],
                 c["width"],
                 c["height"],
                 np.array(c["intrinsic"], np.float64),
-                tuple(c["translation"]),
+                rigid(quaternion_matrix(c["rotation"]), c["translation"]),
                 tuple(c["rotation"]),
                 c["delay_us"],
             )
             for c in plain["cameras"]
         ),
     )
+
+
+@dataclass(frozen=True)
+class KittiCalibration:
+    """What KITTI's ``calib.txt`` holds: P0 to P3 (float64 [4, 3, 4]) at full size and Tr (float64 [4, 4]).
+
+    The fourth columns of the real P2 and P3 also hold a few millimetres across the baseline, which pykitti leaves
+    out; here they are zero, so that every reader projects alike.
+    """
+
+    projection: NDArray[np.float64]
+    velodyne_to_camera_0: NDArray[np.float64]
+
+
+@cache
+def kitti_calibration() -> KittiCalibration:
+    """The calibration of a real KITTI sequence."""
+    plain = data_file("kitti_rig.json")
+    focal, (cu, cv) = plain["focal"], plain["center"]
+    one = np.array([[focal, 0, cu, 0], [0, focal, cv, 0], [0, 0, 1, 0]], np.float64)
+    projection = np.stack([one] * 4)
+    projection[:, 0, 3] = plain["baseline_px"]
+    to_camera = np.eye(4)
+    to_camera[:3] = np.array(plain["velodyne_to_camera_0"]).reshape(3, 4)
+    return KittiCalibration(projection, to_camera)
+
+
+@cache
+def kitti_rig() -> Rig:
+    """The left colour camera and the 64-beam LiDAR of the KITTI vehicle."""
+    plain = data_file("kitti_rig.json")
+    lidar = _lidar(plain["lidar"])
+    calibration = kitti_calibration()
+    left = calibration.projection[2]
+    shift = np.eye(4)
+    shift[0, 3] = left[0, 3] / left[0, 0]
+    lidar_to_camera = shift @ calibration.velodyne_to_camera_0
+    camera = plain["camera"]
+    to_ego = lidar.to_ego @ np.linalg.inv(lidar_to_camera)
+    mount = CameraMount(camera["name"], camera["width"], camera["height"], left[:, :3].copy(), to_ego, (), 0)
+    return Rig(lidar, (mount,))

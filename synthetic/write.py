@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError, PathLike, atomic_directory, read_json, remove_leftovers, track, write_json
-from . import nuscenes
+from . import kitti, nuscenes
 from .capture import capture
 from .kinds import CLASSES
-from .lidar import LidarModel
-from .rig import Rig, nuscenes_rig
+from .rig import Rig, kitti_rig, nuscenes_rig
 from .settings import VERSION, SyntheticSettings, SyntheticSummary
 from .world import World, make_world
 
@@ -34,8 +33,6 @@ def write_dataset(settings: SyntheticSettings, out: PathLike) -> SyntheticSummar
     Raises:
         OlivineError: ``out`` holds something that is not a synthetic data set, or the disk is too small.
     """
-    if settings.format != "nuscenes":
-        raise OlivineError("this format is not there yet", where="--format", remedy="use nuscenes")
     out = Path(out)
     identity = _identity(settings)
     found = _existing(out)
@@ -43,13 +40,12 @@ def write_dataset(settings: SyntheticSettings, out: PathLike) -> SyntheticSummar
         return _summary(out, found, reused=True)
     _check_space(settings, out)
     remove_leftovers(out.absolute().parent)
+    version, scenes = _scene_names(settings)
     with atomic_directory(out.absolute()) as folder:
-        version, scenes = nuscenes.scene_names(settings.scenes)
-        names = [nuscenes.SceneName(settings.seed, k, name, version) for k, (name, _) in enumerate(scenes)]
-        rows = _frames(settings, names, folder)
-        by_scene = [(name, [rows[k, frame] for frame in range(settings.frames)]) for k, name in enumerate(names)]
-        nuscenes.write_tables(folder, version, nuscenes_rig(), settings.image_scale, by_scene)
-        everything = [row for _, frames in by_scene for row in frames]
+        rows = _frames(settings, folder)
+        by_scene = [[rows[k, frame] for frame in range(settings.frames)] for k in range(settings.scenes)]
+        boxes = _finish(settings, folder, by_scene)
+        everything = [row for frames in by_scene for row in frames]
         counts = [sum(row["prompt_count"][k] for row in everything) for k in range(len(CLASSES))]
         mark = {
             "synthetic": True,
@@ -67,9 +63,9 @@ def write_dataset(settings: SyntheticSettings, out: PathLike) -> SyntheticSummar
             },
             "scenes": [list(s) for s in scenes],
             "frames": len(everything),
-            "images": len(everything) * len(nuscenes_rig().cameras),
+            "images": len(everything) * len(_rig(settings).cameras),
             "points": sum(counts),
-            "boxes": sum(len(row["sample_annotation"]) for row in everything),
+            "boxes": boxes,
             "class_points": {name or "other": count for name, count in zip(CLASSES, counts)},
         }
         write_json(folder / MARK, mark)
@@ -124,8 +120,11 @@ def _existing(out: Path) -> dict[str, Any] | None:
 
 
 def _check_space(settings: SyntheticSettings, out: Path) -> None:
-    pixels = sum(w * h for w, h, _ in (c.scaled(settings.image_scale) for c in nuscenes_rig().cameras))
-    need = settings.scenes * settings.frames * (830_000 + 0.3 * pixels)
+    rig = _rig(settings)
+    pixels = sum(w * h for w, h, _ in (c.scaled(settings.image_scale) for c in rig.cameras))
+    rays = rig.lidar.columns * len(rig.lidar.elevation)
+    per_pixel = 0.3 if settings.format == "nuscenes" else 1.9  # JPEG or PNG, and the masks
+    need = settings.scenes * settings.frames * (23 * rays + per_pixel * pixels + 8000)
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -138,17 +137,35 @@ def _check_space(settings: SyntheticSettings, out: Path) -> None:
         )
 
 
-def _frames(
-    settings: SyntheticSettings, names: list[nuscenes.SceneName], folder: Path
-) -> dict[tuple[int, int], dict[str, Any]]:
+def _rig(settings: SyntheticSettings) -> Rig:
+    return nuscenes_rig() if settings.format == "nuscenes" else kitti_rig()
+
+
+def _scene_names(settings: SyntheticSettings) -> tuple[str, list[tuple[str, str]]]:
+    names = nuscenes.scene_names if settings.format == "nuscenes" else kitti.scene_names
+    return names(settings.scenes)
+
+
+def _finish(settings: SyntheticSettings, folder: Path, by_scene: list[list[dict[str, Any]]]) -> int:
+    """Write what goes over all frames; the number of boxes."""
+    version, scenes = _scene_names(settings)
+    if settings.format == "semantickitti":
+        named = [(name, rows) for (name, _), rows in zip(scenes, by_scene)]
+        kitti.finish(folder, kitti_rig(), settings.image_scale, named)
+        return sum(row["boxes"] for rows in by_scene for row in rows)
+    keyed = [(nuscenes.SceneName(settings.seed, k, scenes[k][0], version), rows) for k, rows in enumerate(by_scene)]
+    nuscenes.write_tables(folder, version, nuscenes_rig(), settings.image_scale, keyed)
+    return sum(len(row["sample_annotation"]) for rows in by_scene for row in rows)
+
+
+def _frames(settings: SyntheticSettings, folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """Write every frame's files; the rows of each (scene, frame)."""
     units = [
-        (settings, name, range(start, min(start + CHUNK, settings.frames)), folder)
-        for name in names
+        (settings, scene, range(start, min(start + CHUNK, settings.frames)), folder)
+        for scene in range(settings.scenes)
         for start in range(0, settings.frames, CHUNK)
     ]
-    workers = settings.workers or len(os.sched_getaffinity(0))
-    workers = min(workers, len(units))
+    workers = min(settings.workers or _cores(), len(units))
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     results = _in_turn(units) if workers <= 1 else _in_processes(units, workers)
     total = settings.scenes * settings.frames
@@ -157,7 +174,14 @@ def _frames(
     return rows
 
 
-Unit = tuple[SyntheticSettings, nuscenes.SceneName, range, Path]
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+Unit = tuple[SyntheticSettings, int, range, Path]
 Made = tuple[int, int, dict[str, Any]]
 
 
@@ -191,10 +215,11 @@ def _world(seed: int, scene: int, duration: float) -> World:
     return make_world(seed, scene, duration)
 
 
-def _write_unit(settings: SyntheticSettings, name: nuscenes.SceneName, frames: range, folder: Path) -> Iterator[Made]:
-    rig: Rig = nuscenes_rig()
-    step = nuscenes.STEP_US * 1e-6
-    world = _world(settings.seed, name.number, settings.frames * step)
+def _write_unit(settings: SyntheticSettings, scene: int, frames: range, folder: Path) -> Iterator[Made]:
+    real = nuscenes if settings.format == "nuscenes" else kitti
+    rig, step = _rig(settings), real.STEP_US * 1e-6
+    version, names = _scene_names(settings)
+    world = _world(settings.seed, scene, settings.frames * step)
     for frame in frames:
         shot = capture(
             world,
@@ -202,7 +227,12 @@ def _write_unit(settings: SyntheticSettings, name: nuscenes.SceneName, frames: r
             seconds=frame * step,
             frame=frame,
             image_scale=settings.image_scale,
-            model=LidarModel(),
-            keep_lost=True,
+            model=real.MODEL,
+            keep_lost=settings.format == "nuscenes",
         )
-        yield name.number, frame, nuscenes.write_frame(folder, name, frame, world, rig, shot)
+        if settings.format == "semantickitti":
+            row = kitti.write_frame(folder, names[scene][0], frame, shot)
+        else:
+            name = nuscenes.SceneName(settings.seed, scene, names[scene][0], version)
+            row = nuscenes.write_frame(folder, name, frame, world, rig, shot)
+        yield scene, frame, row
