@@ -27,6 +27,10 @@ class VoxelSettings:
         first_channel: 3 for the intensity, 0 for (x, y, z, intensity).
         crop: whether points outside the range are left out.
         range_m: (x low, y low, z low, x high, y high, z high); low included, high excluded.
+        from_corner: whether coordinates count from the range's low corner (a dense grid, see :attr:`shape`) and not
+            from the sensor.
+        max_points: a voxel's mean takes the first so many of its points; None for all.
+        max_voxels: a cloud keeps the voxels of its first points up to so many; None for all.
     """
 
     grid: Literal["cartesian", "cylindrical"] = "cartesian"
@@ -38,6 +42,9 @@ class VoxelSettings:
     feature_channels: int = 1
     crop: bool = False
     range_m: tuple[float, float, float, float, float, float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    from_corner: bool = False
+    max_points: int | None = None
+    max_voxels: int | None = None
 
     def __post_init__(self) -> None:
         if self.grid not in ("cartesian", "cylindrical"):
@@ -46,6 +53,15 @@ class VoxelSettings:
             raise OlivineError(f"feature is {self.feature!r}", where="voxels.feature", remedy="use first or mean")
         if not (self.size_m > 0 and self.azimuth_deg > 0 and (self.height_m is None or self.height_m > 0)):
             raise OlivineError("voxel sizes must be positive", where="voxels.size_m")
+        if self.from_corner and (self.grid != "cartesian" or not self.crop):
+            raise OlivineError("counting from the corner needs a cropped Cartesian grid", where="voxels.from_corner")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The range's number of voxels along x, y, z."""
+        edges = (self.size_m, self.size_m, self.height_m or self.size_m)
+        x, y, z = (round((self.range_m[i + 3] - self.range_m[i]) / edges[i]) for i in range(3))
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -101,21 +117,45 @@ def voxelize(
     kept = torch.nonzero(inside).flatten()
     key = pack(torch.cat((batch[:, None], coordinate), 1).index_select(0, kept))
     distinct, voxel, count = torch.unique(key, sorted=True, return_inverse=True, return_counts=True)
-    inverse = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    inverse[kept] = voxel
     # A stable sort keeps each voxel's points in the cloud's order, so the first is the cloud's first.
     order = torch.sort(voxel, stable=True).indices
-    first = kept.index_select(0, order.index_select(0, torch.cumsum(count, 0) - count))
+    begin = torch.cumsum(count, 0) - count
+    first = kept.index_select(0, order.index_select(0, begin))
     columns = points[:, settings.first_channel : settings.first_channel + settings.feature_channels].float()
     if settings.feature == "first":
         feature = columns.index_select(0, first)
     else:
-        ends = torch.zeros(len(count) + 1, dtype=torch.int64, device=points.device)
-        torch.cumsum(count, 0, out=ends[1:])
-        feature = torch.nn.functional.embedding_bag(
-            kept.index_select(0, order), columns.contiguous(), ends, mode="mean", include_last_offset=True
-        )
-    return Voxels(unpack(distinct), feature, inverse, first)
+        feature = _mean(columns, kept.index_select(0, order), begin, count, settings.max_points)
+    inverse = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    inverse[kept] = voxel
+    voxels = Voxels(unpack(distinct), feature, inverse, first)
+    return voxels if settings.max_voxels is None else _keep_first(voxels, settings.max_voxels)
+
+
+def _mean(columns: Tensor, point: Tensor, begin: Tensor, count: Tensor, limit: int | None) -> Tensor:
+    """Mean of each voxel's points, given in a row per voxel from ``begin`` on: [N, C] -> [V, C]."""
+    used = count if limit is None else count.clamp(max=limit)
+    rank = torch.arange(len(point), device=point.device) - torch.repeat_interleave(begin, count)
+    point = point[rank < torch.repeat_interleave(used, count)]
+    end = torch.zeros(len(used) + 1, dtype=torch.int64, device=point.device)
+    torch.cumsum(used, 0, out=end[1:])
+    return torch.nn.functional.embedding_bag(point, columns.contiguous(), end, mode="mean", include_last_offset=True)
+
+
+def _keep_first(voxels: Voxels, limit: int) -> Voxels:
+    """Of each cloud the voxels whose first points come first, at most ``limit``."""
+    batch = voxels.coordinate[:, 0].long()
+    by_first = torch.sort(voxels.first, stable=True).indices
+    by_cloud = by_first.index_select(0, torch.sort(batch.index_select(0, by_first), stable=True).indices)
+    count = torch.bincount(batch)
+    rank = torch.empty_like(batch)
+    rank[by_cloud] = torch.arange(len(batch), device=batch.device) - torch.repeat_interleave(
+        torch.cumsum(count, 0) - count, count
+    )
+    keep = rank < limit
+    number = torch.where(keep, torch.cumsum(keep, 0) - 1, -1)
+    inverse = torch.where(voxels.inverse >= 0, number[voxels.inverse.clamp(min=0)], -1)
+    return Voxels(voxels.coordinate[keep], voxels.feature[keep], inverse, voxels.first[keep])
 
 
 def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] | None) -> Tensor:
@@ -139,11 +179,18 @@ def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] 
 
 
 def _grid_coordinate(points: Tensor, settings: VoxelSettings) -> Tensor:
-    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    xyz = points[:, :3]
+    if settings.from_corner:
+        xyz = xyz - torch.tensor(settings.range_m[:3], device=points.device)
+    x, y, z = xyz[:, 0], xyz[:, 1], xyz[:, 2]
     height = settings.height_m or settings.size_m
     if settings.grid == "cartesian":
         columns = (x / settings.size_m, y / settings.size_m, z / height)
     else:
         azimuth = torch.atan2(y, x) * 180.0 / math.pi
         columns = (torch.sqrt(x * x + y * y) / settings.size_m, azimuth / settings.azimuth_deg, z / height)
-    return torch.floor(torch.stack(columns, 1)).long()
+    coordinate = torch.floor(torch.stack(columns, 1)).long()
+    if settings.from_corner:
+        # The last float below the high bound may round up to the cell behind it.
+        coordinate = torch.minimum(coordinate, torch.tensor(settings.shape, device=points.device) - 1)
+    return coordinate

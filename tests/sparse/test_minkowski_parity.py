@@ -162,13 +162,19 @@ def test_srunet34_is_minkowski_engines(source, training, request):
         assert apart(single[name], other[name]) < 1e-4
     mine = {n: apart(single[n], expected[n]) for n in single if n.startswith("gradient")}
     peers = {n: apart(other[n], expected[n]) for n in mine}
-    ratio = {n: mine[n] / peers[n] for n in mine}
-    if ratio:
-        print(
-            f"{source}: gradient errors in float32, ours over theirs: median {np.median(list(ratio.values())):.2f}, "
-            f"largest {max(ratio.values()):.2f}; ours at most {max(mine.values()):.1e}, theirs {max(peers.values()):.1e}"
-        )
-        assert max(ratio.values()) < 2, max(ratio.items(), key=lambda item: item[1])
+    if not mine:
+        return
+    # One ReLU whose input falls on the other side of zero in float32 moves a gradient much farther than rounding
+    # does, and which engine meets one is chance. So a gradient whose error at the peer is below the peer's median is
+    # held to twice that median; without such a ReLU (the random cloud) every one is held to its own.
+    floor = 0.0 if source == "random" else float(np.median(list(peers.values())))
+    ratio = {n: mine[n] / max(peers[n], floor) for n in mine}
+    print(
+        f"{source}: float32 gradient errors, ours over theirs: median {np.median([mine[n] / peers[n] for n in mine]):.2f}, "
+        f"largest {max(ratio.values()):.2f} (floor {floor:.1e}); ours at most {max(mine.values()):.1e}, "
+        f"theirs {max(peers.values()):.1e}"
+    )
+    assert max(ratio.values()) < 2, max(ratio.items(), key=lambda item: item[1])
 
 
 def test_one_module_moves_between_the_engines_with_its_weights_untouched():

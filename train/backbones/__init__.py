@@ -7,6 +7,8 @@ nothing of losses, labels or data sets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...common import OlivineError
@@ -15,31 +17,39 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .srunet import SRUNet34, SRUNetSmall
+    from .voxelnet import VoxelNet
 
-__all__ = ["BACKBONES", "SRUNet34", "SRUNetSmall", "build_backbone"]
+__all__ = ["BACKBONES", "SRUNet34", "SRUNetSmall", "VoxelNet", "build_backbone"]
 
 #: Names that :func:`build_backbone` knows.
-BACKBONES = ("srunet34", "srunet-small")
+BACKBONES = ("srunet34", "srunet-small", "voxelnet", "voxelnet-residual")
 
 
-def build_backbone(name: str, in_channels: int = 1, out_channels: int = 64, **options: Any) -> nn.Module:
+def build_backbone(name: str, in_channels: int | None = None, out_channels: int = 64, **options: Any) -> nn.Module:
     """A 3D network by name.
 
     Args:
         name: one of :data:`BACKBONES`.
-        in_channels: width of a voxel's feature.
+        in_channels: width of a voxel's feature; by default what the network was published with (intensity for the
+            U-Nets, mean x, y, z and intensity for VoxelNet).
         out_channels: width of each head's output.
         **options: further arguments of the class (``seed``, ``norm_momentum``, …).
 
     Raises:
         OlivineError: an unknown name.
     """
-    from . import srunet
+    from . import srunet, voxelnet
 
-    builders = {"srunet34": srunet.SRUNet34, "srunet-small": srunet.SRUNetSmall}
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "srunet34": srunet.SRUNet34,
+        "srunet-small": srunet.SRUNetSmall,
+        "voxelnet": voxelnet.VoxelNet,
+        "voxelnet-residual": partial(voxelnet.VoxelNet, residual=True),
+    }
     if name not in builders:
         raise OlivineError(f"no backbone {name!r}", remedy=f"choose one of {', '.join(BACKBONES)}")
-    return builders[name](in_channels, out_channels, **options)
+    default = 4 if name.startswith("voxelnet") else 1
+    return builders[name](in_channels or default, out_channels, **options)
 
 
 def __getattr__(name: str) -> Any:
@@ -47,4 +57,8 @@ def __getattr__(name: str) -> Any:
         from . import srunet
 
         return getattr(srunet, name)
+    if name == "VoxelNet":
+        from .voxelnet import VoxelNet
+
+        return VoxelNet
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
