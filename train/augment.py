@@ -217,12 +217,13 @@ def augment_pictures(
         pictures uint8 [C, H, W, 3]; the pairs' new pixels float32 [M, 2]; which pairs lie in their picture's crop
         (and were there before), bool [M].
     """
-    image = np.empty((len(record.image), *size, 3), np.uint8)
+    pictures = record.image or []
+    image = np.empty((len(pictures), *size, 3), np.uint8)
     uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
     limit = np.array([size[1] - 1, size[0] - 1], np.float32)
     # A crop's border lies half a pixel outside the centres of its outer pixels; whole pixels have no such margin.
     margin = np.float32(0.0 if settings.round_pixels else 0.5)
-    for c, data in enumerate(record.image):
+    for c, data in enumerate(pictures):
         width, height = (int(x) for x in record.image_size[c])
         members = np.flatnonzero(record.pair_camera == c)
         crop = (0, 0, width, height)

@@ -47,7 +47,7 @@ def checkpoint_file(path: PathLike) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoints" / "last.pt"
+        path = path / "last.pt"
     if not path.is_file():
         raise OlivineError("no such checkpoint", where=path, remedy="give a .pt file or the folder of a run")
     return path

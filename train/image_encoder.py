@@ -81,7 +81,7 @@ KINDS: dict[str, EncoderKind] = {
 }
 
 
-def dilate_to_stride_4(network: nn.Module) -> nn.Module:
+def dilate_to_stride_4(network: Any) -> nn.Module:
     """Replace the strides of a torchvision ResNet's stages 2-4 by dilation; the weights stay as they are.
 
     As torchvision's ``replace_stride_with_dilation`` does: a stage's first block keeps the dilation of the stage
@@ -165,11 +165,9 @@ def read_tensors(path: PathLike, fetch: str = "") -> Any:
 
 
 def _numpy_scalar() -> Any:
-    try:
-        from numpy._core.multiarray import scalar
-    except ImportError:
-        from numpy.core.multiarray import scalar
-    return scalar
+    import numpy as np
+
+    return getattr(np, "_core", np.core).multiarray.scalar  # type: ignore[attr-defined]
 
 
 def _first_line(error: BaseException) -> str:

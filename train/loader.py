@@ -87,6 +87,10 @@ class FrameStream:
         self.count = len(self.shards)
         if self.count == 0:
             raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
+        if not self.shards.has_image:
+            raise OlivineError(
+                "the shards hold no pictures", where=shards, remedy="run olivine build-pairs again without --no-images"
+            )
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:

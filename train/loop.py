@@ -111,8 +111,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 
     Args:
         settings: the run; ``settings.data.shards`` must be set.
-        out: the run's folder: ``run.json``, ``checkpoints/`` (``last.pt``, ``epoch-NNNN.pt``, ``best.pt``),
-            ``metrics.csv``, ``epochs.csv``, ``tensorboard/``.
+        out: the run's folder: ``run.json``, ``last.pt``, ``epoch-NNNN.pt``, ``best.pt``,
+            ``steps.csv``, ``epochs.csv``, ``tensorboard/``.
         resume: go on where the folder holds this run, unfinished.
 
     Raises:
@@ -120,8 +120,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             are missing; a loss that is not finite (its step, frames and terms are in ``non-finite.json``).
     """
     out, run, started = Path(out), settings.run, time.monotonic()
-    checkpoints = out / "checkpoints"
-    last = checkpoints / "last.pt"
+    last = out / "last.pt"
     fabric = make_fabric(settings)
     chief = fabric.global_rank == 0
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
@@ -177,7 +176,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 
         def save(name: str) -> None:
             if chief:
-                state.save(checkpoints / name, constant)
+                state.save(out / name, constant)
 
         batches = stream.batches(state.step, steps)
         remaining = range(state.step, steps)
@@ -225,7 +224,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             losses.append(row["loss"])
             epoch, before = state.step * run.batch // stream.count, step * run.batch // stream.count
             if log is not None:
-                log.add("metrics", {"step": step, "epoch": before, **row})
+                log.add("steps", {"step": step, "epoch": before, **row})
 
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
@@ -239,7 +238,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                 save("last.pt")
                 if chief and run.checkpoint_epochs and epoch % run.checkpoint_epochs == 0:
                     save(f"epoch-{epoch:04d}.pt")
-                    prune(checkpoints, run.keep)
+                    prune(out, run.keep)
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > run.checkpoint_minutes * 60:
                 save("last.pt")

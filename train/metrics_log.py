@@ -13,7 +13,7 @@ from ..common import write_bytes
 
 
 class MetricsLog:
-    """``metrics.csv`` (a row a step), ``epochs.csv`` and ``tensorboard/`` in a run's folder.
+    """``steps.csv`` (a row a step), ``epochs.csv`` and ``tensorboard/`` in a run's folder.
 
     A log opened at a step forgets every row from that step on, so that a resumed run leaves each step once. Columns may
     grow: an absent value is an empty cell.
@@ -28,7 +28,7 @@ class MetricsLog:
 
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics", "epochs"):
+        for name in ("steps", "epochs"):
             self._forget(directory / f"{name}.csv", next_step)
         self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=next_step, flush_secs=30)
 
@@ -47,7 +47,7 @@ class MetricsLog:
             _write_table(path, kept)
 
     def add(self, table: str, row: Mapping[str, Any]) -> None:
-        """Append a row, which holds ``step``, to ``metrics`` or ``epochs``."""
+        """Append a row, which holds ``step``, to ``steps`` or ``epochs``."""
         path = self.directory / f"{table}.csv"
         header = _header(path)
         plain = {name: (f"{value:.8g}" if isinstance(value, float) else str(value)) for name, value in row.items()}
@@ -61,8 +61,8 @@ class MetricsLog:
                 self.writer.add_scalar(f"{table}/{name}", value, int(row["step"]))
 
     def means_of_epoch(self, epoch: int) -> dict[str, float]:
-        """The mean of each column of ``metrics.csv`` over an epoch's steps."""
-        rows = [row for row in self.read(self.directory / "metrics.csv") if row["epoch"] == str(epoch)]
+        """The mean of each column of ``steps.csv`` over an epoch's steps."""
+        rows = [row for row in self.read(self.directory / "steps.csv") if row["epoch"] == str(epoch)]
         means = {}
         for name in rows[0] if rows else {}:
             cells = [float(row[name]) for row in rows if row[name]]

@@ -52,7 +52,7 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
             accelerator=run.accelerator,
             devices=devices,
             num_nodes=nodes,
-            precision=run.precision,
+            precision=run.precision,  # type: ignore[arg-type]
             strategy="ddp" if several else "auto",
         )
         fabric.launch()
@@ -125,10 +125,10 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
         workers=settings.data.workers,
         prefetch=settings.data.prefetch,
     )
-    if world > stream.shards.shard_count:
+    if world > len(stream.shards.shard_ranges):
         stream.close()
         raise OlivineError(
-            f"{world} processes for {stream.shards.shard_count} shards",
+            f"{world} processes for {len(stream.shards.shard_ranges)} shards",
             where=settings.data.shards,
             remedy="use fewer processes",
         )
@@ -199,7 +199,7 @@ def build_model(settings: PretrainSettings, encoder_channels: int) -> Distiller:
         torch.manual_seed(settings.seed)
         heads = PixelHeads(encoder_channels, settings.backbone.out_channels, decoupled=settings.loss.decoupled_heads)
     if not settings.loss.decoupled_heads:
-        backbone.final_class_level.requires_grad_(False)  # type: ignore[operator, union-attr]
+        backbone.final_class_level.requires_grad_(False)
     return Distiller(backbone, heads)
 
 

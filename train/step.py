@@ -172,6 +172,9 @@ def forward_pass(
     loss_settings, classes = settings.loss, len(dataset_class_count)
     voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
     batch, pair_voxel = attach_to_voxels(batch, voxels)
+    # Clouds left without a voxel leave no gap in the batch indices.
+    cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)[1].to(voxels.coordinate.dtype)
+    coordinate = torch.cat([cloud[:, None], voxels.coordinate[:, 1:]], 1)
     if len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
         raise OlivineError(
             f"a pair carries class {int(batch.pair_label.max())}, the shards name {classes - 1}",
@@ -205,7 +208,7 @@ def forward_pass(
     all_ppkt = torch.cat([d.ppkt for d in draws])
     all_sup = torch.cat([d.sup for d in draws]) if loss_settings.wcd else all_ppkt[:0]
     g_voxel, g_voxel_category, f, f_category = model(
-        voxels.feature, voxels.coordinate, features_at(all_ppkt), features_at(all_sup)
+        voxels.feature, coordinate, features_at(all_ppkt), features_at(all_sup)
     )
     # Every parameter has a gradient in every step, also where a group has no pair or a loss is off.
     total = (g_voxel[:1].sum() + g_voxel_category[:1].sum() + f[:1].sum() + f_category[:1].sum()) * 0

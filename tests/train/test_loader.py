@@ -1,0 +1,77 @@
+"""Promises of the stream of frames."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olivine.common import OlivineError
+from olivine.train.augment import AugmentSettings
+from olivine.train.loader import FrameStream, StreamSettings, epoch_order
+
+AUGMENT = AugmentSettings(crop_min_pairs=20, cuboid_min_pairs=20)
+
+
+def stream(
+    shards: Path, batch: int = 2, part: tuple[int, int] = (0, 2), seed: int = 3, workers: int = 0
+) -> FrameStream:
+    return FrameStream(shards, StreamSettings(seed, batch, part, (40, 72), AUGMENT), workers=workers)
+
+
+def test_an_epoch_holds_every_frame_once_over_all_processes(small_shards: Path) -> None:
+    """Five frames, batches of 4 over two processes: 5 steps are four epochs."""
+    parts = [stream(small_shards, 4, (0, 2)), stream(small_shards, 4, (2, 4))]
+    work = [item for step in range(5) for part in parts for item in part.work_of(step)]
+    assert Counter(epoch for epoch, _ in work) == {0: 5, 1: 5, 2: 5, 3: 5}
+    for epoch in range(4):
+        assert sorted(frame for e, frame in work if e == epoch) == [0, 1, 2, 3, 4]
+
+
+def test_the_order_changes_with_epoch_and_seed_and_repeats() -> None:
+    orders = [epoch_order(50, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert epoch_order(50, 1, 1).tolist() == orders[3]
+
+
+def test_the_order_depends_on_the_batch_in_nothing(small_shards: Path) -> None:
+    a, b = stream(small_shards, 2, (0, 2)), stream(small_shards, 5, (0, 5))
+    first = [item for step in range(5) for item in a.work_of(step)]
+    assert first == [item for step in range(2) for item in b.work_of(step)]
+
+
+def test_workers_and_the_step_one_starts_at_change_no_byte(small_shards: Path) -> None:
+    with stream(small_shards) as alone:
+        expected = list(alone.batches(0, 5))
+        resumed = list(alone.batches(3, 5))
+    with stream(small_shards, workers=2) as helped:
+        found = list(helped.batches(0, 5))
+        assert helped.waited_s > 0
+    for batch, other in [*zip(expected, found), *zip(expected[3:], resumed)]:
+        for a, b in zip(batch, other):
+            assert a.token == b.token
+            for name in ("points", "image", "pair_point", "pair_camera", "pair_label", "pair_uv", "pair_density"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_worker_imports_no_torch() -> None:
+    code = "import sys, olivine.train.loader, olivine.pairs.shards; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_damaged_frame_and_a_set_without_pictures_are_refused(make_shards: Callable[..., Path]) -> None:
+    with pytest.raises(OlivineError, match="no pictures"):
+        stream(make_shards({"a": 1}, images=False))
+    shards = make_shards({"a": 2})
+    (chunk,) = [p for p in shards.rglob("*") if p.is_file() and "points" in p.parts and p.name != "zarr.json"]
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 3] ^= 1
+    chunk.write_bytes(bytes(data))
+    with pytest.raises(OlivineError, match="points"):
+        list(stream(shards).batches(0, 2))

@@ -1,0 +1,262 @@
+"""Promises of a run: it learns, it resumes to the bit, it refuses what is not its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from olivine.common import OlivineError
+from olivine.train.checkpoint import load_backbone, load_checkpoint
+from olivine.train.loop import pretrain
+from olivine.train.settings import PretrainSettings, load_settings
+
+Settings = Callable[..., PretrainSettings]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, by its path in it, less PyTorch's global generator, which a run does not use."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{name}/{key}")
+
+    walk(load_checkpoint(path), "")
+    del found["/random_state"]
+    return found
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_20_steps_on_the_real_keyframe_and_every_loss_falls(keyframe_shards: Path, tmp_path: Path) -> None:
+    settings = load_settings(
+        "cpu",
+        [f"data.shards={keyframe_shards}", "run.steps=20", "run.batch=1", "run.group=1", "run.accelerator=cpu"],
+    )
+    summary = pretrain(settings, tmp_path / "run")
+    assert (summary.step, summary.steps, summary.interrupted) == (20, 20, False)
+    table = rows(tmp_path / "run" / "steps.csv")
+    assert [int(row["step"]) for row in table] == list(range(20))
+    for name in ("loss_ppkt", "loss_wcd"):
+        loss = [float(row[name]) for row in table]
+        assert np.mean(loss[-5:]) < np.mean(loss[:5]) - 0.05, name
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole_run(small_shards: Path, small_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps that nothing stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(small_settings(small_shards), out)
+    return out
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
+    at: int,
+    whole_run: Path,
+    small_shards: Path,
+    small_settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, out = small_settings(small_shards), tmp_path / "stopped"
+    import olivine.train.loop as loop
+
+    true_step, calls = loop.forward_pass, []
+
+    def stop_in_step(*arguments, **options):  # type: ignore[no-untyped-def]
+        calls.append(options["step"])
+        if options["step"] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "forward_pass", stop_in_step)
+    first = pretrain(settings, out)
+    assert first.interrupted == (at < 5) and first.step == at + 1
+    torch.manual_seed(99)  # another process would have another state
+    monkeypatch.setattr(loop, "forward_pass", true_step)
+    second = pretrain(settings, out)
+    assert second.resumed_from == at + 1 and second.step == 6
+    expected, found = tensors(whole_run / "last.pt"), tensors(out / "last.pt")
+    assert set(expected) == set(found) and len(expected) > 50
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    columns = ("step", "loss", "loss_ppkt", "loss_wcd", "gradient_norm", "pairs")
+    steps = [[row[c] for c in columns] for row in rows(out / "steps.csv")]
+    assert steps == [[row[c] for c in columns] for row in rows(whole_run / "steps.csv")]
+
+
+def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
+    whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    """SIGKILL in a process of its own, after its second epoch's checkpoint."""
+    out = tmp_path / "killed"
+    code = f"""
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import olivine.train.loop as loop
+from olivine.train.settings import settings_from_plain, PretrainSettings
+import json
+settings = settings_from_plain(PretrainSettings, json.loads(sys.argv[1]), "test")
+true_step = loop.forward_pass
+def killed(*a, **o):
+    if o["step"] == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return true_step(*a, **o)
+loop.forward_pass = killed
+loop.pretrain(settings, {str(out)!r})
+"""
+    from olivine.train.settings import settings_to_plain
+
+    settings = small_settings(small_shards)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(settings_to_plain(settings))], check=False, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert 0 < load_checkpoint(out)["step"] < 4  # an epoch's end; five frames in batches of two
+    summary = pretrain(settings, out)
+    assert 0 < summary.resumed_from < 4 and summary.step == 6
+    expected, found = tensors(whole_run / "last.pt"), tensors(out / "last.pt")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [row["step"] for row in rows(out / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_workers_change_nothing(whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path) -> None:
+    pretrain(small_settings(small_shards, "data.workers=2"), tmp_path / "run")
+    expected, found = tensors(whole_run / "last.pt"), tensors(tmp_path / "run" / "last.pt")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_finished_run_does_nothing_again(whole_run: Path, small_shards: Path, small_settings: Settings) -> None:
+    before = (whole_run / "last.pt").read_bytes()
+    summary = pretrain(small_settings(small_shards), whole_run)
+    assert summary.resumed_from == summary.steps == 6
+    assert (whole_run / "last.pt").read_bytes() == before
+
+
+def test_the_checkpoint_holds_the_network_and_where_it_came_from(whole_run: Path, small_shards: Path) -> None:
+    from olivine.pairs.shards import open_shards
+
+    network, content = load_backbone(whole_run)
+    assert content["data"]["digest"] == open_shards(small_shards).digest
+    assert content["data"]["classes"] == ["car", "road", "building", "tree"]
+    assert content["settings"]["optimizer"]["lr"] == 0.05
+    state = network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in content["backbone_state"].items())
+
+
+def test_validation_picks_the_best_and_numbered_checkpoints_are_kept(
+    small_shards: Path, small_settings: Settings, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    held_out = make_shards({"c": 2}, seed=5)
+    changes = ("run.steps=10", "run.validate_epochs=1", "run.checkpoint_epochs=1", "run.keep=2", "loss.scr=false")
+    pretrain(small_settings(small_shards, f"data.validation={held_out}", *changes), tmp_path / "run")
+    epochs = rows(tmp_path / "run" / "epochs.csv")
+    values = [float(row["validation_loss"]) for row in epochs]
+    assert len(values) == 4
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["best"] == pytest.approx(min(values), rel=1e-6)
+    assert sorted(p.name for p in (tmp_path / "run").glob("epoch-*.pt")) == ["epoch-0003.pt", "epoch-0004.pt"]
+
+
+def test_gradient_accumulation_sees_the_same_pairs(
+    small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    """In two passes a step draws what it draws in one; only batch norm differs, so the first losses are close."""
+    for name, change in (("one", "run.accumulate=1"), ("two", "run.accumulate=2")):
+        pretrain(small_settings(small_shards, change, "run.steps=2"), tmp_path / name)
+    one, two = (rows(tmp_path / name / "steps.csv")[0] for name in ("one", "two"))
+    assert one["pairs"] == two["pairs"] and one["share/car"] == two["share/car"]
+    assert float(one["loss_ppkt"]) == pytest.approx(float(two["loss_ppkt"]), rel=0.05)
+
+
+def test_clipping_bounds_the_step(small_shards: Path, small_settings: Settings, tmp_path: Path) -> None:
+    summary = pretrain(
+        small_settings(small_shards, "optimizer.clip=1e-9", "run.steps=2", "weight_decay=0"), tmp_path / "r"
+    )
+    start = load_backbone(summary.out)[1]["backbone_state"]
+    from olivine.train.backbones import build_backbone
+
+    fresh = build_backbone("srunet-small", seed=0).state_dict()
+    assert max(float((start[n] - fresh[n]).abs().max()) for n in fresh if n.endswith("kernel")) < 1e-8
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def refuse(settings: PretrainSettings, out: Path, message: str, **options: bool) -> None:
+    with pytest.raises(OlivineError, match=message) as caught:
+        pretrain(settings, out, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_something_else_is_refused(
+    whole_run: Path,
+    small_shards: Path,
+    small_settings: Settings,
+    make_shards: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    same = small_settings(small_shards)
+    refuse(same, whole_run, "holds a run already", resume=False)
+    refuse(small_settings(small_shards, "optimizer.lr=0.1"), whole_run, r"another run: optimizer\.lr is 0\.05 there")
+    refuse(small_settings(small_shards, "backbone.name=srunet34"), whole_run, r"another run: backbone\.name")
+    refuse(small_settings(small_shards, "image.weights=random"), whole_run, "image encoder has other weights")
+    other = make_shards({"a": 3, "b": 2}, classes=("car", "road", "building", "bush"))
+    refuse(small_settings(other), whole_run, "other prompts")
+    refuse(small_settings(make_shards({"a": 2, "b": 1})), whole_run, "its shards are others")
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse(same, tmp_path, "not empty and holds no run")
+    refuse(same, tmp_path / "notes.txt", "is a file")
+
+
+def test_settings_that_do_not_fit_are_refused(small_shards: Path, small_settings: Settings, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    refuse(small_settings(small_shards, "run.accelerator=cuda"), out, "devices asked for cannot be had") if not (
+        torch.cuda.is_available()
+    ) else None
+    refuse(small_settings(small_shards, "run.batch=3", "run.group=2"), out, r"run\.batch.*multiple of 2")
+    refuse(small_settings(small_shards, "image.encoder=resnet50"), out, "needs a weights file")
+    refuse(small_settings(small_shards, "backbone.name=resnet"), out, "no backbone 'resnet'")
+    refuse(small_settings(tmp_path / "nowhere"), out, "nowhere")
+    refuse(load_settings("cpu"), out, "no shards given")
+    assert not out.exists() or not list(out.glob("*.pt"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_frames_and_terms(
+    small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import olivine.train.step as step
+
+    monkeypatch.setattr(step, "info_nce", lambda g, f, t: g.sum() * torch.nan)
+    refuse(small_settings(small_shards), tmp_path / "run", "step 0 is not finite.*ppkt nan")
+    written = json.loads((tmp_path / "run" / "non-finite.json").read_text())
+    assert written["step"] == 0 and len(written["frames"]) == 2 and written["terms"]["ppkt"] == "nan"
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.pt").write_bytes((whole_run / "last.pt").read_bytes()[:5000])
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    for name, message in [
+        ("cut.pt", "cannot be read"),
+        ("foreign.pt", "not a checkpoint of olivine"),
+        ("no.pt", "no such"),
+    ]:
+        with pytest.raises(OlivineError, match=message):
+            load_checkpoint(tmp_path / name)

@@ -1,0 +1,208 @@
+"""Train the small image encoder without labels, and write its weights.
+
+    olivine synth --seed 770001 --scenes 10 --frames 6 --out data/encoder-streets
+    python -m olivine.train.encoder_training data/encoder-streets
+
+Two random crops of a picture, each with its own flip and colours, show some of the same places. At places that both
+show, features are pulled together, while the variance of each feature over all places is kept up and features are
+decorrelated (VICReg, Bardes et al., 2022, applied to single places). No class label is read: only the pictures.
+The streets' seed is used by nothing else in the project.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from ..common import OlivineError, atomic_file, track
+from .heads import sample_features
+from .image_encoder import IMAGENET_MEAN, IMAGENET_STD, SMALL_WEIGHTS
+from .small_encoder import SmallEncoder
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Settings.
+
+    Attributes:
+        steps, batch: pictures per step.
+        places: places compared per picture.
+        height, width: of a crop in pixels.
+        area: least share of the picture that a crop covers.
+        colour: strength of the colour changes.
+        projection: width of the projector, which is thrown away afterwards.
+        invariance, variance, covariance: weights of VICReg's three terms.
+    """
+
+    steps: int = 300
+    batch: int = 12
+    places: int = 96
+    height: int = 80
+    width: int = 144
+    area: float = 0.25
+    colour: float = 0.3
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    projection: int = 256
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    seed: int = 0
+
+
+def read_pictures(folder: Path) -> Tensor:
+    """Every JPEG under ``folder`` in the order of names, uint8 [N, 3, H, W].
+
+    Raises:
+        OlivineError: there is none, or they have several sizes.
+    """
+    from PIL import Image
+
+    files = sorted((folder / "samples").rglob("*.jpg")) or sorted(folder.rglob("*.jpg"))
+    if not files:
+        raise OlivineError("holds no JPEG", where=folder, remedy="make streets: olivine synth --seed 770001 …")
+    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise OlivineError("pictures of several sizes", where=folder, remedy="give the folder of one synthetic set")
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class View:
+    """Crops of a batch of pictures: images float32 [B, 3, h, w] in [0, 1], and boxes, flips for locating places.
+
+    ``box`` is float32 [B, 4]: left, top, width, height as shares of the picture; ``flipped`` bool [B].
+    """
+
+    image: Tensor
+    box: Tensor
+    flipped: Tensor
+
+    def locate(self, place: Tensor) -> Tensor:
+        """Places [B, M, 2] (shares of the picture) as pixels (u, v) of the crop, [B, M, 2]."""
+        h, w = self.image.shape[-2:]
+        inside = (place - self.box[:, None, :2]) / self.box[:, None, 2:]
+        mirrored = torch.stack([1 - inside[..., 0], inside[..., 1]], -1)
+        inside = torch.where(self.flipped[:, None, None], mirrored, inside)
+        return inside * torch.tensor([w, h]) - 0.5
+
+
+def make_view(picture: Tensor, center: Tensor, settings: EncoderTraining, generator: torch.Generator) -> View:
+    """A random crop of each picture that holds ``center`` [B, 2], flipped and recoloured at random."""
+    count = len(picture)
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(*shape, generator=generator) * (high - low) + low
+
+    side = uniform(count, 2, low=settings.area, high=1.0).sqrt()
+    corner = (center - side * uniform(count, 2)).clamp(min=torch.zeros(()), max=None)
+    corner = torch.minimum(corner, 1 - side)
+    flipped = torch.rand(count, generator=generator) < 0.5
+    # Affine grid of each crop in [-1, 1]; the flip is a negative width.
+    scale = torch.stack([torch.where(flipped, -side[:, 0], side[:, 0]), side[:, 1]], 1)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
+    theta[:, :, 2] = 2 * corner + side - 1
+    grid = nn.functional.affine_grid(theta, [count, 3, settings.height, settings.width], align_corners=False)
+    image = nn.functional.grid_sample(picture.float() / 255, grid, align_corners=False, padding_mode="border")
+    strength = settings.colour
+    gain = uniform(count, 3, 1, 1, low=1 - strength / 2, high=1 + strength / 2)
+    gain = gain * uniform(count, 1, 1, 1, low=1 - strength, high=1 + strength)
+    shift = uniform(count, 1, 1, 1, low=-strength / 2, high=strength / 2)
+    image = (image - 0.5) * gain + 0.5 + shift
+    grey = (torch.rand(count, generator=generator) < 0.2)[:, None, None, None]
+    image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
+    return View(image.clamp(0, 1), torch.cat([corner, side], 1), flipped)
+
+
+def shared_places(a: View, b: View, count: int, generator: torch.Generator) -> Tensor:
+    """Random places that both crops show, as shares of the picture, [B, count, 2]."""
+    low = torch.maximum(a.box[:, :2], b.box[:, :2])
+    high = torch.minimum(a.box[:, :2] + a.box[:, 2:], b.box[:, :2] + b.box[:, 2:])
+    return low[:, None] + torch.rand(len(low), count, 2, generator=generator) * (high - low)[:, None]
+
+
+def vicreg(a: Tensor, b: Tensor, settings: EncoderTraining) -> Tensor:
+    """Invariance, variance and covariance terms of two embeddings [N, D] of the same places."""
+    invariance = (a - b).square().mean()
+    spread, correlation = a.new_zeros(()), a.new_zeros(())
+    for z in (a, b):
+        z = z - z.mean(0)
+        spread = spread + torch.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
+        covariance = (z.T @ z) / (len(z) - 1)
+        off_diagonal = covariance - torch.diag(covariance.diagonal())
+        correlation = correlation + off_diagonal.square().sum() / z.shape[1]
+    return settings.invariance * invariance + settings.variance * spread / 2 + settings.covariance * correlation
+
+
+def train_encoder(pictures: Tensor, settings: EncoderTraining) -> tuple[SmallEncoder, list[float]]:
+    """Train on pictures uint8 [N, 3, H, W]; returns the encoder in evaluation mode and the loss of each step."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        encoder = SmallEncoder()
+        width = settings.projection
+        projector = nn.Sequential(
+            nn.Linear(encoder.channels, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)
+        )
+    parameters = [*encoder.parameters(), *projector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    size = (settings.height, settings.width)
+    losses = []
+    for step in track(range(settings.steps), "encoder", unit="step"):
+        for group in optimizer.param_groups:
+            rise = min(1.0, (step + 1) / (0.05 * settings.steps))
+            group["lr"] = settings.lr * rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        chosen = torch.randint(0, len(pictures), (settings.batch,), generator=generator)
+        picture = pictures.index_select(0, chosen)
+        center = torch.rand(settings.batch, 2, generator=generator)
+        views = [make_view(picture, center, settings, generator) for _ in range(2)]
+        place = shared_places(views[0], views[1], settings.places, generator)
+        images = torch.cat([view.image for view in views])
+        features = encoder(((images - mean) / std).to(memory_format=torch.channels_last))
+        pixel = torch.cat([view.locate(place) for view in views]).flatten(0, 1)
+        index = torch.arange(2 * settings.batch).repeat_interleave(settings.places)
+        embedded = projector(sample_features(features, index, pixel, size))
+        first, second = embedded.chunk(2)
+        loss = vicreg(first, second, settings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return encoder.eval(), losses
+
+
+def save_encoder(encoder: SmallEncoder, path: Path) -> None:
+    """Write the weights in half precision, without the counters that only training needs."""
+    state = {
+        name: value.half() for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")
+    }
+    with atomic_file(path) as handle:
+        torch.save(state, handle)
+
+
+def main(
+    streets: Annotated[Path, typer.Argument(help="Folder of a synthetic data set made with a seed of its own.")],
+    out: Annotated[Path, typer.Option(help="The weights file.")] = SMALL_WEIGHTS,
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = EncoderTraining.steps,
+) -> None:
+    """Train the small image encoder on the pictures of a folder; a few minutes on two cores."""
+    pictures = read_pictures(streets)
+    encoder, losses = train_encoder(pictures, EncoderTraining(steps=steps))
+    save_encoder(encoder, out)
+    typer.echo(
+        f"{len(pictures)} pictures, {steps} steps, loss {losses[0]:.2f} → {losses[-1]:.2f}; "
+        f"{out}: {out.stat().st_size:,} bytes"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
