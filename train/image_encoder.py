@@ -149,7 +149,9 @@ def read_tensors(path: PathLike, fetch: str = "") -> Any:
         if "numpy" in str(error):  # MoCo's and DINO's training files carry NumPy scalars
             import numpy as np
 
-            scalars = [np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, _numpy_scalar()]
+            scalar = np.float64(0).__reduce__()[0]  # NumPy 1 and 2 keep it in modules of different names
+            scalars: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
+            scalars += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
             with torch.serialization.safe_globals(scalars):
                 try:
                     return torch.load(path, map_location="cpu", weights_only=True)
@@ -162,12 +164,6 @@ def read_tensors(path: PathLike, fetch: str = "") -> Any:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise OlivineError(f"cannot be read ({_first_line(error)})", where=path, remedy=remedy) from None
-
-
-def _numpy_scalar() -> Any:
-    import numpy as np
-
-    return getattr(np, "_core", np.core).multiarray.scalar  # type: ignore[attr-defined]
 
 
 def _first_line(error: BaseException) -> str:
