@@ -12,11 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .modules import BatchNorm, Conv3d, ConvTranspose3d, ReLU
+    from .modules import BatchNorm, Conv3d, ConvTranspose3d, ReLU, share_norms
     from .operations import concatenate, to_dense
     from .tensor import SparseTensor
 
-__all__ = ["BatchNorm", "Conv3d", "ConvTranspose3d", "ReLU", "SparseTensor", "concatenate", "to_dense"]
+__all__ = ["BatchNorm", "Conv3d", "ConvTranspose3d", "ReLU", "SparseTensor", "concatenate", "share_norms", "to_dense"]
 
 _HOME = {
     "SparseTensor": "tensor",
@@ -24,6 +24,7 @@ _HOME = {
     "ConvTranspose3d": "modules",
     "BatchNorm": "modules",
     "ReLU": "modules",
+    "share_norms": "modules",
     "concatenate": "operations",
     "to_dense": "operations",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ...common import OlivineError
@@ -125,10 +126,23 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
+        #: Processes whose voxels are normalised together; None for this one alone (see :func:`share_norms`).
+        self.group: dist.ProcessGroup | None = None
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """The normalised tensor."""
-        return tensor.replace(operations.batch_norm(tensor.feature, self.bn))
+        return tensor.replace(operations.batch_norm(tensor.feature, self.bn, self.group))
+
+
+def share_norms(network: nn.Module, group: dist.ProcessGroup | None) -> int:
+    """Let a network's batch norms take their training statistics over a group of processes, or over this one (None).
+
+    For all processes pass ``torch.distributed.group.WORLD``. Returns the number of norms.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.group = group
+    return len(norms)
 
 
 class ReLU(nn.Module):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common import OlivineError
 from .coordinates import describe
+from .distributed import batch_norm_over_processes
 from .tensor import SparseTensor
 
 
-def batch_norm(feature: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+def batch_norm(feature: Tensor, norm: nn.BatchNorm1d, group: dist.ProcessGroup | None = None) -> Tensor:
     """Batch norm over the voxels of a batch, with the parameters and running statistics of ``norm``: [N, C] -> [N, C].
+
+    With a group of more than one process, training takes the statistics over the voxels of all of them.
 
     Raises:
         OlivineError: training on a single voxel, which has no variance.
     """
+    if norm.training and group is not None and dist.get_world_size(group) > 1:
+        return batch_norm_over_processes(feature, norm, group)
     if norm.training and feature.shape[0] < 2:
         raise OlivineError(
             "batch norm cannot train on a single voxel",
