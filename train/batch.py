@@ -53,6 +53,11 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def point_cloud(self) -> Tensor:
+        """The cloud of each point, int64 [N]."""
+        count = torch.tensor(self.point_count, device=self.points.device)
+        return torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
         names = ("pair_point", "pair_image", "pair_frame", "pair_label", "pair_uv", "pair_density")

@@ -37,6 +37,7 @@ from .setup import (
     stop_signals,
     torch_state,
 )
+from .sparse.modules import share_norms
 from .step import Distiller, StepResult, forward_pass
 from .vmf import VmfStatistics
 
@@ -163,6 +164,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         state = RunState(model, optimizer, statistics)
         if last.is_file():
             state.restore(last)
+        if fabric.world_size > 1:  # batch norm over the global batch
+            share_norms(model, torch.distributed.group.WORLD)
         wrapped, optimizer = fabric.setup(model, optimizer)
         constant = {
             **identity,

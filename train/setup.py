@@ -200,7 +200,7 @@ def build_model(settings: PretrainSettings, encoder_channels: int) -> Distiller:
         heads = PixelHeads(encoder_channels, settings.backbone.out_channels, decoupled=settings.loss.decoupled_heads)
     if not settings.loss.decoupled_heads:
         backbone.final_class_level.requires_grad_(False)
-    return Distiller(backbone, heads)
+    return Distiller(backbone, heads, settings.voxels.shape if settings.voxels.from_corner else None)
 
 
 def learning_rate(settings: PretrainSettings, step: int, steps: int, frames: int) -> float:

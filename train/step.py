@@ -28,27 +28,46 @@ class Distiller(nn.Module):
     """What is trained: the 3D backbone with its point heads, and the pixel heads.
 
     With shared heads the first head of each branch serves both kinds of loss.
+
+    Args:
+        shape: of the voxel grid, for backbones that need one.
     """
 
-    def __init__(self, backbone: nn.Module, heads: PixelHeads) -> None:
+    def __init__(self, backbone: nn.Module, heads: PixelHeads, shape: tuple[int, int, int] | None = None) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, heads
+        self.backbone, self.heads, self.shape = backbone, heads, shape
+
+    @property
+    def per_point(self) -> bool:
+        """Whether embeddings are of points (VoxelNet interpolates them in its coarse map), or of voxels."""
+        return hasattr(self.backbone, "point_embedding")
 
     def forward(
-        self, feature: Tensor, coordinate: Tensor, ppkt_feature: Tensor, sup_feature: Tensor
+        self,
+        feature: Tensor,
+        coordinate: Tensor,
+        points: Tensor,
+        point_cloud: Tensor,
+        ppkt_feature: Tensor,
+        sup_feature: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings of voxels and of sampled pixel features, all with unit rows.
+        """Embeddings of voxels (or points) and of sampled pixel features.
 
         Args:
-            feature, coordinate: the batch's voxels, float32 [V, 1] and int32 [V, 4].
+            feature, coordinate: the batch's voxels, float32 [V, C] and int32 [V, 4].
+            points, point_cloud: float32 [N, 4] and the cloud of each, int64 [N].
             ppkt_feature, sup_feature: encoder features [M₁, E], [M₂, E] at the pairs drawn for either loss.
 
         Returns:
-            g, g' [V, p]; f [M₁, p]; f' [M₂, p].
+            g, g' [V, p] with unit rows (VoxelNet's [N, p] are not normalised again); f [M₁, p]; f' [M₂, p].
         """
-        point_pixel, category = self.backbone(SparseTensor(feature, coordinate))
-        g = unit_rows(point_pixel.feature)
-        g_category = g if self.heads.category is None else unit_rows(category.feature)
+        outputs = self.backbone(SparseTensor(feature, coordinate, shape=self.shape))
+        if self.heads.category is None:
+            outputs = outputs[:1] * 2
+        if self.per_point:
+            g, g_category = (self.backbone.point_embedding(o, points, point_cloud) for o in outputs)  # type: ignore[operator]
+        else:
+            g, g_category = (unit_rows(o.feature) for o in outputs)
         return g, g_category, self.heads.embed_point_pixel(ppkt_feature), self.heads.embed_category(sup_feature)
 
 
@@ -171,10 +190,13 @@ def forward_pass(
     """
     loss_settings, classes = settings.loss, len(dataset_class_count)
     voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
-    batch, pair_voxel = attach_to_voxels(batch, voxels)
+    batch, pair_place = attach_to_voxels(batch, voxels)
     # Clouds left without a voxel leave no gap in the batch indices.
-    cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)[1].to(voxels.coordinate.dtype)
-    coordinate = torch.cat([cloud[:, None], voxels.coordinate[:, 1:]], 1)
+    clouds, cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)
+    coordinate = torch.cat([cloud[:, None].to(voxels.coordinate.dtype), voxels.coordinate[:, 1:]], 1)
+    distiller: Distiller = getattr(model, "module", model)  # type: ignore[assignment]
+    if distiller.per_point:
+        pair_place = batch.pair_point
     if len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
         raise OlivineError(
             f"a pair carries class {int(batch.pair_label.max())}, the shards name {classes - 1}",
@@ -207,13 +229,18 @@ def forward_pass(
 
     all_ppkt = torch.cat([d.ppkt for d in draws])
     all_sup = torch.cat([d.sup for d in draws]) if loss_settings.wcd else all_ppkt[:0]
-    g_voxel, g_voxel_category, f, f_category = model(
-        voxels.feature, coordinate, features_at(all_ppkt), features_at(all_sup)
+    g_place, g_place_category, f, f_category = model(
+        voxels.feature,
+        coordinate,
+        batch.points,
+        torch.bucketize(batch.point_cloud(), clouds.long()).clamp(max=len(clouds) - 1),
+        features_at(all_ppkt),
+        features_at(all_sup),
     )
     # Every parameter has a gradient in every step, also where a group has no pair or a loss is off.
-    total = (g_voxel[:1].sum() + g_voxel_category[:1].sum() + f[:1].sum() + f_category[:1].sum()) * 0
+    total = (g_place[:1].sum() + g_place_category[:1].sum() + f[:1].sum() + f_category[:1].sum()) * 0
     found: dict[str, list[Tensor]] = {"ppkt": [], "wcd": [], "scr": []}
-    counts = {"pairs": len(pair_voxel), "groups_short": 0, "groups_one_class": 0, "groups_empty": 0}
+    counts = {"pairs": len(pair_place), "groups_short": 0, "groups_one_class": 0, "groups_empty": 0}
     parameters = statistics.parameters_of_classes() if consistency else None
     ppkt_start = sup_start = 0
     for draw in draws:
@@ -224,13 +251,13 @@ def forward_pass(
         if len(draw.ppkt) == 0:
             counts["groups_empty"] += 1
             continue
-        g = g_voxel.index_select(0, pair_voxel.index_select(0, draw.ppkt))
+        g = g_place.index_select(0, pair_place.index_select(0, draw.ppkt))
         found["ppkt"].append(info_nce(g, f[ppkt], loss_settings.temperature))
         total = total + loss_settings.ppkt_weight * found["ppkt"][-1]
         if loss_settings.wcd and len(draw.sup):
             label = batch.pair_label.index_select(0, draw.sup)
             counts["groups_one_class"] += bool((label == label[0]).all())
-            g_category = g_voxel_category.index_select(0, pair_voxel.index_select(0, draw.sup))
+            g_category = g_place_category.index_select(0, pair_place.index_select(0, draw.sup))
             found["wcd"].append(
                 weakly_supervised_contrast(
                     g_category, f_category[sup], label, loss_settings.temperature, loss_settings.wcd_form
@@ -242,7 +269,7 @@ def forward_pass(
             label = batch.pair_label[draw.every]
             if loss_settings.background == "ignored":
                 seen = seen & (torch.arange(classes, device=seen.device) > 0)
-            point = g_voxel_category.index_select(0, pair_voxel[draw.every])
+            point = g_place_category.index_select(0, pair_place[draw.every])
             if loss_settings.distribution == "vmf":
                 value = vmf_consistency(point, label, direction, kappa, seen, loss_settings.kl_average)
             else:
@@ -251,7 +278,7 @@ def forward_pass(
             total = total + loss_settings.scr_weight * value
     sums = None
     if loss_settings.scr:
-        every_point = g_voxel_category.detach().index_select(0, pair_voxel)
+        every_point = g_place_category.detach().index_select(0, pair_place)
         sums = statistics.class_sums(every_point, batch.pair_label, classes)
     drawn = torch.bincount(batch.pair_label.index_select(0, all_sup), minlength=classes)
     terms = {name: torch.stack([v.detach() for v in values]).mean() for name, values in found.items() if values}

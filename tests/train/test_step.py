@@ -14,7 +14,8 @@ from torch import Tensor
 from olivine.train.augment import generator_of as frame_generator
 from olivine.train.augment import make_sample
 from olivine.train.batch import Batch, collate
-from olivine.train.settings import PretrainSettings, load_settings
+from olivine.train.loop import pretrain
+from olivine.train.settings import PretrainSettings, load_settings, preset_names
 from olivine.train.setup import build_encoder, build_model
 from olivine.train.step import Distiller, draw_pairs, forward_pass
 from olivine.train.vmf import VmfStatistics
@@ -232,3 +233,23 @@ def test_ground_truth_labels_take_the_place_of_weak_ones(small_shards: Path) -> 
     assert record.point_label is not None
     expected = np.where(record.points[record.pair_point, 0] > 0, 2, 1)
     assert truth.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_runs_two_steps(preset: str, keyframe_shards: Path, tmp_path: Path) -> None:
+    """On the real keyframe, with random encoder weights, a small encoder and few pairs, so that it is quick."""
+    changes = [
+        "image.weights=random",
+        "image.encoder=small",
+        "image.height=56",
+        "image.width=104",
+        "sampling.pairs=64",
+        "run.steps=2",
+        "run.batch=1",
+        "run.group=1",
+        "data.workers=0",
+        "run.accelerator=cpu",
+        f"data.shards={keyframe_shards}",
+    ]
+    summary = pretrain(load_settings(preset, changes), tmp_path / "run")
+    assert summary.step == 2 and math.isfinite(summary.last_loss)
