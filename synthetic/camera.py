@@ -96,7 +96,7 @@ def _shade(
                 if facing > 0 and not shaded(still_shade, px, py, pz) and not shaded(moving_shade, px, py, pz):
                     lit = facing
                 ambient = 0.55 + 0.45 * nz
-                bounce = 0.16 * (1 - nz)
+                bounce = 0.12 * (1 - nz)
                 if z < 0.6:  # close to the ground little sky is left between things
                     ambient *= 0.80 + 0.33 * max(z, 0.0)
                 r *= light[6] * ambient + bounce + light[3] * lit
@@ -116,7 +116,7 @@ def _shade(
                         ar, ag, ab = 0.16, 0.16, 0.16
                     r, g, b = r + fresnel * ar, g + fresnel * ag, b + fresnel * ab
                 veil = 1.0 - np.exp(-light[11] * t)
-                r, g, b = r + veil * (0.85 - r), g + veil * (0.90 - g), b + veil * (0.97 - b)
+                r, g, b = r + veil * (0.70 - r), g + veil * (0.78 - g), b + veil * (0.88 - b)
             du, dv = (u - 0.5 * width) / width, (v - 0.5 * height) / width
             shade = gain * (1.0 - 0.55 * (du * du + dv * dv)) * steps / TOP
             for c in range(3):
@@ -131,9 +131,12 @@ def _shade(
 
 
 def tone_curve() -> NDArray[np.float32]:
-    """Linear radiance 0..TOP in 4096 steps to 8-bit values: a soft shoulder, then the sRGB exponent."""
+    """Linear radiance 0..TOP in 4096 steps to 8-bit values: a shoulder, the display's exponent, contrast."""
     x = np.linspace(0, TOP, 4097)
-    return (255 * np.clip(1 - np.exp(-1.35 * x), 0, 1) ** (1 / 2.2) + 0.5).astype(np.float32)
+    level = np.clip(1 - np.exp(-1.3 * x), 0, 1) ** (1 / 2.2)
+    # A gentle S: blacks deepen, whites stay.
+    level = level + 0.35 * level * (1 - level) * (2 * level - 1)
+    return (255 * level + 0.5).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -54,27 +54,33 @@ def tree(rng: np.random.Generator) -> Parts:
         )
     radius = float(rng.uniform(0.24, 0.36)) * height
     crown = (height - clear) / 2
-    count = int(16 + 6 * radius)
-    direction = rng.normal(size=(count, 3))
+    # A few boughs, each a cluster of leaf balls: gaps between the boughs, ragged edges.
+    boughs = int(5 + 2 * radius)
+    direction = rng.normal(size=(boughs, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    reach = rng.uniform(0.45, 0.95, (count, 1))
-    center = direction * reach * np.array([radius, radius, crown]) + np.array([0, 0, clear + crown])
-    size = rng.uniform(0.45, 0.85, (count, 1)) * radius * np.array([1.0, 1.0, 0.75])
+    spread = np.array([radius, radius, crown])
+    bough = direction * rng.uniform(0.30, 0.66, (boughs, 1)) * spread
+    each = 9
+    offset = np.clip(rng.normal(size=(boughs, each, 3)), -1.4, 1.4) * 0.2 * spread
+    center = (bough[:, None] + offset).reshape(-1, 3)
+    center[:, 2] = np.clip(center[:, 2], -0.85 * crown, 0.95 * crown)
+    center += np.array([0, 0, clear + crown])
+    size = rng.uniform(0.26, 0.62, (len(center), 1)) * radius * np.array([1.0, 1.0, 0.72])
     return join([b.parts(), _leaves(rng, center, size, hue=(0.20, 0.33))])
 
 
 def bush(rng: np.random.Generator, length: float, depth: float, height: float) -> Parts:
     """A hedge or shrubbery that fills length x depth x height metres, centred on the origin along x."""
-    count = max(3, int(length * depth * 2.2))
+    count = max(6, int(length * depth * 6))
     center = np.column_stack(
         [
             rng.uniform(-length / 2, length / 2, count),
             rng.uniform(-depth / 2, depth / 2, count) * 0.6,
-            rng.uniform(0.3, 0.62, count) * height,
+            rng.uniform(0.2, 0.75, count) * height,
         ]
     )
-    size = np.column_stack([rng.uniform(0.7, 1.3, count), rng.uniform(0.6, 1.0, count) * depth, np.full(count, 0.0)])
-    size[:, 2] = rng.uniform(0.8, 1.2, count) * height * 0.75
+    size = np.column_stack([rng.uniform(0.4, 0.9, count), rng.uniform(0.4, 0.8, count) * depth, np.full(count, 0.0)])
+    size[:, 2] = rng.uniform(0.5, 1.0, count) * height * 0.6
     return _leaves(rng, center, size, hue=(0.22, 0.36))
 
 

@@ -15,7 +15,15 @@ from .kinds import PROMPT_OF_KIND, SEMANTICKITTI_OF_KIND
 from .lidar import LidarModel
 from .rig import Rig, kitti_calibration
 
-MODEL = LidarModel(range_noise=0.02, max_range=80.0, gain=80.0, hull=(0.0, 0.0, 0.0, 0.0))
+MODEL = LidarModel(
+    range_noise=0.02,
+    max_range=80.0,
+    dropout=0.03,
+    gain=0.12,
+    gamma=0.33,
+    speckle=0.8,
+    hull=(0.0, 0.0, 0.0, 0.0),
+)
 """The 64-beam sensor stands higher over the roof than its lowest beams see."""
 STEP_US = 100_000
 """Between frames."""

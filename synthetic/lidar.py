@@ -50,16 +50,20 @@ class LidarModel:
         max_range: metres.
         sensitivity: a return is lost half the time where reflectance x cos(incidence) / range^2 equals this, 1/m^2.
         dropout: share of rays lost for no reason.
-        gain: intensity of a white wall that is hit straight on.
+        gain, gamma: intensity = 255 (gain x power)^gamma, power the reflectance of a white wall that is hit
+            straight on being 1.
+        speckle: standard deviation of the logarithm of the power, from point to point.
         hull: the ego vehicle's roof in the ego frame: x from, x to, half width, height; metres.
     """
 
     range_noise: float = 0.015
     max_range: float = 105.0
-    sensitivity: float = 1.4e-6
+    sensitivity: float = 1.0e-5
     dropout: float = 0.01
-    gain: float = 80.0
-    hull: tuple[float, float, float, float] = (0.12, 1.80, 0.50, 1.505)
+    gain: float = 0.36
+    gamma: float = 1.0
+    speckle: float = 0.55
+    hull: tuple[float, float, float, float] = (0.224, 1.664, 0.51, 1.505)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,6 @@ def scan(
     brightness = stage.color[part[real]].mean(axis=1)
     material = stage.material[part[real]]
     reflectance[real] = _BASE[material] + _SHARE[material] * brightness
-    reflectance *= 1 + 0.25 * (rng.random(count) - 0.5)
     power = reflectance * (0.25 + 0.75 * cosine)
     signal = reflectance * cosine / np.maximum(exact, 1.0) ** 2
     chance = (signal / (signal + model.sensitivity)) * (1 - model.dropout)
@@ -151,7 +154,8 @@ def scan(
     kind = np.where(on_roof, np.uint8(KIND["ego"]), kind)
     part = np.where(on_roof, -1, part)
     lost &= ~on_roof
-    intensity = np.clip(model.gain * power, 0, 255)
+    power *= np.exp(model.speckle * rng.normal(size=count))
+    intensity = np.clip(255 * (model.gain * power) ** model.gamma, 0, 255)
     intensity = np.floor(np.where(on_roof, rng.integers(1, 50, count), intensity))
     intensity[lost] = np.floor(rng.exponential(9.0, int(lost.sum())))
     return Sweep(

@@ -75,7 +75,7 @@ class Layout:
 
 def plan(rng: np.random.Generator, drive: float) -> Layout:
     """Draw a plan for a drive of ``drive`` metres."""
-    lanes = int(rng.choice((1, 2), p=(0.5, 0.5)))
+    lanes = int(rng.choice((1, 2), p=(0.68, 0.32)))
     parking = 2.3 if rng.random() < 0.6 else 0.0
     main = Street(True, 0.0, lanes * LANE + 1.1 + parking, lanes, parking)
     streets = [main]
@@ -91,7 +91,7 @@ def plan(rng: np.random.Generator, drive: float) -> Layout:
         park = 2.3 if rng.random() < 0.5 else 0.0
         streets.append(Street(False, place, cross * LANE + 1.0 + park, cross, park))
     streets += [Street(True, side * float(rng.uniform(62, 95)), 5.5, 1, 0.0) for side in (-1, 1)]
-    verge = tuple(float(rng.uniform(1.2, 3.5)) if rng.random() < 0.6 else 0.0 for _ in range(2))
+    verge = tuple(float(rng.uniform(1.5, 4.0)) if rng.random() < 0.7 else 0.0 for _ in range(2))
     walk = float(rng.uniform(2.6, 4.5)) + max(verge)
     return Layout(main, tuple(streets), start, end, walk, (verge[0], verge[1]))
 
@@ -140,7 +140,7 @@ def _slabs(rng: np.random.Generator, layout: Layout, x0: float, x1: float, y0: f
         size = (c[0] - a[0], c[1] - a[1], top)
         b.add(BOX, KIND[kind], material, ((a[0] + c[0]) / 2, (a[1] + c[1]) / 2, top / 2), size, color, seed=seed)
 
-    gray = float(rng.uniform(0.38, 0.5))
+    gray = float(rng.uniform(0.26, 0.38))
     slab("sidewalk", "paving", (x0, y0), (x1, y1), KERB, (gray, 0.97 * gray, 0.92 * gray))
     walk = layout.sidewalk
     green = (0.13, 0.19, 0.055) if rng.random() < 0.75 else (0.27, 0.21, 0.12)
@@ -177,7 +177,7 @@ def _front(
         lot = rng.random()
         setback = float(rng.choice((0.0, 1.0), p=(0.45, 0.55)) * rng.uniform(1.5, 8.0))
         front = kerb + out * (walk + setback)
-        if lot < 0.68 and width > 7:
+        if lot < 0.64 and width > 7:
             tall = float(rng.uniform(10, 34)) if rng.random() < urban else float(rng.uniform(4.5, 8.5))
             depth = float(rng.uniform(9, 16))
             length = width - float(rng.choice((0.0, 2.5)))
@@ -197,7 +197,7 @@ def _front(
     # Along the kerb: trees, lamps and signs take turns.
     x = x0 + 3.0
     spacing = float(rng.uniform(7, 13))
-    trees = float(rng.uniform(0.25, 0.8))
+    trees = float(rng.uniform(0.4, 0.85))
     while x < x1 - 3:
         y = kerb + out * (0.8 if verge == 0 else 0.3 + verge / 2)
         draw = rng.random()

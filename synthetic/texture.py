@@ -213,10 +213,12 @@ def albedo(
         r, g, b, mirror = _facade(u + 100.0, (local[2] + 1) * half[2], 2 * half[2], seed, r, g, b, footprint)
         return r, g, b, mirror, 0.0
     if material == LEAF:
-        shade = 0.45 + 0.75 * noise3(x * 2.6, y * 2.6, z * 2.6, seed)
-        sharp = fade(footprint, 0.10)
-        if sharp > 0:
-            shade *= 1 + 1.1 * sharp * (noise3(x * 11.0, y * 11.0, z * 11.0, seed + 3) - 0.5)
+        shade = 0.5 + 0.6 * noise3(x * 2.6, y * 2.6, z * 2.6, seed)
+        sharp = fade(footprint, 0.16)
+        if sharp > 0:  # leaves before dark gaps
+            leaf = noise3(x * 8.5, y * 8.5, z * 8.5, seed + 3) + 0.35 * noise3(x * 21.0, y * 21.0, z * 21.0, seed + 5)
+            step = min(max((leaf - 0.52) * 5.0, 0.0), 1.0)
+            shade *= 1 + sharp * (1.05 * step - 0.65)
         shade *= 0.78 + 0.3 * (local[2] + 1) / 2
         return r * shade, g * shade, b * shade, 0.0, 0.8
     if material == BARK:
@@ -275,16 +277,16 @@ def sky(dx: float, dy: float, dz: float, light: NDArray[Any], seed: int) -> Any:
     """Radiance of the sky in a unit direction: (r, g, b). ``light`` as made by ``camera.light_row``."""
     height = max(dz, 0.0)
     horizon = np.exp(-4.0 * height)
-    clear_r = 0.28 + 0.55 * horizon
-    clear_g = 0.47 + 0.42 * horizon
-    clear_b = 0.85 + 0.12 * horizon
+    clear_r = 0.18 + 0.50 * horizon
+    clear_g = 0.36 + 0.40 * horizon
+    clear_b = 0.74 + 0.12 * horizon
     clouds = light[10]
     if clouds > 0 and dz > 0.02:
         u, v = dx / (dz + 0.12), dy / (dz + 0.12)
         cover = 0.55 * noise2(u * 1.3, v * 1.3, seed) + 0.3 * noise2(u * 3.1, v * 3.1, seed + 1)
         cover += 0.15 * noise2(u * 7.3, v * 7.3, seed + 2)
         amount = min(max((cover - (0.78 - 0.55 * clouds)) * 5.0, 0.0), 1.0) * min(1.0, dz * 12)
-        bright = 0.78 + 0.35 * (1 - cover)
+        bright = 0.66 + 0.35 * (1 - cover)
         clear_r = clear_r * (1 - amount) + bright * amount
         clear_g = clear_g * (1 - amount) + bright * amount
         clear_b = clear_b * (1 - amount) + 1.02 * bright * amount

@@ -105,9 +105,9 @@ def populate(
 
 def _vehicle(rng: np.random.Generator) -> tuple[tuple[Parts, Size], str]:
     draw = rng.random()
-    if draw < 0.78:
+    if draw < 0.82:
         return vehicles.car(rng), "vehicle.car"
-    if draw < 0.92:
+    if draw < 0.95:
         return vehicles.truck(rng), "vehicle.truck"
     return vehicles.bus(rng), "vehicle.bus.rigid"
 
@@ -184,7 +184,7 @@ def _cycles(cast: _Cast, layout: Layout, reach: float) -> None:
     # Racks on the sidewalk: two-wheelers side by side.
     x = -50.0
     while x < reach + 60:
-        x += float(rng.uniform(14, 40))
+        x += float(rng.uniform(8, 22))
         side = float(rng.choice((-1, 1)))
         if _near_crossing(layout, x, 6):
             continue
@@ -193,7 +193,7 @@ def _cycles(cast: _Cast, layout: Layout, reach: float) -> None:
         lean = float(rng.uniform(-0.3, 0.3)) + np.pi / 2
         make: Callable[..., tuple[Parts, Size]] = vehicles.bicycle if rng.random() < 0.7 else vehicles.motorcycle
         category = "vehicle.bicycle" if make is vehicles.bicycle else "vehicle.motorcycle"
-        for k in range(int(rng.integers(2, 7))):
+        for k in range(int(rng.integers(3, 9))):
             cast.stand(make(rng, False), category, x + 0.75 * k, y, lean, attribute="cycle.without_rider", z=KERB)
     # Riders at the edge of the driving lanes.
     for side in (-1, 1):
@@ -202,7 +202,7 @@ def _cycles(cast: _Cast, layout: Layout, reach: float) -> None:
         speed = Speed(float(rng.uniform(3.2, 5.5)))
         x = -70.0
         while x < reach + 90:
-            x += float(rng.uniform(14, 50))
+            x += float(rng.uniform(9, 36))
             made = vehicles.bicycle(rng, True)
             cast.add(made, "vehicle.bicycle", Straight(x, y, yaw, speed), attribute="cycle.with_rider")
     # Motorcycles ride between the cars of the opposite inner lane's edge.

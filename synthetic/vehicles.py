@@ -49,6 +49,18 @@ def _wheels(b: Builder, kind: int, xs: tuple[float, ...], width: float, radius: 
             )
 
 
+def _spoked(b: Builder, kind: int, x: float, radius: float) -> None:
+    """A bicycle's wheel: a tyre of straight pieces, and a few spokes."""
+    pieces = 10
+    for k in range(pieces):
+        angle = 2 * np.pi * k / pieces
+        place = (x + radius * np.cos(angle), 0, radius + 0.01 + radius * np.sin(angle))
+        long = 2 * radius * np.sin(np.pi / pieces) + 0.03
+        b.add(BOX, kind, "rubber", place, (0.05, 0.05, long), RUBBER, pitch=-angle)
+    for k in range(3):
+        b.add(BOX, kind, "metal", (x, 0, radius + 0.01), (0.015, 0.03, 2 * radius), CHROME, pitch=np.pi * k / 3 + 0.3)
+
+
 def car(rng: np.random.Generator) -> tuple[Parts, tuple[float, float, float]]:
     """A hatchback, saloon, estate or van; returns its parts and (length, width, height) in metres."""
     kind = KIND["car"]
@@ -202,7 +214,7 @@ def bicycle(rng: np.random.Generator, rider: bool) -> tuple[Parts, tuple[float, 
     b = Builder()
     paint = colorsys.hsv_to_rgb(float(rng.random()), float(rng.uniform(0.4, 0.9)), float(rng.uniform(0.1, 0.6)))
     for x in (-0.52, 0.52):
-        b.add(FRUSTUM, kind, "rubber", (x, 0, 0.34), (0.68, 0.68, 0.05), RUBBER, axis="y")
+        _spoked(b, kind, x, 0.33)
     b.add(FRUSTUM, kind, "paint", (-0.02, 0, 0.80), (0.05, 0.05, 0.62), paint, axis="x")
     b.add(FRUSTUM, kind, "paint", (0.14, 0, 0.55), (0.05, 0.05, 0.75), paint, axis="x", pitch=-0.75)
     b.add(FRUSTUM, kind, "paint", (-0.22, 0, 0.62), (0.05, 0.05, 0.75), paint, pitch=-0.35)
@@ -225,7 +237,7 @@ def motorcycle(rng: np.random.Generator, rider: bool) -> tuple[Parts, tuple[floa
     paint = colorsys.hsv_to_rgb(float(rng.random()), float(rng.uniform(0.2, 0.9)), float(rng.uniform(0.1, 0.7)))
     for x in (-0.66, 0.68):
         b.add(FRUSTUM, kind, "rubber", (x, 0, 0.31), (0.62, 0.62, 0.15), RUBBER, axis="y")
-        b.add(FRUSTUM, kind, "metal", (x, 0, 0.31), (0.36, 0.36, 0.17), CHROME, axis="y")
+        b.add(FRUSTUM, kind, "metal", (x, 0, 0.31), (0.26, 0.26, 0.17), (0.2, 0.2, 0.21), axis="y")
     b.add(BOX, kind, "metal", (0.0, 0, 0.45), (0.75, 0.34, 0.42), (0.15, 0.15, 0.16), taper=(0.2, 0.1, 0.0))
     b.add(ELLIPSOID, kind, "paint", (0.18, 0, 0.84), (0.62, 0.34, 0.34), paint)
     b.add(BOX, kind, "rubber", (-0.38, 0, 0.80), (0.72, 0.28, 0.13), (0.04, 0.04, 0.04), taper=(0.1, 0.2, 0.0))

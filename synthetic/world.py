@@ -116,13 +116,13 @@ def _light(rng: np.random.Generator) -> Light:
     )
     clouds = float(rng.choice((0.0, 1.0), p=(0.35, 0.65)) * rng.uniform(0.2, 0.75))
     warm = float(rng.uniform(0.80, 0.95)) * (0.9 + 0.1 * height)
-    strength = 2.3 * (1 - 0.45 * clouds)
-    fill = 0.62 + 0.25 * clouds
+    strength = 2.9 * (1 - 0.45 * clouds)
+    fill = 0.50 + 0.25 * clouds
     return Light(
         to_sun,
         (strength, strength * warm**0.5, strength * warm),
-        (fill * 0.80, fill * 0.92, fill * 1.12),
+        (fill * 0.84, fill * 0.94, fill * 1.10),
         float(rng.uniform(0.85, 1.15)),
         clouds,
-        float(rng.uniform(0.0012, 0.004)),
+        float(rng.uniform(0.0003, 0.0016)),
     )

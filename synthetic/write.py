@@ -6,6 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -193,7 +194,7 @@ def _in_turn(units: list[Unit]) -> Iterator[Made]:
 def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
     # Fresh interpreters: forking a process that runs threads (numba's, torch's) can hang the child.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet)
     try:
         waiting = [pool.submit(_unit_list, unit) for unit in units]
         for done in concurrent.futures.as_completed(waiting):
@@ -204,6 +205,11 @@ def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _quiet() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unit_list(unit: Unit) -> list[Made]:
