@@ -8,7 +8,6 @@ run that was stopped ends with the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from .setup import (
 )
 from .sparse.modules import share_norms
 from .step import Distiller, StepResult, forward_pass
+from .step_metrics import over_processes, step_row
 from .vmf import VmfStatistics
 
 if TYPE_CHECKING:
@@ -219,10 +219,10 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             optimizer.step()
             if settings.loss.scr and (step < warmup or not settings.loss.freeze):
                 sums = torch.stack([r.class_sums for r in results if r.class_sums is not None]).sum(0)
-                statistics.update(_over_processes(sums, fabric))
+                statistics.update(over_processes(sums, fabric))
             state.step = step + 1
 
-            row = _step_row(results, statistics, class_count, list(shards.classes), settings, fabric)
+            row = step_row(results, statistics, class_count, list(shards.classes), settings, fabric)
             row |= {"lr": rate, "gradient_norm": norm, "seconds": time.monotonic() - begun, "waited": stream.waited_s}
             losses.append(row["loss"])
             epoch, before = state.step * run.batch // stream.count, step * run.batch // stream.count
@@ -303,7 +303,7 @@ def validate(
             if "ppkt" in terms:
                 total += torch.stack([terms["ppkt"], terms.get("wcd", terms["ppkt"] * 0), terms["ppkt"] * 0 + 1])
     model.train()
-    ppkt, wcd, count = _over_processes(total, fabric).tolist()
+    ppkt, wcd, count = over_processes(total, fabric).tolist()
     ppkt, wcd = ppkt / max(count, 1), wcd / max(count, 1)
     weights = settings.loss
     return {
@@ -333,54 +333,11 @@ def _clip(model: nn.Module, largest: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
 
 
-def _step_row(
-    results: Sequence[StepResult],
-    statistics: VmfStatistics,
-    class_count: Tensor,
-    classes: list[str],
-    settings: PretrainSettings,
-    fabric: Fabric,
-) -> dict[str, float]:
-    """A step's metrics, over all processes."""
-    names = ["ppkt", "wcd", "scr"]
-    values = [torch.stack([r.loss.detach() for r in results]).mean()]
-    present = [[r.terms[name] for r in results if name in r.terms] for name in names]
-    values += [torch.stack(p).mean() if p else values[0] * math.nan for p in present]
-    mean = _over_processes(torch.stack(values).double(), fabric) / fabric.world_size
-    row = dict(zip(["loss", *(f"loss_{name}" for name in names)], mean.tolist()))
-    row = {name: value for name, value in row.items() if not math.isnan(value)}
-    counts = torch.tensor([list(r.counts.values()) for r in results], device=fabric.device).sum(0)
-    row |= dict(zip(results[0].counts, map(float, _over_processes(counts, fabric).tolist())))
-    drawn = _over_processes(torch.stack([r.drawn_per_class for r in results]).sum(0), fabric).double()
-    if settings.data.labels == "weak":
-        share = (drawn / drawn.sum().clamp(min=1)).tolist()
-        kappa = statistics.parameters_of_classes()[1].tolist()
-        for number, name in enumerate(["none", *classes]):
-            if settings.loss.wcd:
-                row[f"share/{name}"] = share[number]
-            if settings.loss.scr:
-                row[f"kappa/{name}"] = kappa[number]
-    row["memory_mib"] = (
-        torch.cuda.max_memory_allocated(fabric.device) / 2**20
-        if fabric.device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
-    return row
-
-
-def _over_processes(value: Tensor, fabric: Fabric) -> Tensor:
-    """The sum over processes."""
-    if fabric.world_size == 1:
-        return value
-    total: Tensor = fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment]
-    return total
-
-
 def _anywhere(flag: bool, fabric: Fabric) -> bool:
     """Whether any process says so; all processes agree."""
     if fabric.world_size == 1:
         return flag
-    return bool(_over_processes(torch.tensor(int(flag), device=fabric.device), fabric) > 0)
+    return bool(over_processes(torch.tensor(int(flag), device=fabric.device), fabric) > 0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -194,8 +194,7 @@ def forward_pass(
     # Clouds left without a voxel leave no gap in the batch indices.
     clouds, cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)
     coordinate = torch.cat([cloud[:, None].to(voxels.coordinate.dtype), voxels.coordinate[:, 1:]], 1)
-    distiller: Distiller = getattr(model, "module", model)  # type: ignore[assignment]
-    if distiller.per_point:
+    if getattr(model, "module", model).per_point:
         pair_place = batch.pair_point
     if len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
         raise OlivineError(
