@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..common import OlivineError, sha256_file
+from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights
 from .encoders import TextMemory
 from .grounded import Detector, GroundedSam, Segmenter, require_packages
@@ -160,7 +161,8 @@ class DinoDetector:
     def detect(self, images: Sequence[NDArray[np.uint8]], caption: str) -> list[tuple[Tensor, Tensor]]:
         """See :class:`olivine.labelgen.grounded.Detector`."""
         batch = torch.stack([self.preprocess(image) for image in images]).to(self.device)
-        out = self.model(batch, captions=[caption] * len(images))
+        with compiled_deformable_attention(self.device):
+            out = self.model(batch, captions=[caption] * len(images))
         scores = out["pred_logits"].float().sigmoid().cpu()
         return list(zip(out["pred_boxes"].float().cpu(), scores))
 
@@ -241,6 +243,7 @@ class SamSegmenter:
 
         self.model = model.to(device)
         self.device = device
+        fuse_sam_attention(model, device)
         self._resize = ResizeLongestSide(model.image_encoder.img_size)
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common import OlivineError, sha256_file
+from .attention import compiled_deformable_attention
 from .catalogue import Needed, require_weights
 from .encoders import TextMemory
 from .grounded import Detector, GroundedSam, Segmenter, require_packages
@@ -79,7 +80,8 @@ class HfDinoDetector:
         """See :class:`olivine.labelgen.grounded.Detector`."""
         seen = self._processor(images=list(images), return_tensors="pt").to(self.device)
         text = self.tokenizer([caption] * len(images), return_tensors="pt").to(self.device)
-        out = self.model(**seen, **text)
+        with compiled_deformable_attention(self.device):
+            out = self.model(**seen, **text)
         return list(zip(out.pred_boxes.float().cpu(), out.logits.float().sigmoid().cpu()))
 
 

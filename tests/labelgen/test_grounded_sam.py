@@ -78,11 +78,11 @@ def test_the_second_run_loads_no_network_and_writes_nothing(labelled, settings, 
     assert before == {p: p.stat().st_mtime_ns for p in labels.rglob("*") if p.is_file()}
 
 
-def test_the_detectors_deformable_attention_is_the_pytorch_one(settings):
-    import groundingdino.models.GroundingDINO.ms_deform_attn as attention
+def test_the_detectors_compiled_extension_is_not_asked_for_and_its_own_code_is_left_as_it_was(labelled):
+    from groundingdino.models.GroundingDINO import ms_deform_attn
 
-    assert not hasattr(attention, "_C")
-    assert attention.MultiScaleDeformableAttention.forward.__globals__["multi_scale_deformable_attn_pytorch"]
+    assert not hasattr(ms_deform_attn, "_C")
+    assert ms_deform_attn.multi_scale_deformable_attn_pytorch.__module__ == ms_deform_attn.__name__
 
 
 def test_without_weights_one_error_names_every_file_and_how_to_get_it(keyframe_index, tmp_path):
