@@ -73,15 +73,10 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(feature, kernel)
         ctx.kernel_map = kernel_map
         product = feature.new_empty(len(kernel_map.in_index), kernel.shape[2])
-        gathered = None
-        for cell, start, end, identity in kernel_map.groups():
-            if identity:
-                rows = feature
-            else:
-                if gathered is None:
-                    gathered = feature.index_select(0, kernel_map.in_index)
-                rows = gathered[start:end]
-            torch.mm(rows, kernel[cell], out=product[start:end])
+        rows = feature.index_select(0, kernel_map.gathered[0])
+        for cell, start, end, row in kernel_map.groups:
+            block = feature if row < 0 else rows[row : row + end - start]
+            torch.mm(block, kernel[cell], out=product[start:end])
         return _sum_pairs(product, kernel_map)
 
     @staticmethod
@@ -95,16 +90,19 @@ def _gradients(
     feature: Tensor, kernel: Tensor, gradient: Tensor, kernel_map: KernelMap, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     back = kernel_map.transposed
-    rows = gradient.index_select(0, back.in_index)
-    product = feature.new_empty(len(rows), kernel.shape[1]) if wanted[0] else None
-    kernel_gradient = torch.zeros_like(kernel) if wanted[1] else None
     # In the transposed map a pair goes from the output's row to the input's.
-    inputs = feature.index_select(0, back.out_index) if wanted[1] else None
-    for cell, start, end, _ in back.groups():
+    out_index, in_index = back.gathered
+    rows = gradient.index_select(0, out_index)
+    product = feature.new_empty(len(back.in_index), kernel.shape[1]) if wanted[0] else None
+    kernel_gradient = torch.zeros_like(kernel) if wanted[1] else None
+    inputs = feature.index_select(0, in_index) if wanted[1] else None
+    for cell, start, end, row in back.groups:
+        along = slice(row, row + end - start)
+        block = gradient if row < 0 else rows[along]
         if product is not None:
-            torch.mm(rows[start:end], kernel[cell].t(), out=product[start:end])
+            torch.mm(block, kernel[cell].t(), out=product[start:end])
         if inputs is not None and kernel_gradient is not None:
-            torch.mm(inputs[start:end].t(), rows[start:end], out=kernel_gradient[cell])
+            torch.mm((feature if row < 0 else inputs[along]).t(), block, out=kernel_gradient[cell])
     return None if product is None else _sum_pairs(product, back), kernel_gradient
 
 

@@ -70,14 +70,33 @@ class KernelMap:
         self.identity = identity
         self.symmetric = symmetric
 
-    def groups(self) -> list[tuple[int, int, int, bool]]:
-        """(cell, first pair, end, is identity) of every group that has pairs."""
-        result, start = [], 0
+    @cached_property
+    def groups(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(cell, first pair, end, first gathered row) of every group that has pairs.
+
+        The identity group's rows need no gathering; its last number is -1.
+        """
+        result, start, gathered = [], 0, 0
         for group, (cell, count) in enumerate(zip(self.cells, self.counts)):
-            if count:
-                result.append((cell, start, start + count, group == self.identity))
+            if count and group == self.identity:
+                result.append((cell, start, start + count, -1))
+            elif count:
+                result.append((cell, start, start + count, gathered))
+                gathered += count
             start += count
-        return result
+        return tuple(result)
+
+    @cached_property
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """``in_index`` and ``out_index`` without the identity group's pairs."""
+        if self.identity < 0:
+            return self.in_index, self.out_index
+        start = sum(self.counts[: self.identity])
+        end = start + self.counts[self.identity]
+        return (
+            torch.cat((self.in_index[:start], self.in_index[end:])),
+            torch.cat((self.out_index[:start], self.out_index[end:])),
+        )
 
     @cached_property
     def pairs_of_output(self) -> tuple[Tensor, Tensor]:
@@ -86,7 +105,7 @@ class KernelMap:
 
     def prepare(self) -> None:
         """Build now what is otherwise built at the first use."""
-        _ = self.pairs_of_output
+        _ = (self.pairs_of_output, self.groups, self.gathered)
 
     @cached_property
     def transposed(self) -> KernelMap:
@@ -107,6 +126,7 @@ class KernelMap:
             )
             other.cells = tuple(reversed(self.cells))
             other.__dict__["pairs_of_output"] = self.pairs_of_output
+            other.__dict__["gathered"] = self.gathered
         else:
             other = KernelMap(
                 self.out_index,
