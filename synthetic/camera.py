@@ -86,9 +86,10 @@ def _shade(
                     )
                 px, py, pz = x + 2e-3 * nx, y + 2e-3 * ny, z + 2e-3 * nz
                 if rough > 0:
-                    nx += rough * (noise3(x * 6, y * 6, z * 6, 1) - 0.5) * 1.6
-                    ny += rough * (noise3(x * 6, y * 6, z * 6, 2) - 0.5) * 1.6
-                    nz += rough * (noise3(x * 6, y * 6, z * 6, 3) - 0.5) * 1.6
+                    bump = noise3(x * 6, y * 6, z * 6, 1)
+                    nx += rough * (bump - 0.5) * 1.6
+                    ny += rough * ((3.7 * bump) % 1.0 - 0.5) * 1.2
+                    nz += rough * ((7.3 * bump) % 1.0 - 0.5) * 1.2
                     size = np.sqrt(nx * nx + ny * ny + nz * nz)
                     nx, ny, nz = nx / size, ny / size, nz / size
                 facing = nx * sx + ny * sy + nz * sz
@@ -119,13 +120,13 @@ def _shade(
                 r, g, b = r + veil * (0.70 - r), g + veil * (0.78 - g), b + veil * (0.88 - b)
             du, dv = (u - 0.5 * width) / width, (v - 0.5 * height) / width
             shade = gain * (1.0 - 0.55 * (du * du + dv * dv)) * steps / TOP
+            # A linear congruential generator's upper bits, two draws a channel: triangular noise of the sensor.
+            state = (state * 6364136223846793005 + 1442695040888963407) & 0x7FFFFFFFFFFFFFFF
+            draws = state >> 15
             for c in range(3):
                 value = r if c == 0 else (g if c == 1 else b)
-                # Two steps of a linear congruential generator: triangular noise of the sensor.
-                state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-                first = state
-                state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-                speck = (first + state) / 4294967296.0 - 1.0
+                speck = ((draws & 255) + ((draws >> 8) & 255)) / 255.0 - 1.0
+                draws >>= 16
                 level = curve[int(min(max(value * shade, 0.0), steps))] + grain * speck
                 image[v, u, c] = np.uint8(min(max(level, 0.0), 255.0))
 

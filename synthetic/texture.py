@@ -62,7 +62,6 @@ def _road(streets: NDArray[Any], x: float, y: float, seed: int, footprint: float
     """Asphalt with its lane markings: (r, g, b)."""
     wear = noise2(x * 0.35, y * 0.35, seed)
     base = 0.115 + 0.045 * (wear - 0.5)
-    base += 0.03 * (noise2(x * 0.06, y * 0.06, seed + 7) - 0.5)
     grain = fade(footprint, 0.06)
     if grain > 0:
         base += 0.06 * grain * (noise2(x * 17.0, y * 17.0, seed + 3) - 0.5)
@@ -216,7 +215,9 @@ def albedo(
         shade = 0.5 + 0.6 * noise3(x * 2.6, y * 2.6, z * 2.6, seed)
         sharp = fade(footprint, 0.16)
         if sharp > 0:  # leaves before dark gaps
-            leaf = noise3(x * 8.5, y * 8.5, z * 8.5, seed + 3) + 0.35 * noise3(x * 21.0, y * 21.0, z * 21.0, seed + 5)
+            leaf = noise3(x * 8.5, y * 8.5, z * 8.5, seed + 3) + 0.17
+            if footprint < 0.03:
+                leaf += 0.35 * (noise3(x * 21.0, y * 21.0, z * 21.0, seed + 5) - 0.5)
             step = min(max((leaf - 0.52) * 5.0, 0.0), 1.0)
             shade *= 1 + sharp * (1.05 * step - 0.65)
         shade *= 0.78 + 0.3 * (local[2] + 1) / 2
