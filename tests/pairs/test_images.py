@@ -12,7 +12,8 @@ from PIL import Image
 
 from olivine.common import OlivineError
 from olivine.pairs.images import encode_image, encode_segments, scale_intrinsic, scale_pixels, stored_size
-from olivine.readers.frame import Camera
+from olivine.pairs.shrink import shrink
+from olivine.readers.frame import Camera, Frame
 
 
 def _smallest_crop(width: int, height: int) -> tuple[float, float]:
@@ -108,3 +109,20 @@ def test_segment_maps_are_shrunk_to_the_nearest_original_pixel() -> None:
         assert np.asarray(image).tolist() == segment[1::2, 1::2].tolist()
     with Image.open(io.BytesIO(encode_segments(segment, (4, 4)))) as image:
         assert np.asarray(image).astype(int).tolist() == segment.tolist()
+
+
+@pytest.mark.parametrize("size", [(812, 457), (800, 450), (1600, 900), (333, 77), (1, 1)])
+def test_shrinking_is_pillows_filter_to_a_grey_level(keyframe: Frame, size: tuple[int, int]) -> None:
+    with Image.open(keyframe.image_path(keyframe.cameras[0])) as image:
+        expected = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.int64)
+        assert np.abs(np.asarray(shrink(image, size).convert("RGB")) - expected).max() <= 1
+
+
+def test_shrinking_takes_any_small_picture() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        width, height = rng.integers(1, 9, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        size = int(rng.integers(1, width + 1)), int(rng.integers(1, height + 1))
+        expected = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.int64)
+        assert np.abs(np.asarray(shrink(image, size).convert("RGB")) - expected).max() <= 1
