@@ -1,0 +1,162 @@
+"""Scores: the exact oracle is right, a spoilt one is wrong as its error model says, points agree with a box's class."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.labelgen.mapping import NUSCENES, SEMANTICKITTI
+from olivine.labelgen.prompts import DEFAULT_VOCABULARY
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.score import project, score_labels, scores_of
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+from olivine.readers.frame import write_index
+
+CAR = DEFAULT_VOCABULARY.value("car")
+
+
+def _score(world, labels, error, **settings):
+    generate_labels(world.index, labels, LabelSettings("oracle", error=error, **settings))
+    return score_labels(_with_frames(world, labels))
+
+
+def _with_frames(world, labels):
+    """The store as the command leaves it: with the frame index in its folder."""
+    write_index(labels / "frames", world.index.frames(), dataset="nuscenes", version="v1.0-mini", root=world.root)
+    return open_store(labels)
+
+
+def test_the_scores_of_a_confusion_matrix_by_hand():
+    confusion = np.array([[5, 1, 0], [2, 6, 0], [1, 1, 8]])
+    summary = scores_of(confusion, ("car", "road"), "masks")
+    assert summary.iou == {"car": pytest.approx(100 * 6 / 10), "road": pytest.approx(100 * 8 / 10)}
+    assert summary.precision == {"car": pytest.approx(75.0), "road": pytest.approx(100.0)}
+    assert summary.recall == {"car": pytest.approx(75.0), "road": pytest.approx(80.0)}
+    assert summary.mean_iou == pytest.approx(70.0) and summary.coverage == pytest.approx(100 * 15 / 18)
+
+
+def test_the_exact_oracle_scores_over_99_percent(make_world, tmp_path):
+    world = make_world()
+    summary = _score(world, tmp_path / "labels", "none")
+    assert (summary.against, summary.images, summary.failures) == ("masks", 12, [])
+    assert summary.mean_iou > 99 and summary.coverage == 100
+    assert all(v > 99 for v in summary.iou.values() if v is not None)
+    assert summary.iou["bus"] is None
+
+
+def test_scores_fall_as_the_boundaries_move(make_world, tmp_path):
+    world = make_world(2, 6)
+    ious = [_score(world, tmp_path / str(s), f"boundary={s}").iou["car"] for s in (0, 1, 2, 4)]
+    assert ious == sorted(ious, reverse=True) and ious[0] - ious[-1] > 10
+
+
+def test_recall_falls_by_the_share_of_missed_instances(make_world, tmp_path):
+    world = make_world(8, 12)
+    summary = _score(world, tmp_path / "labels", "missed=0.3,missed_area=1e9")
+    things = [summary.recall[n] for n in ("car", "pedestrian", "truck")]
+    assert np.mean(things) == pytest.approx(70, abs=8)
+    assert summary.recall["road"] == 100 and summary.precision["car"] == 100
+
+
+def test_confused_classes_turn_up_in_the_confusion_matrix(make_world, tmp_path):
+    world = make_world(8, 12)
+    (tmp_path / "e.yaml").write_text("confusion_matrix: {car: {truck: 0.4}}\n")
+    summary = _score(world, tmp_path / "labels", str(tmp_path / "e.yaml"))
+    row = np.array(summary.confusion[CAR])
+    assert row[DEFAULT_VOCABULARY.value("truck")] / row.sum() == pytest.approx(0.4, abs=0.1)
+    assert summary.recall["pedestrian"] == 100 and summary.precision["truck"] < 90
+
+
+def test_the_json_and_the_picture_are_written(make_world, tmp_path):
+    world = make_world(1, 1)
+    generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle"))
+    store = _with_frames(world, tmp_path / "labels")
+    summary = score_labels(store, tmp_path / "score")
+    plain = json.loads((tmp_path / "score" / "score.json").read_text())
+    assert plain["mean_iou"] == summary.mean_iou and plain["labels"] == store.digest
+    with Image.open(tmp_path / "score" / "confusion.png") as picture:
+        assert picture.size[0] > 300
+
+
+def test_a_missing_label_map_is_named_and_the_others_are_scored(make_world, tmp_path):
+    world = make_world(1, 2)
+    generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle"))
+    store = _with_frames(world, tmp_path / "labels")
+    gone = store.label_path(next(world.index.frames()).cameras[1])
+    gone.unlink()
+    summary = score_labels(store)
+    assert summary.images == 3 and str(gone) in summary.failures[0].reason
+    with pytest.raises(OlivineError, match="no scene is in the split 'val'"):
+        score_labels(store, split="val")
+
+
+def test_points_score_a_real_keyframe_through_its_boxes(keyframe_index, keyframe_camseg, tmp_path):
+    """The real frame has no lidarseg; labels made of its boxes stand in, and 91.2 % of the pairs agree (data README)."""
+    from nuscenes.utils.data_classes import Box as DevkitBox
+    from nuscenes.utils.geometry_utils import points_in_box
+    from pyquaternion import Quaternion
+
+    (frame,) = keyframe_index.frames()
+    points = frame.points()
+    raw = np.zeros(len(points), np.uint8)
+    names = list(NUSCENES)
+    categories = {
+        "vehicle.car": "car", "vehicle.truck": "truck", "movable_object.barrier": "barrier", "human.pedestrian": "pedestrian",
+        "movable_object.trafficcone": "traffic_cone", "vehicle.bicycle": "bicycle", "vehicle.motorcycle": "motorcycle",
+        "vehicle.bus": "bus",
+    }  # fmt: skip
+    for box in frame.boxes():
+        name = next((v for k, v in categories.items() if box.category.startswith(k)), None)
+        if name is not None:
+            length, width, height = box.size
+            devkit = DevkitBox(list(box.center), [width, length, height], Quaternion(box.rotation))
+            raw[points_in_box(devkit, points[:, :3].T)] = names.index(name) + 1
+    root = tmp_path / "nuscenes"
+    (root / "lidarseg").mkdir(parents=True)
+    raw.tofile(root / "lidarseg" / "labels.bin")
+    (root / "samples").symlink_to(keyframe_index.root / "samples")
+    labelled = replace(
+        frame, root=root, point_label_file="lidarseg/labels.bin", point_label_lookup=bytes(range(len(names) + 1))
+    )
+    labels = tmp_path / "labels"
+    index = write_index(
+        labels / "frames", [labelled], dataset="nuscenes", version="v1.0-mini", root=root, point_classes=tuple(names)
+    )
+    generate_labels(index, labels, LabelSettings("import", camseg=keyframe_camseg))
+    summary = score_labels(open_store(labels))
+    confusion = np.array(summary.confusion)
+    assert (summary.against, summary.failures) == ("points", [])
+    assert confusion.sum() == 1090 and not confusion[0].any()
+    assert 100 * np.trace(confusion) / confusion.sum() == pytest.approx(91.2, abs=0.05)
+    assert sum(len(project(points, c)[0]) for c in frame.cameras) == 22115
+
+
+def test_a_data_set_without_ground_truth_says_what_is_missing(keyframe_index, keyframe_camseg, tmp_path):
+    labels = tmp_path / "labels"
+    write_index(
+        labels / "frames", keyframe_index.frames(), dataset="nuscenes", version="v1.0-mini", root=keyframe_index.root
+    )
+    generate_labels(keyframe_index, labels, LabelSettings("import", camseg=keyframe_camseg))
+    with pytest.raises(OlivineError, match="no point labels to score against"):
+        score_labels(open_store(labels))
+    with pytest.raises(OlivineError, match="--against"):
+        score_labels(open_store(labels), against="people")
+
+
+def test_every_prompt_is_some_class_of_nuscenes_and_the_tables_are_the_official_classes():
+    assert len(NUSCENES) == 16 and len(SEMANTICKITTI) == 19
+    assert {v for v in NUSCENES.values() if v} == set(DEFAULT_VOCABULARY.classes)
+    assert {v for v in SEMANTICKITTI.values() if v} <= set(DEFAULT_VOCABULARY.classes)
+
+
+def test_the_readers_class_names_are_the_tables(kitti_frame):
+    from olivine.labelgen.mapping import prompt_of_point_class
+    from olivine.readers.kitti import CLASSES
+
+    assert [prompt_of_point_class("semantickitti", n) for n in CLASSES] == [SEMANTICKITTI[n] for n in SEMANTICKITTI]
