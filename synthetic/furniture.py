@@ -138,7 +138,7 @@ def cone() -> tuple[Parts, tuple[float, float, float]]:
     return b.parts(), (0.42, 0.42, 0.79)
 
 
-def barrier(rng: np.random.Generator, style: int) -> tuple[Parts, tuple[float, float, float]]:
+def barrier(style: int) -> tuple[Parts, tuple[float, float, float]]:
     """One element of a line of barriers along x: plastic (0, 1), concrete (2) or a striped board (3)."""
     b = Builder()
     kind = KIND["barrier"]
@@ -152,7 +152,6 @@ def barrier(rng: np.random.Generator, style: int) -> tuple[Parts, tuple[float, f
     material = "concrete" if style == 2 else "paint"
     b.add(BOX, kind, material, (0, 0, 0.19), (1.95, 0.56, 0.38), color, taper=(0.0, 0.4, 0.0))
     b.add(BOX, kind, material, (0, 0, 0.68), (1.95, 0.34, 0.62), color, taper=(0.02, 0.45, 0.0))
-    del rng
     return b.parts(), (1.97, 0.58, 1.0)
 
 

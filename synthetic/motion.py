@@ -73,4 +73,30 @@ class RightTurn:
         return x, y - max(s - self.turn_x - arc, 0.0), -angle
 
 
-Path = Straight | RightTurn
+@dataclass(frozen=True)
+class BackAndForth:
+    """A walk along x between ``low`` and ``high``, turning round at the ends; begins at x towards +x or -x.
+
+    Attributes:
+        sign: 1 for a start towards +x, -1 for -x.
+    """
+
+    x: float
+    y: float
+    sign: float
+    low: float
+    high: float
+    speed: Speed
+
+    def pose(self, t: float) -> Pose:
+        """Where it is at time ``t`` in seconds."""
+        length = self.high - self.low
+        # Unfolded, the walk goes on for ever; folded, every second length runs back.
+        start = self.x - self.low if self.sign > 0 else 2 * length - (self.x - self.low)
+        place = (start + self.speed.distance(t)) % (2 * length)
+        if place < length:
+            return self.low + place, self.y, 0.0
+        return self.low + 2 * length - place, self.y, float(np.pi)
+
+
+Path = Straight | RightTurn | BackAndForth

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import furniture, people, vehicles
-from .motion import Path, Speed, Straight
+from .motion import BackAndForth, Path, Speed, Straight
 from .parts import Parts
 from .street import KERB, Layout
 
@@ -85,31 +85,57 @@ class _Cast:
 
 
 def populate(
-    rng: np.random.Generator, layout: Layout, ego: Speed, duration: float
+    rng: np.random.Generator, layout: Layout, ego: Path, duration: float
 ) -> tuple[tuple[Actor, ...], tuple[Actor, ...]]:
     """The standing and the moving objects of a scene.
 
     Args:
-        ego: the ego vehicle's speed, shared by what drives in its lane so that gaps stay.
+        ego: the ego vehicle's drive; what drives in its lane keeps its speed, so that gaps stay.
         duration: seconds the scene lasts.
     """
     cast = _Cast(rng)
-    reach = ego.distance(duration)
-    _driving(cast, layout, ego, reach, duration)
-    _parked(cast, layout, reach)
+    reach = ego.speed.distance(duration)
+    works = _works(cast, layout, reach)
+    _driving(cast, layout, ego.speed, reach, duration)
+    _parked(cast, layout, reach, works)
     _cycles(cast, layout, reach)
     _walkers(cast, layout, reach)
-    _works(cast, layout, reach)
+    cast.actors = [actor for actor in cast.actors if not _meets(actor, ego, duration)]
     return cast.done()
+
+
+def _meets(actor: Actor, ego: Path, duration: float) -> bool:
+    """Whether an object and the ego vehicle (4.1 m long, its rear axle at the pose) would come into one another."""
+    reach = actor.size[0] / 2 + 3.4
+    for t in np.arange(-0.5, duration + 0.5, 0.25):
+        x, y, yaw = actor.path.pose(float(t))
+        ex, ey, eyaw = ego.pose(float(t))
+        dx, dy = x - ex, y - ey
+        if abs(dx) > reach or abs(dy) > reach:
+            continue
+        ahead = dx * np.cos(eyaw) + dy * np.sin(eyaw) - 1.4
+        aside = -dx * np.sin(eyaw) + dy * np.cos(eyaw)
+        turned = abs(float(np.sin(yaw - eyaw)))
+        along = actor.size[0] / 2 * np.sqrt(1 - turned**2) + actor.size[1] / 2 * turned
+        across = actor.size[1] / 2 * np.sqrt(1 - turned**2) + actor.size[0] / 2 * turned
+        if abs(ahead) < along + 2.2 and abs(aside) < across + 1.0:
+            return True
+    return False
 
 
 def _vehicle(rng: np.random.Generator) -> tuple[tuple[Parts, Size], str]:
     draw = rng.random()
+    if draw < 0.06:
+        return vehicles.motorcycle(rng, True), "vehicle.motorcycle"
     if draw < 0.82:
         return vehicles.car(rng), "vehicle.car"
     if draw < 0.95:
         return vehicles.truck(rng), "vehicle.truck"
     return vehicles.bus(rng), "vehicle.bus.rigid"
+
+
+def _moving(category: str) -> str:
+    return "cycle.with_rider" if category == "vehicle.motorcycle" else "vehicle.moving"
 
 
 def _driving(cast: _Cast, layout: Layout, ego: Speed, reach: float, duration: float) -> None:
@@ -120,7 +146,7 @@ def _driving(cast: _Cast, layout: Layout, ego: Speed, reach: float, duration: fl
         x = direction * (gap + 4)
         while -70 < x < 110:
             made, category = _vehicle(rng)
-            cast.add(made, category, Straight(x, -main.lane(0), 0.0, ego), attribute="vehicle.moving")
+            cast.add(made, category, Straight(x, -main.lane(0), 0.0, ego), attribute=_moving(category))
             x += direction * (made[1][0] + float(rng.uniform(10, 40)))
     for lane in range(1, main.lanes):
         speed = Speed(ego.cruise * float(rng.uniform(0.6, 1.3)))
@@ -140,7 +166,8 @@ def _driving(cast: _Cast, layout: Layout, ego: Speed, reach: float, duration: fl
                     y += side * made[1][0] / 2
                     x = cross.center - side * cross.lane(lane)
                     yaw = -side * np.pi / 2
-                    cast.stand(made, category, x, y, yaw, attribute="vehicle.stopped")
+                    attribute = "vehicle.stopped" if category != "vehicle.motorcycle" else "cycle.with_rider"
+                    cast.stand(made, category, x, y, yaw, attribute=attribute)
                     y += side * (made[1][0] / 2 + 1.8)
 
 
@@ -150,7 +177,7 @@ def _stream(cast: _Cast, y: float, yaw: float, speed: Speed, start: float, end: 
     while x < end:
         made, category = _vehicle(rng)
         x += made[1][0] / 2
-        cast.add(made, category, Straight(x, y, yaw, speed), attribute="vehicle.moving")
+        cast.add(made, category, Straight(x, y, yaw, speed), attribute=_moving(category))
         x += made[1][0] / 2 + float(rng.uniform(9, 45))
 
 
@@ -158,7 +185,14 @@ def _near_crossing(layout: Layout, x: float, margin: float) -> bool:
     return any(abs(x - c.center) < c.half + margin for c in layout.crossings)
 
 
-def _parked(cast: _Cast, layout: Layout, reach: float) -> None:
+def _block(layout: Layout, x: float) -> tuple[float, float]:
+    """The stretch of sidewalk around x, between two crossings."""
+    before = [c.center + c.half for c in layout.crossings if c.center < x]
+    after = [c.center - c.half for c in layout.crossings if c.center > x]
+    return max(before, default=layout.start) + 0.6, min(after, default=layout.end) - 0.6
+
+
+def _parked(cast: _Cast, layout: Layout, reach: float, works: list[tuple[float, float, float]]) -> None:
     rng, main = cast.rng, layout.main
     if not main.parking:
         return
@@ -167,7 +201,8 @@ def _parked(cast: _Cast, layout: Layout, reach: float) -> None:
         y = side * (main.half - 1.15)
         filled = float(rng.uniform(0.35, 0.8))
         while x < reach + 85:
-            if rng.random() > filled or _near_crossing(layout, x, 11):
+            closed = any(side == where and low - 8 < x < high + 4 for low, high, where in works)
+            if closed or rng.random() > filled or _near_crossing(layout, x, 11):
                 x += 5.5
                 continue
             truck = rng.random() < 0.06
@@ -205,17 +240,6 @@ def _cycles(cast: _Cast, layout: Layout, reach: float) -> None:
             x += float(rng.uniform(9, 36))
             made = vehicles.bicycle(rng, True)
             cast.add(made, "vehicle.bicycle", Straight(x, y, yaw, speed), attribute="cycle.with_rider")
-    # Motorcycles ride between the cars of the opposite inner lane's edge.
-    speed = Speed(float(rng.uniform(5, 9)))
-    x = -40.0
-    while x < reach + 120:
-        x += float(rng.uniform(40, 120))
-        cast.add(
-            vehicles.motorcycle(rng, True),
-            "vehicle.motorcycle",
-            Straight(x, 0.25, np.pi, speed),
-            attribute="cycle.with_rider",
-        )
 
 
 def _walkers(cast: _Cast, layout: Layout, reach: float) -> None:
@@ -232,8 +256,10 @@ def _walkers(cast: _Cast, layout: Layout, reach: float) -> None:
                 walking = rng.random() < 0.7
                 yaw = float(rng.choice((0.0, np.pi))) if walking else float(rng.uniform(0, 2 * np.pi))
                 made = people.pedestrian(rng, walking)
-                if walking:
-                    path = Straight(x, y, yaw, Speed(float(rng.uniform(0.9, 1.6))))
+                low, high = _block(layout, x)
+                if walking and high - low > 4 and low < x < high:
+                    sign = 1.0 if yaw == 0 else -1.0
+                    path = BackAndForth(x, y, sign, low, high, Speed(float(rng.uniform(0.9, 1.6))))
                     cast.add(made, category, path, attribute="pedestrian.moving", z=KERB)
                 else:
                     cast.stand(made, category, x, y, yaw, attribute="pedestrian.standing", z=KERB)
@@ -248,36 +274,34 @@ def _walkers(cast: _Cast, layout: Layout, reach: float) -> None:
             cast.stand(made, category, x, y, -corner * np.pi / 2, attribute="pedestrian.standing", z=KERB)
 
 
-def _works(cast: _Cast, layout: Layout, reach: float) -> None:
-    """Road works: a line of barriers along the kerb and cones around it."""
+def _works(cast: _Cast, layout: Layout, reach: float) -> list[tuple[float, float, float]]:
+    """Road works: lines of barriers with cones at their ends; each as (from x, to x, side).
+
+    They stand at the parking strip's edge, or behind the kerb where there is no such strip.
+    """
     rng, main = cast.rng, layout.main
+    spans = []
     x = float(rng.uniform(-40, 15))
     while x < reach + 60:
         side = float(rng.choice((-1, 1)))
         length = float(rng.uniform(8, 30))
         style = int(rng.choice((0, 2, 3)))
-        y = side * (main.half - (0.45 if not main.parking else 0.4))
-        on_walk = main.parking > 0 or rng.random() < 0.35
-        z = 0.0
-        if on_walk:
+        if main.parking and rng.random() < 0.6:
+            y, z = side * (main.half - main.parking + 0.4), 0.0
+            spans.append((x, x + length, side))
+        else:
             y, z = side * (main.half + 0.45), KERB
-        elements = int(length / 2.02) + 1
-        for k in range(elements):
+        for k in range(int(length / 2.02) + 1):
             place = x + 2.02 * k
             if not _near_crossing(layout, place, 2.5):
                 kind = style if style != 0 else int(rng.choice((0, 1)))
-                made = furniture.barrier(rng, kind)
+                made = furniture.barrier(kind)
                 cast.stand(made, "movable_object.barrier", place, y, float(rng.normal(0, 0.02)), z=z)
-        for end in (x - 1.8, x + length + 1.2):
+        for end, away in ((x - 1.8, -1.1), (x + length + 1.2, 1.1)):
             for j in range(int(rng.integers(2, 5))):
-                place = end + (j * 1.1 if end > x else -j * 1.1)
+                place = end + j * away
                 if not _near_crossing(layout, place, 1.0):
-                    cast.stand(
-                        furniture.cone(),
-                        "movable_object.trafficcone",
-                        place,
-                        y + float(rng.normal(0, 0.08)),
-                        float(rng.uniform(0, 3)),
-                        z=z,
-                    )
+                    sideways, turn = float(rng.normal(0, 0.08)), float(rng.uniform(0, 3))
+                    cast.stand(furniture.cone(), "movable_object.trafficcone", place, y + sideways, turn, z=z)
         x += length + float(rng.uniform(25, 80))
+    return spans

@@ -89,7 +89,7 @@ def make_world(data_seed: int, scene: int, duration: float) -> World:
             corner = ahead[0].center - ahead[0].lane(0)
             ego = RightTurn(0.0, lane, corner - 8.0, 8.0, speed)
     still = still_parts(rng, layout)
-    standing, moving = populate(rng, layout, speed, duration)
+    standing, moving = populate(rng, layout, ego, duration)
     placed = []
     for actor in standing:
         x, y, yaw = actor.path.pose(0.0)
