@@ -132,3 +132,15 @@ def made_up_frame(
         point_label_file=label_file,
         point_label_lookup=bytes([0, 1, 2, 2]),
     )
+
+
+@pytest.fixture(scope="session")
+def make_frame() -> Callable[..., Frame]:
+    """:func:`made_up_frame`, for tests that arrange the frames themselves."""
+    return made_up_frame
+
+
+@pytest.fixture(scope="session")
+def make_manifest() -> Callable[[Path], LabelStore]:
+    """A label store of the made-up classes in a folder that holds the label maps."""
+    return lambda folder: write_store(folder, CLASSES)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nuscenes import NuScenes
+from nuscenes.utils.data_classes import LidarPointCloud
+from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
 from olivine.common import OlivineError
@@ -22,14 +25,9 @@ PROMPT_OF = {
 }  # fmt: skip
 
 
-def _devkit_projection(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _devkit_projection(devkit: NuScenes, sample: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The points and pixels of each camera by the devkit's own steps and classes, the cloud in float64."""
-    from nuscenes import NuScenes
-    from nuscenes.utils.data_classes import LidarPointCloud
-    from nuscenes.utils.geometry_utils import view_points
-
-    devkit = NuScenes("v1.0-mini", str(root), verbose=False)
-    data = devkit.sample[0]["data"]
+    root, data = Path(devkit.dataroot), sample["data"]
     lidar = devkit.get("sample_data", data["LIDAR_TOP"])
     result = {}
     for name in [key for key in data if key.startswith("CAM")]:
@@ -59,12 +57,33 @@ def test_the_keyframe_has_22115_pairs(keyframe: Frame) -> None:
     assert (point.dtype, camera.dtype, uv.dtype) == (np.int32, np.uint8, np.float32)
 
 
-def test_the_devkit_sees_the_same_points_at_the_same_pixels(keyframe: Frame, nuscenes_keyframe: Path) -> None:
-    point, camera, uv = project_points(keyframe.points(), keyframe.cameras)
-    for name, (seen, pixel) in _devkit_projection(nuscenes_keyframe).items():
-        c = [view.name for view in keyframe.cameras].index(name)
+def _assert_as_the_devkit(devkit: NuScenes, frame: Frame, sample: dict) -> None:
+    point, camera, uv = project_points(frame.points(), frame.cameras)
+    for name, (seen, pixel) in _devkit_projection(devkit, sample).items():
+        c = [view.name for view in frame.cameras].index(name)
         assert np.array_equal(point[camera == c], seen)
         assert np.abs(uv[camera == c] - pixel).max() < 0.01
+
+
+def test_the_devkit_sees_the_same_points_at_the_same_pixels(keyframe: Frame, nuscenes_keyframe: Path) -> None:
+    devkit = NuScenes("v1.0-mini", str(nuscenes_keyframe), verbose=False)
+    _assert_as_the_devkit(devkit, keyframe, devkit.sample[0])
+
+
+@pytest.mark.soak
+def test_the_devkit_sees_the_same_on_100_synthetic_frames(tmp_path: Path) -> None:
+    from olivine.readers import open_dataset
+    from olivine.synthetic.settings import SyntheticSettings
+    from olivine.synthetic.write import write_dataset
+
+    write_dataset(SyntheticSettings(scenes=4, frames=25, image_scale=0.1, workers=2), tmp_path / "nuscenes")
+    dataset = open_dataset("nuscenes", tmp_path / "nuscenes")
+    devkit = NuScenes(dataset.version, str(tmp_path / "nuscenes"), verbose=False)
+    sample_of = {sample["data"]["LIDAR_TOP"]: sample for sample in devkit.sample}
+    frames = list(dataset.frames())
+    assert len(frames) == 100
+    for frame in frames:
+        _assert_as_the_devkit(devkit, frame, sample_of[frame.token])
 
 
 def test_kitti_agrees_with_pykitti_calibration(kitti: Frame, kitti_frame: Path) -> None:
