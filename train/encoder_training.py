@@ -35,8 +35,8 @@ class EncoderTraining:
         steps, batch: pictures per step.
         places: places compared per picture.
         height, width: of a crop in pixels.
-        area: least share of the picture that a crop covers.
-        colour: strength of the colour changes.
+        area: least and largest share of the picture that a crop covers along either side, squared.
+        colour: strength of the colour changes; ``grey`` the share of crops without colour.
         projection: width of the projector, which is thrown away afterwards.
         invariance, variance, covariance: weights of VICReg's three terms.
     """
@@ -46,8 +46,9 @@ class EncoderTraining:
     places: int = 96
     height: int = 80
     width: int = 144
-    area: float = 0.25
-    colour: float = 0.3
+    area: tuple[float, float] = (0.1, 0.6)
+    colour: float = 0.2
+    grey: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 1e-4
     projection: int = 256
@@ -101,7 +102,7 @@ def make_view(picture: Tensor, center: Tensor, settings: EncoderTraining, genera
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(*shape, generator=generator) * (high - low) + low
 
-    side = uniform(count, 2, low=settings.area, high=1.0).sqrt()
+    side = uniform(count, 2, low=settings.area[0], high=settings.area[1]).sqrt()
     corner = (center - side * uniform(count, 2)).clamp(min=torch.zeros(()), max=None)
     corner = torch.minimum(corner, 1 - side)
     flipped = torch.rand(count, generator=generator) < 0.5
@@ -117,7 +118,7 @@ def make_view(picture: Tensor, center: Tensor, settings: EncoderTraining, genera
     gain = gain * uniform(count, 1, 1, 1, low=1 - strength, high=1 + strength)
     shift = uniform(count, 1, 1, 1, low=-strength / 2, high=strength / 2)
     image = (image - 0.5) * gain + 0.5 + shift
-    grey = (torch.rand(count, generator=generator) < 0.2)[:, None, None, None]
+    grey = (torch.rand(count, generator=generator) < settings.grey)[:, None, None, None]
     image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
     return View(image.clamp(0, 1), torch.cat([corner, side], 1), flipped)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
+from .heads import FeatureGrid, sample_features
 from .small_encoder import SmallEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -262,6 +263,37 @@ class ImageEncoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             features: Tensor = self.network(x)
         return features
+
+
+@torch.no_grad()
+def features_at_pixels(
+    encoder: ImageEncoder, image: Tensor, image_index: Tensor, uv: Tensor, grid: FeatureGrid, at_once: int = 0
+) -> Tensor:
+    """The encoder's features at chosen pixels.
+
+    Pictures go through the encoder a few at a time, and those without a chosen pixel not at all: what is kept are the
+    features at those pixels, never the maps of a whole batch.
+
+    Args:
+        image: uint8 [I, H, W, 3].
+        image_index: the picture of each pixel, int64 [M].
+        uv: float32 [M, 2].
+        grid: see :func:`~olivine.train.heads.sample_features`.
+        at_once: pictures per call; 0 is all on a GPU and 4 on a CPU.
+
+    Returns:
+        float32 [M, E].
+    """
+    at_once = at_once or (len(image) if image.is_cuda else 4)
+    size = (image.shape[1], image.shape[2])
+    found, order = [image.new_zeros(0, encoder.channels, dtype=torch.float32)], [image_index[:0]]
+    for some in torch.unique(image_index).split(at_once):
+        members = torch.nonzero(torch.isin(image_index, some))[:, 0]
+        local = torch.searchsorted(some, image_index.index_select(0, members))
+        maps = encoder(image.index_select(0, some))
+        found.append(sample_features(maps, local, uv.index_select(0, members), size, grid).float())
+        order.append(members)
+    return torch.cat(found).index_select(0, torch.argsort(torch.cat(order)))
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..common import OlivineError, package_versions, track, write_json
 from .batch import Batch, collate
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
+from .image_encoder import ImageEncoder
 from .metrics_log import MetricsLog
 from .run_folder import claim, identity_of
 from .settings import PretrainSettings, settings_to_plain
@@ -27,6 +28,7 @@ from .setup import (
     backbone_arguments,
     build_encoder,
     build_model,
+    build_optimizer,
     learning_rate,
     make_fabric,
     open_stream,
@@ -147,14 +149,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         alpha = settings.loss.alpha if settings.loss.alpha is not None else 1 / max(1, warmup)
 
         model = build_model(settings, encoder.channels).to(fabric.device)
-        rates = settings.optimizer
-        optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=rates.lr,
-            momentum=rates.momentum,
-            dampening=rates.dampening,
-            weight_decay=rates.weight_decay,
-        )
+        optimizer = build_optimizer(settings, model)
         statistics = VmfStatistics(
             len(class_count),
             settings.backbone.out_channels,
@@ -215,7 +210,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                     _require_finite(result, batch, step, out)
                     fabric.backward(result.loss / share.passes)
                 results.append(result)
-            norm = _clip(model, rates.clip)
+            norm = _clip(model, settings.optimizer.clip)
             optimizer.step()
             if settings.loss.scr and (step < warmup or not settings.loss.freeze):
                 sums = torch.stack([r.class_sums for r in results if r.class_sums is not None]).sum(0)
@@ -273,7 +268,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 def validate(
     settings: PretrainSettings,
     model: nn.Module,
-    encoder: nn.Module,
+    encoder: ImageEncoder,
     statistics: VmfStatistics,
     class_count: Tensor,
     fabric: Fabric,

@@ -65,6 +65,7 @@ class ImageSettings:
         height, width: size of the pictures in pixels, after crop and resize.
         feature_grid: where features lie in the picture; see :func:`olivine.train.heads.sample_features`.
         dtype: of the frozen encoder.
+        at_once: pictures that go through the encoder together; 0 is all on a GPU and 4 on a CPU.
     """
 
     encoder: str = "resnet50"
@@ -73,6 +74,7 @@ class ImageSettings:
     width: int = 416
     feature_grid: Literal["align_corners", "stride"] = "align_corners"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    at_once: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,18 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Stochastic gradient descent with a cosine schedule to 0.
+    """The optimiser, with a cosine schedule to 0.
 
     Attributes:
+        kind: stochastic gradient descent, or AdamW for short runs.
         lr: at the start.
+        momentum, dampening: of ``sgd`` only.
         schedule_per: the rate changes every epoch or every step.
         warmup: fraction of all steps with a linear rise.
         clip: largest gradient norm; 0 does not clip.
     """
 
+    kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.5
     momentum: float = 0.9
     dampening: float = 0.1
@@ -211,6 +216,7 @@ INCIDENTAL = (
     "data.workers",
     "data.prefetch",
     "image.weights",
+    "image.at_once",
     "run.accelerator",
     "run.devices",
     "run.nodes",

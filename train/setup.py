@@ -203,6 +203,21 @@ def build_model(settings: PretrainSettings, encoder_channels: int) -> Distiller:
     return Distiller(backbone, heads, settings.voxels.shape if settings.voxels.from_corner else None)
 
 
+def build_optimizer(settings: PretrainSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of everything that is trained."""
+    rates = settings.optimizer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if rates.kind == "adamw":
+        return torch.optim.AdamW(parameters, lr=rates.lr, weight_decay=rates.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=rates.lr,
+        momentum=rates.momentum,
+        dampening=rates.dampening,
+        weight_decay=rates.weight_decay,
+    )
+
+
 def learning_rate(settings: PretrainSettings, step: int, steps: int, frames: int) -> float:
     """The rate of a step: linear rise, then half a cosine to 0, changed every step or every epoch."""
     optimizer, batch = settings.optimizer, settings.run.batch

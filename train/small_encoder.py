@@ -24,7 +24,8 @@ class _Residual(nn.Module):
 class SmallEncoder(nn.Module):
     """RGB [I, 3, H, W], normalised, → features [I, 64, ceil(H/4), ceil(W/4)].
 
-    Growing dilation (1, 2, 4, 8 …) gives a receptive field of about 140 pixels without a coarser map.
+    Growing dilation (1, 2, 4) gives a receptive field of some 90 pixels without a coarser map. Features are
+    standardised at the end: without a common direction, embeddings of different places start apart.
     """
 
     channels = 64
@@ -39,10 +40,11 @@ class SmallEncoder(nn.Module):
         self.conv2 = nn.Conv2d(24, width, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.blocks = nn.Sequential(_Residual(width, 1), _Residual(width, 2), _Residual(width, 4))
+        self.standard = nn.BatchNorm2d(width, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of a batch of pictures."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        features: Tensor = self.blocks(x)
+        features: Tensor = self.standard(self.blocks(x))
         return features

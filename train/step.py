@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..common import OlivineError
 from .batch import Batch, attach_to_voxels
-from .heads import PixelHeads, sample_features, unit_rows
+from .heads import PixelHeads, unit_rows
+from .image_encoder import ImageEncoder, features_at_pixels
 from .objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
 from .sampling import draw_without_replacement, generator_of, sampling_probability
 from .settings import PretrainSettings
@@ -168,7 +169,7 @@ def _density(batch: Batch, every: slice, settings: PretrainSettings) -> Tensor:
 def forward_pass(
     batch: Batch,
     model: nn.Module,
-    encoder: nn.Module,
+    encoder: ImageEncoder,
     statistics: VmfStatistics,
     settings: PretrainSettings,
     dataset_class_count: Tensor,
@@ -214,27 +215,23 @@ def forward_pass(
         )
         for number, first in enumerate(range(0, len(batch.tokens), size))
     ]
-    with torch.no_grad():
-        maps = encoder(batch.image)
-
-    def features_at(rows: Tensor) -> Tensor:
-        return sample_features(
-            maps,
-            batch.pair_image.index_select(0, rows),
-            batch.pair_uv.index_select(0, rows),
-            (settings.image.height, settings.image.width),
-            settings.image.feature_grid,
-        )
-
     all_ppkt = torch.cat([d.ppkt for d in draws])
     all_sup = torch.cat([d.sup for d in draws]) if loss_settings.wcd else all_ppkt[:0]
+    chosen, image = torch.cat([all_ppkt, all_sup]), settings.image
+    features = features_at_pixels(
+        encoder,
+        batch.image,
+        batch.pair_image.index_select(0, chosen),
+        batch.pair_uv.index_select(0, chosen),
+        image.feature_grid,
+        image.at_once,
+    )
     g_place, g_place_category, f, f_category = model(
         voxels.feature,
         coordinate,
         batch.points,
         torch.bucketize(batch.point_cloud(), clouds.long()).clamp(max=len(clouds) - 1),
-        features_at(all_ppkt),
-        features_at(all_sup),
+        *features.split([len(all_ppkt), len(all_sup)]),
     )
     # Every parameter has a gradient in every step, also where a group has no pair or a loss is off.
     total = (g_place[:1].sum() + g_place_category[:1].sum() + f[:1].sum() + f_category[:1].sum()) * 0

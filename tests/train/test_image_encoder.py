@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from olivine.common import OlivineError
-from olivine.train.image_encoder import KINDS, SMALL_WEIGHTS, ImageEncoder, dilate_to_stride_4
+from olivine.train.heads import sample_features
+from olivine.train.image_encoder import KINDS, SMALL_WEIGHTS, ImageEncoder, dilate_to_stride_4, features_at_pixels
 
 
 def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -111,3 +112,15 @@ def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "code.pth")
     with pytest.raises(OlivineError, match="more than tensors"):
         ImageEncoder("resnet18", tmp_path / "code.pth")
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 3])
+def test_features_at_pixels_are_those_of_the_maps_whatever_the_number_of_pictures_at_once(at_once: int) -> None:
+    encoder, image = ImageEncoder("small"), picture(n=5)
+    generator = torch.Generator().manual_seed(4)
+    index = torch.randint(0, 5, (60,), generator=generator)
+    index[index == 2] = 3  # a picture without a pixel
+    uv = torch.rand(60, 2, generator=generator) * torch.tensor([47.0, 31.0])
+    found = features_at_pixels(encoder, image, index, uv, "align_corners", at_once)
+    torch.testing.assert_close(found, sample_features(encoder(image), index, uv, (32, 48)), rtol=1e-4, atol=1e-4)
+    assert features_at_pixels(encoder, image, index[:0], uv[:0], "stride", at_once).shape == (0, 64)
