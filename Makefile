@@ -34,7 +34,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) -m olivine.cli -m olivine.common -m olivine.doctor
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli common console defaults doctor,-m olivine.$(m))
 
 test: lint
 	$(BIN)/python -m pytest -m 'not soak'

@@ -20,18 +20,19 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
     if label.numel() == 0:
         return probability.sum() * 0.0
     present = torch.unique(label)
-    truth = (label[:, None] == present[None, :]).to(probability.dtype)
-    error = (truth - probability.index_select(1, present)).abs()
-    error, order = error.sort(dim=0, descending=True, stable=True)
-    truth = truth.gather(0, order)
+    # Class by class, so that the sort runs along contiguous memory.
+    truth = (present[:, None] == label[None, :]).to(probability.dtype)
+    error = (truth - probability.t().index_select(0, present)).abs()
+    error, order = error.sort(dim=1, descending=True, stable=True)
+    truth = truth.gather(1, order)
     # Jaccard index after the first i points of the falling order; its increments are the
     # gradient of the Lovász extension.
-    total = truth.sum(dim=0, keepdim=True)
-    intersection = total - truth.cumsum(0)
-    union = total + (1.0 - truth).cumsum(0)
+    total = truth.sum(dim=1, keepdim=True)
+    intersection = total - truth.cumsum(1)
+    union = total + (1.0 - truth).cumsum(1)
     jaccard = 1.0 - intersection / union
-    gradient = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
-    return (error * gradient).sum(dim=0).mean()
+    gradient = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
+    return (error * gradient).sum(dim=1).mean()
 
 
 def segmentation_loss(logit: Tensor, label: Tensor) -> Tensor:

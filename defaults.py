@@ -1,0 +1,113 @@
+"""What a command takes when nothing is said, and why: the largest data set, its labels, its shards, the newest run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .common import OlivineError, read_json
+
+DATA = Path("data")
+RUNS = Path("runs")
+DATASETS = ("nuscenes", "semantickitti", "kitti")
+
+
+def choose_dataset(dataset: str | None, root: Path | None) -> tuple[str, Path, str]:
+    """Name, folder and reason of the data set to read."""
+    if dataset is not None:
+        return dataset, root or DATA / dataset, "as asked"
+    if root is not None:
+        raise OlivineError("--root needs --dataset", remedy=f"add --dataset with one of {', '.join(DATASETS)}")
+    present = [name for name in DATASETS if (DATA / name).is_dir()]
+    if not present:
+        raise OlivineError("no data set in data/", remedy="link one to data/nuscenes, or make one with: olivine synth")
+    largest = max(present, key=lambda name: _tree_size(DATA / name))
+    why = "the only data set in data/" if len(present) == 1 else f"the largest of {', '.join(present)}"
+    return largest, DATA / largest, why
+
+
+def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
+    """The label folder and the reason."""
+    if labels is not None:
+        return labels, "as asked"
+    if dataset is not None:
+        return DATA / "labels" / dataset, "as asked"
+    return _largest(
+        [p.parent for p in (DATA / "labels").glob("*/manifest.json")],
+        lambda p: sum(s["frames"] for s in read_json(p / "frames" / "index.json")["scenes"]),
+        "labels in data/labels",
+        "run olivine labelgen first, or name the folder with --labels",
+    )
+
+
+def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
+    """The folder of shards of a split, and the reason; another split where there is none of it."""
+    if shards is not None:
+        inner = shards / split
+        return (inner if not (shards / "manifest.json").is_file() and inner.is_dir() else shards), "as asked"
+    found = [p.parent for p in (DATA / "pairs").glob("*/*/manifest.json")]
+    wanted = [p for p in found if p.name == split]
+    chosen, why = _largest(
+        wanted or found,
+        lambda p: sum(s["frames"] for s in read_json(p / "manifest.json")["shards"]),
+        "shards in data/pairs",
+        "run olivine build-pairs first, or name the folder with --shards",
+    )
+    return chosen, why if wanted else f"{why}; there is no {split} split"
+
+
+def choose_checkpoint(checkpoint: Path | None) -> tuple[Path, str]:
+    """The run folder or checkpoint and the reason."""
+    if checkpoint is not None:
+        return checkpoint, "as asked"
+    return newest_run(), "the newest run"
+
+
+def has_run() -> bool:
+    """Whether ``runs/`` holds a run with a checkpoint."""
+    return any(RUNS.glob("*/last.pt"))
+
+
+def newest_run() -> Path:
+    """The run in ``runs/`` that was written last."""
+    runs = [p.parent for p in RUNS.glob("*/last.pt")]
+    if not runs:
+        raise OlivineError("no run in runs/", remedy="run olivine pretrain first, or name the checkpoint")
+    return max(runs, key=lambda p: (p / "last.pt").stat().st_mtime)
+
+
+def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, remedy: str) -> tuple[Path, str]:
+    if not found:
+        raise OlivineError(f"no {what}", remedy=remedy)
+    chosen = max(sorted(found), key=size)
+    return chosen, f"the only {what}" if len(found) == 1 else f"the largest of {len(found)} {what}"
+
+
+def _tree_size(root: Path) -> int:
+    tables = [*root.glob("v1.0-*/sample.json")]
+    return sum(p.stat().st_size for p in tables) if tables else sum(1 for _ in root.glob("sequences/*/velodyne/*.bin"))
+
+
+def part(text: str) -> tuple[int, int]:
+    """``I/N`` as a pair, checked."""
+    try:
+        index, count = (int(v) for v in text.split("/"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise OlivineError(f"--shard {text}", remedy="give it as I/N with I from 0 to N-1, for example 0/4")
+    return index, count
+
+
+def number(option: str, text: str) -> float:
+    """The number an option was given."""
+    try:
+        return float(text)
+    except ValueError:
+        raise OlivineError(f"{option} {text} is not a number", remedy=f"give {option} auto or a number") from None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
