@@ -19,6 +19,7 @@ from ..readers.frame import FrameIndex, Scene
 from .images import read_image
 from .labeler import BatchResult, ImageTask, Labeler, choose_labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
+from .segments import add_segments
 from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA
 from .units import Unit
@@ -71,14 +72,14 @@ def make_manifest(
     }
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def manifest_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
     """The first key under which two manifests differ, package versions aside."""
     for key in sorted(set(old) | set(new)):
         if key == "packages" and not prefix:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            if (inner := _difference(a, b, f"{prefix}{key}.")) is not None:
+            if (inner := manifest_difference(a, b, f"{prefix}{key}.")) is not None:
                 return inner
         elif a != b:
             short = [text if len(text := repr(v)) <= 60 else text[:57] + "..." for v in (a, b)]
@@ -86,7 +87,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> s
     return None
 
 
-def _adopt(settings: LabelSettings, manifest: dict[str, Any] | None) -> LabelSettings:
+def adopt_settings(settings: LabelSettings, manifest: dict[str, Any] | None) -> LabelSettings:
     """Let the store decide what ``auto`` means, so that a run can go on on another machine."""
     made_with = (manifest or {}).get("settings", {})
     if settings.batch_size == "auto" and isinstance(made_with.get("batch_size"), int):
@@ -249,7 +250,7 @@ def _settle_manifest(
             )
         write_json(path, new)
         return False, []
-    difference = _difference(old, new)
+    difference = manifest_difference(old, new)
     if difference is None:
         changed = [
             f"{name} {version} was used before, {new['packages'].get(name)} now"
@@ -304,8 +305,8 @@ def generate_labels(
     path = labels / MANIFEST
     old = read_json(path, "replace the labels with --overwrite") if path.exists() else None
     if not overwrite:
-        settings = _adopt(settings, old if (old or {}).get("labeler") == name else None)
-    labeler = make_labeler(name, settings, vocabulary, index.root)
+        settings = adopt_settings(settings, old if (old or {}).get("labeler") == name else None)
+    labeler = add_segments(make_labeler(name, settings, vocabulary, index.root), settings)
     new = make_manifest(index, labeler, settings, vocabulary)
     discard, notes = _settle_manifest(labels, old, new, index, overwrite)
     for folder, _, _ in os.walk(labels):
