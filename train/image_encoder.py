@@ -202,17 +202,17 @@ class ImageEncoder(nn.Module):
                 f"no image encoder {kind!r}", where="image.encoder", remedy=f"use one of {', '.join(KINDS)}"
             )
         self.kind, self.spec, self.channels = kind, KINDS[kind], KINDS[kind].channels
+        path = Path(weights) if weights is not None else self.spec.bundled
+        if path is None:
+            raise OlivineError(
+                f"the {kind} encoder needs a weights file",
+                where="image.weights",
+                remedy=f"fetch one and pass --set image.weights=FILE ({self.spec.fetch})",
+            )
         network = self.spec.build()
         if weights == "random":
             self.digest = "random"
         else:
-            path = Path(weights) if weights is not None else self.spec.bundled
-            if path is None:
-                raise OlivineError(
-                    f"the {kind} encoder needs a weights file",
-                    where="image.weights",
-                    remedy=f"fetch one and pass --set image.weights=FILE ({self.spec.fetch})",
-                )
             self._load(network, path)
             self.digest = sha256_file(path)
         network.eval().requires_grad_(False)

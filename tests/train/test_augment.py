@@ -17,11 +17,11 @@ from olivine.train.augment import (
     augment_pictures,
     choose_crop,
     crop_pixels,
-    decode_crop,
     generator_of,
     make_sample,
     rotate_and_flip,
 )
+from olivine.train.picture import decode_crop
 
 SIZE = (56, 104)
 
@@ -217,6 +217,38 @@ def test_the_same_seed_epoch_and_frame_give_the_same_sample() -> None:
 
 def test_a_picture_cut_short_is_named() -> None:
     with pytest.raises(OlivineError, match="cannot be decoded"):
-        decode_crop(gradient_picture(40, 30)[:200], None, (8, 8))
+        decode_crop(gradient_picture(40, 30)[:200], (0, 0, 40, 30), False, np.empty((8, 8, 3), np.uint8))
     with pytest.raises(OlivineError, match="no pictures"):
         make_sample(replace(frame(), image=[]), 0, SIZE, AugmentSettings(), generator_of(0, 0, 0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("crop", [(0, 0, 41, 31), (5, 7, 20, 13), (30, 20, 11, 11)])
+def test_a_crop_is_the_bilinear_resize_of_the_public_code(mode: str, crop: tuple[int, int, int, int]) -> None:
+    """torch's bilinear interpolation without antialiasing, within a grey level."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((41, 31)).convert(mode)
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=95)
+    whole = np.asarray(Image.open(buffer).convert("RGB"))
+    left, top, width, height = crop
+    part = torch.from_numpy(whole[top : top + height, left : left + width].copy()).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(part, size=(17, 23), mode="bilinear", align_corners=False)[0]
+    out = np.empty((17, 23, 3), np.uint8)
+    decode_crop(buffer.getvalue(), crop, False, out)
+    inner = (slice(2, -2), slice(2, -2))  # at a crop's border ours still sees its neighbours
+    np.testing.assert_allclose(out[inner], expected.permute(1, 2, 0).numpy()[inner], atol=1.01)
+    mirrored = np.empty_like(out)
+    decode_crop(buffer.getvalue(), crop, True, mirrored)
+    np.testing.assert_array_equal(mirrored, out[:, ::-1])
+
+
+def test_a_picture_of_one_pixel_and_a_crop_of_one_pixel_work() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1), (200, 100, 50)).save(buffer, "JPEG", quality=100)
+    out = np.empty((5, 7, 3), np.uint8)
+    decode_crop(buffer.getvalue(), (0, 0, 1, 1), False, out)
+    assert np.abs(out.astype(int) - (200, 100, 50)).max() < 4
+    decode_crop(gradient_picture(40, 30), (39, 29, 1, 1), True, out)

@@ -1,0 +1,111 @@
+"""A crop of a JPEG at the network's size, straight into a batch's memory.
+
+Pillow decodes; its memory is read where it lies, and a compiled loop samples the crop bilinearly between the four
+nearest pixels, as the public code's tensor resize does (no low-pass before shrinking).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from io import BytesIO
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..common import OlivineError
+
+
+class _ArrowArray(ctypes.Structure):
+    """The C struct of Arrow's data interface, which Pillow exports its memory by (11.2 and later)."""
+
+    _fields_ = (
+        ("length", ctypes.c_int64),
+        ("null_count", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("n_buffers", ctypes.c_int64),
+        ("n_children", ctypes.c_int64),
+        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+        ("children", ctypes.POINTER(ctypes.c_void_p)),
+    )
+
+
+def pixels_of(picture: Image.Image) -> tuple[NDArray[np.uint8], object]:
+    """An RGB picture's pixels, uint8 [H, W, 3 or 4], and what keeps their memory alive.
+
+    Pillow's own memory (four bytes a pixel, the last unused) where it can be had in one piece, else a copy.
+    """
+    try:
+        _, capsule = picture.__arrow_c_array__()  # type: ignore[attr-defined]
+    except (AttributeError, ValueError, MemoryError):
+        return np.asarray(picture), None
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    array = ctypes.cast(address(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
+    child = ctypes.cast(array.children[0], ctypes.POINTER(_ArrowArray)).contents
+    width, height = picture.size
+    memory = (ctypes.c_uint8 * (width * height * 4)).from_address(child.buffers[1] or 0)
+    return np.ctypeslib.as_array(memory).reshape(height, width, 4), capsule
+
+
+@numba.njit(cache=True, nogil=True)
+def _taps(start, length, count, limit):  # type: ignore[no-untyped-def]
+    """For each output pixel its left and right neighbours and the right one's weight in 1/256."""
+    first, second = np.empty(count, np.int32), np.empty(count, np.int32)
+    weight = np.empty(count, np.int32)
+    for i in range(count):
+        x = min(max(start + (i + 0.5) * length / count - 0.5, 0.0), limit - 1.0)
+        k = int(x)
+        first[i], second[i] = k, min(k + 1, limit - 1)
+        weight[i] = np.int32(np.rint((x - k) * 256))
+    return first, second, weight
+
+
+@numba.njit(cache=True, nogil=True)
+def _resample(source, left, top, width, height, flip, out):  # type: ignore[no-untyped-def]
+    """Sample a crop of ``source`` [H, W, 3 or 4] into ``out`` [h, w, 3]; rows first, then columns."""
+    rows, columns = out.shape[0], out.shape[1]
+    y0, y1, wy = _taps(top, height, rows, source.shape[0])
+    x0, x1, wx = _taps(left, width, columns, source.shape[1])
+    depth = source.shape[2]
+    begin, end = x0[0] * depth, (x1[columns - 1] + 1) * depth
+    line = np.empty(end - begin, np.uint16)
+    flat = source.reshape(source.shape[0], -1)
+    for i in range(rows):
+        upper, lower = flat[y0[i], begin:end], flat[y1[i], begin:end]
+        b = np.uint16(wy[i])
+        a = np.uint16(256 - wy[i])
+        for j in range(len(line)):
+            line[j] = np.uint16(upper[j]) * a + np.uint16(lower[j]) * b
+        for j in range(columns):
+            p, q = x0[j] * depth - begin, x1[j] * depth - begin
+            w = wx[j]
+            k = columns - 1 - j if flip else j
+            for c in range(3):
+                out[i, k, c] = (line[p + c] * (256 - w) + line[q + c] * w + 32768) >> 16
+
+
+def decode_crop(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: NDArray[np.uint8]) -> None:
+    """Decode a JPEG and sample a crop of it into ``out``.
+
+    Args:
+        data: the file.
+        crop: (left, top, width, height) in pixels.
+        flip: mirror the crop.
+        out: uint8 [H, W, 3], written.
+
+    Raises:
+        OlivineError: the bytes are not a whole picture.
+    """
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            picture.load()
+            whole = picture if picture.mode == "RGB" else picture.convert("RGB")
+            pixels, keep = pixels_of(whole)
+            _resample(pixels, *crop, flip, out)
+            del pixels, keep
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OlivineError(
+            f"a picture cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
+        ) from None
