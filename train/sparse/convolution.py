@@ -2,7 +2,8 @@
 
 It gathers its pairs' input rows cell after cell, multiplies each cell's block by its weight, and sums
 for each output row the products that end there, in a fixed order. The backward pass is the same over the transposed
-map, with the gathered gradients used once more for the weights; nothing but input and weight is kept in between.
+map, with the gathered gradients used once more for the weights; nothing but input and weight is kept in between. On
+CPUs with 512-bit vectors :mod:`.fused` computes the same in one pass.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common import OlivineError
+from . import fused
 from .coordinates import describe
 from .kernel_map import KernelMap
 
@@ -72,6 +74,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(feature, kernel)
         ctx.kernel_map = kernel_map
+        if fused.suits(feature, kernel, kernel_map):
+            return fused.convolve_rows(feature, kernel, kernel_map)
         product = feature.new_empty(len(kernel_map.in_index), kernel.shape[2])
         rows = feature.index_select(0, kernel_map.gathered[0])
         for cell, start, end, row in kernel_map.groups:
@@ -90,6 +94,11 @@ def _gradients(
     feature: Tensor, kernel: Tensor, gradient: Tensor, kernel_map: KernelMap, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     back = kernel_map.transposed
+    if fused.suits(feature, kernel, kernel_map):
+        return (
+            fused.convolve_rows(gradient, kernel.transpose(1, 2), back) if wanted[0] else None,
+            fused.weight_gradient(feature, gradient, kernel, kernel_map) if wanted[1] else None,
+        )
     # In the transposed map a pair goes from the output's row to the input's.
     out_index, in_index = back.gathered
     rows = gradient.index_select(0, out_index)

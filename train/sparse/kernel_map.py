@@ -47,6 +47,7 @@ class KernelMap:
         counts: pairs of each cell, K numbers that sum to P.
         cells: the kernel cell whose weight each group of pairs uses: 0..K-1, reversed for a transposed symmetric map.
         in_count, out_count: rows of input and output.
+        ascending: whether each group's pairs ascend in both rows (they do where both tensors' rows are sorted).
         identity: the group whose pairs are (0, 0), (1, 1), … over all rows, or -1.
     """
 
@@ -60,6 +61,7 @@ class KernelMap:
         out_count: int,
         identity: int = -1,
         symmetric: bool = False,
+        ascending: bool = False,
     ) -> None:
         self.in_index = in_index
         self.out_index = out_index
@@ -69,6 +71,7 @@ class KernelMap:
         self.out_count = out_count
         self.identity = identity
         self.symmetric = symmetric
+        self.ascending = ascending
 
     @cached_property
     def groups(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -123,6 +126,7 @@ class KernelMap:
                 out_count=self.out_count,
                 identity=self.identity,
                 symmetric=True,
+                ascending=self.ascending,
             )
             other.cells = tuple(reversed(self.cells))
             other.__dict__["pairs_of_output"] = self.pairs_of_output
@@ -135,6 +139,7 @@ class KernelMap:
                 in_count=self.out_count,
                 out_count=self.in_count,
                 identity=self.identity,
+                ascending=self.ascending,
             )
         other.__dict__["transposed"] = self
         return other
@@ -189,6 +194,7 @@ def submanifold_map(sorted_key: Tensor, row: Tensor | None, offsets: Sequence[Tr
         out_count=count,
         identity=middle,
         symmetric=True,
+        ascending=row is None,
     )
 
 
@@ -207,5 +213,10 @@ def strided_map(
         outs.append(at if out_row is None else out_row[at])
         ins.append(found if in_row is None else in_row[found])
     return KernelMap(
-        torch.cat(ins), torch.cat(outs), [len(part) for part in ins], in_count=len(in_key), out_count=len(out_key)
+        torch.cat(ins),
+        torch.cat(outs),
+        [len(part) for part in ins],
+        in_count=len(in_key),
+        out_count=len(out_key),
+        ascending=in_row is None and out_row is None,
     )

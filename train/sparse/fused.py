@@ -1,0 +1,112 @@
+"""The convolution on CPUs with 512-bit vectors: gather, product and sum in one pass, compiled at its first use.
+
+The general path (:mod:`.convolution`) copies the rows of all pairs before its matrix products and the products after
+them. Here a tile of eight pairs is read from where the rows are, multiplied in registers and added where the output
+is, so nothing of the size of the pairs is ever stored. Each output row belongs to one thread and meets its cells in
+their order: results repeat bit for bit, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .kernel_map import KernelMap
+
+_LANES = 16
+#: Set this environment variable to 0 to compute with torch's matrix products alone.
+SWITCH = "OLIVINE_FUSED"
+
+
+@cache
+def available() -> bool:
+    """Whether this machine can run the fused loops (numba, AVX-512), and nobody switched them off."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return False
+    try:
+        import llvmlite.binding as llvm
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return bool(llvm.get_host_cpu_features().get("avx512f", False))
+
+
+def suits(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> bool:
+    """Whether a convolution can take this path: float32 on a CPU, sorted rows, widths that are multiples of 16."""
+    return (
+        kernel_map.ascending
+        and feature.dtype == torch.float32
+        and feature.device.type == "cpu"
+        and kernel.shape[1] % _LANES == 0
+        and kernel.shape[2] % _LANES == 0
+        and available()
+    )
+
+
+def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
+    """Sum over the cells' pairs of feature[in] @ kernel[cell]: [N, C_in], [K, C_in, C_out] -> [M, C_out]."""
+    from .fused_loops import LOOPS
+
+    cells, inputs, columns = kernel.shape
+    panel = 2 * _LANES if columns % (2 * _LANES) == 0 else _LANES
+    # Panels side by side in memory, each [C_in, panel].
+    packed = kernel.view if kernel.is_contiguous() else kernel.reshape
+    weight = packed(cells, inputs, columns // panel, panel).permute(0, 2, 1, 3).contiguous()
+    out = feature.new_zeros(kernel_map.out_count, columns)
+    in_index, out_index, groups = _tables(kernel_map)
+    bounds = _balanced_rows(kernel_map)
+    loop = LOOPS[panel][0]
+    arrays = (feature.numpy(), weight.numpy(), in_index, out_index, groups)
+    _in_threads(loop, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
+    return out
+
+
+def weight_gradient(feature: Tensor, gradient: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
+    """Sum over each cell's pairs of feature[in]^T gradient[out]: the gradient of ``kernel`` [K, C_in, C_out]."""
+    from .fused_loops import LOOPS
+
+    out = torch.zeros_like(kernel)
+    columns = kernel.shape[2]
+    loop = LOOPS[2 * _LANES if columns % (2 * _LANES) == 0 else _LANES][1]
+    tiles = kernel.shape[1] // 8
+    threads = min(torch.get_num_threads(), tiles)
+    bounds = [8 * (tiles * t // threads) for t in range(threads + 1)]
+    arrays = (feature.numpy(), gradient.numpy(), *_tables(kernel_map))
+    _in_threads(loop, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
+    return out
+
+
+def _tables(kernel_map: KernelMap) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    groups = np.array([group[:3] for group in kernel_map.groups], np.int64).reshape(-1, 3)
+    return kernel_map.in_index.numpy(), kernel_map.out_index.numpy(), groups
+
+
+def _balanced_rows(kernel_map: KernelMap) -> list[int]:
+    """Bounds of one range of output rows for each thread, with about as many pairs each."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [0, kernel_map.out_count]
+    end = kernel_map.pairs_of_output[1]
+    share = torch.arange(1, threads) * (len(kernel_map.in_index) // threads)
+    return [0, *torch.searchsorted(end, share).tolist(), kernel_map.out_count]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="olivine-fused")
+
+
+def _in_threads(loop: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+    # The loops release the interpreter's lock. The calling thread takes the first share itself.
+    waiting = [_pool(len(calls) - 1).submit(loop, *call) for call in calls[1:]]
+    loop(*calls[0])
+    for future in waiting:
+        future.result()
