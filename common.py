@@ -141,6 +141,15 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         raise
 
 
+def _runs(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # After the name in brackets comes the state: Z is a dead process that nobody waited for.
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 def remove_leftovers(directory: PathLike) -> list[Path]:
     """Remove what dead processes of this machine left half-written in ``directory``.
 
@@ -151,7 +160,7 @@ def remove_leftovers(directory: PathLike) -> list[Path]:
     removed = []
     for path in Path(directory).glob(f".*{_PARTIAL}{host}-*"):
         pid = path.name.rsplit("-", 2)[1]
-        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
+        if not pid.isdigit() or _runs(int(pid)):
             continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         removed.append(path)

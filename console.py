@@ -72,6 +72,7 @@ def _short(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+_TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt before we see it
 INTERRUPTED = "interrupted. What is finished is kept; run the same command again to go on"
 
 
@@ -87,6 +88,8 @@ def run(app: typer.Typer) -> NoReturn:
         _fail(str(disk_error(error, error.filename or "output")), 1)
     except Exception as error:
         _fail_other(error)
+    if code == _TYPER_INTERRUPTED:
+        _fail(INTERRUPTED, 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

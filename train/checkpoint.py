@@ -21,6 +21,7 @@ What a file of kind ``pretrain`` holds:
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import OlivineError, PathLike, atomic_file
+from ..common import OlivineError, PathLike, write_bytes
 
 FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
 
 def save_checkpoint(path: PathLike, content: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added."""
-    with atomic_file(path) as handle:
-        torch.save({"format": FORMAT, "schema": SCHEMA, **content}, handle)
+    # Through memory: torch's own writer turns a full disk into an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "schema": SCHEMA, **content}, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def checkpoint_file(path: PathLike) -> Path:
