@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 CODE   := readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
 PACKAGES := readers synthetic labelgen pairs train downstream report
 DEMO   ?= demo
+OLIVINE := $(CURDIR)/$(BIN)/olivine
 
 .PHONY: help setup demo test soak lint bench clean
 
@@ -28,8 +29,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/olivine doctor --quick
 	touch $(STAMP)
 
+# The three commands as a user types them, in a folder of their own, on a synthetic data set.
 demo: setup
-	bash benchmarks/demo.sh $(BIN) $(DEMO)
+	mkdir -p $(DEMO)
+	cd $(DEMO) && $(OLIVINE) synth
+	cd $(DEMO) && $(OLIVINE) labelgen --dataset nuscenes
+	cd $(DEMO) && $(OLIVINE) build-pairs
+	cd $(DEMO) && $(OLIVINE) pretrain
+	cd $(DEMO) && $(OLIVINE) probe
+	cd $(DEMO) && $(OLIVINE) report
+	@echo "Scores: $(DEMO)/runs/cpu/probe/scores.md   Pictures: $(DEMO)/report/index.html"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -43,7 +52,7 @@ soak: setup
 	$(BIN)/python -m pytest -m soak
 
 bench: setup
-	for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+	for program in benchmarks/*_speed.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache
