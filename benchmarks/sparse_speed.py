@@ -4,7 +4,7 @@
     python benchmarks/sparse_speed.py --scaling       cost from 10,000 to 300,000 voxels, and the kernel maps' share
 
 Run it with the interpreter of the environment that `make minkowski` made to have the peer's column. Every measurement
-is a process of its own (its peak memory is the process's), engines take turns, and the best of the steps counts.
+is a process of its own (its peak memory is the process's), engines take turns, and the best of the steps counts; processor time is given beside the clock's for machines that do other work.
 The voxels are the real keyframe's where ../shared/data holds it, else of a synthetic cloud of about its size.
 """
 
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-THREADS = "2"
 KEYFRAME = Path(__file__).resolve().parents[2] / "shared/data/nuscenes-keyframe/samples/LIDAR_TOP"
 
 
@@ -145,11 +144,11 @@ def voxels_of(count: float) -> Any:
     return voxelize(torch.cat(clouds), [len(c) for c in clouds], VoxelSettings())
 
 
-def measure(engine: str, count: float, repeats: int) -> dict[str, float]:
+def measure(engine: str, count: float, repeats: int, threads: int) -> dict[str, float]:
     """One process's work: the best step's seconds, and the peak memory over what the process held before."""
     import torch
 
-    torch.set_num_threads(int(THREADS))
+    torch.set_num_threads(threads)
     from olivine.train.backbones import build_backbone
     from olivine.train.sparse import SparseTensor
 
@@ -175,19 +174,21 @@ def measure(engine: str, count: float, repeats: int) -> dict[str, float]:
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    forward, backward = [], []
+    forward, backward, processor = [], [], []
     for _ in range(repeats):
         network.zero_grad(set_to_none=False)
-        start = time.perf_counter()
+        begin, start = time.process_time(), time.perf_counter()
         point, category = run()
         middle = time.perf_counter()
         (point.square().mean() + category.square().mean()).backward()
         backward.append(time.perf_counter() - middle)
         forward.append(middle - start)
+        processor.append(time.process_time() - begin)
     result = {
         "voxels": len(coordinate),
         "forward_s": min(forward),
         "backward_s": min(backward),
+        "cpu_s": min(processor),
         "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
     }
     if engine == "torch":
@@ -214,10 +215,10 @@ def _map_seconds(feature: Any, coordinate: Any) -> float:
     return time.perf_counter() - start
 
 
-def in_a_process(engine: str, count: float, repeats: int) -> dict[str, float]:
+def in_a_process(engine: str, count: float, repeats: int, threads: int) -> dict[str, float]:
     """:func:`measure` in a fresh process with the benchmark's number of threads."""
-    command = [sys.executable, __file__, "--worker", engine, str(count), str(repeats)]
-    environment = {**os.environ, "OMP_NUM_THREADS": THREADS}
+    command = [sys.executable, __file__, "--worker", engine, str(count), str(repeats), str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{engine} failed:\n{done.stderr[-2000:]}")
@@ -230,7 +231,7 @@ def best(results: list[dict[str, float]]) -> dict[str, float]:
     return min(results, key=lambda r: r["forward_s"] + r["backward_s"])
 
 
-def compare(repeats: int, rounds: int) -> None:
+def compare(counts: list[float], repeats: int, rounds: int, threads: int) -> None:
     """Print SR-UNet34's step with both engines, on one keyframe and on a batch of two."""
     from olivine.train.sparse.engines import engine_problem
 
@@ -238,35 +239,39 @@ def compare(repeats: int, rounds: int) -> None:
     if problem:
         print(f"no peer: {problem}")
     engines = ["torch"] if problem else ["minkowski", "torch"]
-    print(f"SR-UNet34, float32, {THREADS} threads, load average {os.getloadavg()[0]:.1f}")
-    for count in (1, 2):
+    print(f"SR-UNet34, float32, {threads} threads, load average {os.getloadavg()[0]:.1f}")
+    for count in counts:
         runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
         for _ in range(rounds):
             for engine in engines:
-                runs[engine].append(in_a_process(engine, count, repeats))
+                runs[engine].append(in_a_process(engine, count, repeats, threads))
         step = {}
         for engine in engines:
             r = best(runs[engine])
             step[engine] = r["forward_s"] + r["backward_s"]
             line = f"{r['voxels']:7.0f} voxels  {engine:9s}  forward {r['forward_s']:.3f} s  backward {r['backward_s']:.3f} s"
+            line += f"  (processor {min(x['cpu_s'] for x in runs[engine]):.3f} s)"
             line += f"  peak {min(x['peak_mib'] for x in runs[engine]):.0f} MiB"
             if "maps_s" in r:
                 line += f"  kernel maps {100 * r['maps_s'] / step[engine]:.1f} % of the step"
             print(line, flush=True)
         if not problem:
+            spent = [min(x["cpu_s"] for x in runs[engine]) for engine in engines]
             memory = [min(x["peak_mib"] for x in runs[engine]) for engine in engines]
             print(
-                f"        torch is {step['minkowski'] / step['torch']:.2f} times as fast, at {memory[1] / memory[0]:.2f} of the memory"
+                f"        torch is {step['minkowski'] / step['torch']:.2f} times as fast by the clock, "
+                f"{spent[0] / spent[1]:.2f} times by processor time, at {memory[1] / memory[0]:.2f} of the memory",
+                flush=True,
             )
 
 
-def scaling(repeats: int) -> None:
+def scaling(repeats: int, threads: int) -> None:
     """Print the cost for each voxel from 10,000 to 300,000 voxels."""
     print(
-        f"SR-UNet34 of the engine torch, forward and backward, {THREADS} threads, load average {os.getloadavg()[0]:.1f}"
+        f"SR-UNet34 of the engine torch, forward and backward, {threads} threads, load average {os.getloadavg()[0]:.1f}"
     )
     for count in (0.56, 1, 2, 5.6, 16.8):
-        r = in_a_process("torch", count, repeats)
+        r = in_a_process("torch", count, repeats, threads)
         step = r["forward_s"] + r["backward_s"]
         print(
             f"{r['voxels']:7.0f} voxels  {step:7.3f} s  {1e6 * step / r['voxels']:6.1f} us a voxel  "
@@ -280,15 +285,17 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="cost from 10,000 to 300,000 voxels")
     parser.add_argument("--repeats", type=int, default=4, help="steps in each process (default 4)")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each engine (default 2)")
-    parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "COUNT", "REPEATS"), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=2, help="threads of both engines (default 2)")
+    parser.add_argument("--counts", type=float, nargs="+", default=[1, 2], help="keyframes in a batch (default 1 2)")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        engine, count, repeats = arguments.worker
-        print(json.dumps(measure(engine, float(count), int(repeats))))
+        engine, count, repeats, threads = arguments.worker
+        print(json.dumps(measure(engine, float(count), int(repeats), int(threads))))
     elif arguments.scaling:
-        scaling(arguments.repeats)
+        scaling(arguments.repeats, arguments.threads)
     else:
-        compare(arguments.repeats, arguments.rounds)
+        compare(arguments.counts, arguments.repeats, arguments.rounds, arguments.threads)
 
 
 if __name__ == "__main__":
