@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, track, write_json
-from .batch import Batch, collate
+from .augment import Sample
+from .batch import collate
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
 from .image_encoder import ImageEncoder
 from .metrics_log import MetricsLog
@@ -139,10 +140,6 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             "labels": settings.data.labels,
         }
         identity = identity_of(settings, data, {"kind": encoder.kind, "digest": encoder.digest})
-        if chief:
-            claim(out, settings, identity, resume=resume)
-        fabric.barrier()
-
         # Length of the run, and of the warm-up in which only the class statistics run.
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
         warmup = round(settings.loss.warmup * steps) if settings.loss.scr else 0
@@ -157,6 +154,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             bias_correction=settings.loss.bias_correction,
         ).to(fabric.device)
         state = RunState(model, optimizer, statistics)
+        if chief:  # only now, when everything else has been found right
+            claim(out, settings, identity, resume=resume)
+        fabric.barrier()
         if last.is_file():
             state.restore(last)
         if fabric.world_size > 1:  # batch norm over the global batch
@@ -207,10 +207,17 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                         first_group=(share.first + first) // run.group,
                         consistency=settings.loss.scr and step >= warmup,
                     )
-                    _require_finite(result, batch, step, out)
+                    results.append(result)
+                    if not bool(torch.isfinite(result.loss)):
+                        raise _not_finite("loss", results, samples, step, out)
                     fabric.backward(result.loss / share.passes)
-                results.append(result)
-            norm = _clip(model, settings.optimizer.clip)
+            norm = float(
+                fabric.clip_gradients(  # type: ignore[arg-type]
+                    wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
+                )
+            )
+            if not math.isfinite(norm) and run.precision != "16-mixed":  # there the scaler skips such a step
+                raise _not_finite("gradient", results, samples, step, out)
             optimizer.step()
             if settings.loss.scr and (step < warmup or not settings.loss.freeze):
                 sums = torch.stack([r.class_sums for r in results if r.class_sums is not None]).sum(0)
@@ -308,24 +315,20 @@ def validate(
     }
 
 
-def _require_finite(result: StepResult, batch: Batch, step: int, out: Path) -> None:
-    if bool(torch.isfinite(result.loss)):
-        return
+def _not_finite(
+    what: str, results: Sequence[StepResult], samples: Sequence[Sample], step: int, out: Path
+) -> OlivineError:
+    """The error for a loss or gradient that is not finite; its frames and terms are written out."""
     path = out / "non-finite.json"
-    terms = {name: repr(float(value)) for name, value in result.terms.items()}
-    write_json(path, {"step": step, "frames": list(batch.tokens), "terms": terms, "counts": result.counts})
+    terms = {name: repr(float(value)) for name, value in results[-1].terms.items()}
+    frames = [sample.token for sample in samples]
+    write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": results[-1].counts})
     named = ", ".join(f"{name} {value}" for name, value in terms.items())
-    raise OlivineError(
-        f"the loss of step {step} is not finite ({named}; its frames are named there)",
+    return OlivineError(
+        f"the {what} of step {step} is not finite ({named}; its frames are named there)",
         where=path,
         remedy="look at those frames, or lower optimizer.lr; last.pt is from before",
     )
-
-
-def _clip(model: nn.Module, largest: float) -> float:
-    """The gradient's norm before clipping it to ``largest`` (0: not clipped)."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
 
 
 def _anywhere(flag: bool, fabric: Fabric) -> bool:

@@ -37,7 +37,7 @@ def pixels_of(picture: Image.Image) -> tuple[NDArray[np.uint8], object]:
     Pillow's own memory (four bytes a pixel, the last unused) where it can be had in one piece, else a copy.
     """
     try:
-        _, capsule = picture.__arrow_c_array__()  # type: ignore[attr-defined]
+        _, capsule = picture.__arrow_c_array__()
     except (AttributeError, ValueError, MemoryError):
         return np.asarray(picture), None
     address = ctypes.pythonapi.PyCapsule_GetPointer

@@ -36,6 +36,9 @@ def claim(out: Path, settings: PretrainSettings, identity: dict[str, Any], *, re
     remove_leftovers(out)
     if not resume:
         raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
+    if not (out / "last.pt").is_file():  # nothing of that run is left to lose
+        write_json(path, identity)
+        return
     difference = _difference(read_json(path, remedy), settings, identity)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)

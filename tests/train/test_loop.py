@@ -250,6 +250,33 @@ def test_a_loss_that_is_not_finite_stops_with_its_frames_and_terms(
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_is_used(
+    small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import olivine.train.step as step
+
+    # The root's slope at 0 is infinite: the loss stays finite.
+    monkeypatch.setattr(step, "info_nce", lambda g, f, t: (g.sum() * 0).sqrt())
+    refuse(small_settings(small_shards), tmp_path / "run", "gradient of step 0 is not finite")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_folder_where_nothing_was_trained_may_be_taken(
+    small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import olivine.train.loop as loop
+
+    def fails(*arguments, **options):  # type: ignore[no-untyped-def]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "forward_pass", fails)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(small_settings(small_shards, "optimizer.lr=0.3"), tmp_path / "run")
+    summary = pretrain(small_settings(small_shards, "run.steps=1"), tmp_path / "run")
+    assert summary.step == 1
+
+
 def test_a_damaged_or_foreign_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes((whole_run / "last.pt").read_bytes()[:5000])
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
