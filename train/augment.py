@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from .augment_kernels import count_inside, members_of_cuboid, move_pairs
 from .picture import decode_crop
 
 if TYPE_CHECKING:
@@ -83,19 +84,7 @@ def cuboid_members(xyz: NDArray[np.float32], largest: float, generator: np.rando
     One u ~ U(0, largest) for all three axes; the sides are u times the cloud's range along each.
     """
     center = xyz[generator.integers(len(xyz))]
-    fraction = generator.uniform(0, largest)
-    half = (xyz.max(0) - xyz.min(0)) * np.float32(fraction / 2)
-    # Column by column: NumPy's reduction over a short last axis is many times slower.
-    inside = np.abs(xyz[:, 0] - center[0]) < half[0]
-    for axis in (1, 2):
-        inside &= np.abs(xyz[:, axis] - center[axis]) < half[axis]
-    return inside
-
-
-def _within(uv: NDArray[np.float32], left: float, top: float, right: float, bottom: float) -> NDArray[np.bool_]:
-    """Which pixels [M, 2] lie in a rectangle, its borders included."""
-    u, v = uv[:, 0], uv[:, 1]
-    inside: NDArray[np.bool_] = (u >= left) & (u <= right) & (v >= top) & (v <= bottom)
+    inside: NDArray[np.bool_] = members_of_cuboid(xyz, center, np.float32(generator.uniform(0, largest) / 2))
     return inside
 
 
@@ -125,21 +114,10 @@ def choose_crop(
         if len(uv) == 0:
             return left, top, w, h
         # The crop covers [left − ½, left + w − ½) of the pixel axis.
-        held = int(_within(uv, left - 0.5, top - 0.5, left + w - 0.5, top + h - 0.5).sum())
+        held = count_inside(uv, left - 0.5, top - 0.5, left + w - 0.5, top + h - 0.5)
         if held > settings.crop_min_pairs or held > settings.crop_min_share * len(uv):
             return left, top, w, h
     return 0, 0, width, height
-
-
-def crop_pixels(uv: NDArray[np.float32], crop: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Pixels [M, 2] of a picture in its crop (left, top, width, height) resized to ``size`` (height, width).
-
-    u' = (u − left + ½)·W'/w − ½, as pixel centres at whole numbers have it.
-    """
-    left, top, w, h = crop
-    scale = np.array([size[1] / w, size[0] / h])
-    moved: NDArray[np.float32] = ((uv - (left, top) + 0.5) * scale - 0.5).astype(np.float32)
-    return moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,25 +188,17 @@ def augment_pictures(
     pictures = record.image or []
     image = np.empty((len(pictures), *size, 3), np.uint8)
     uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
-    limit = (size[1] - 1, size[0] - 1)
-    # A crop's border lies half a pixel outside the centres of its outer pixels; whole pixels have no such margin.
-    margin = 0.0 if settings.round_pixels else 0.5
+    # Pairs are ordered by camera.
+    edge = np.searchsorted(record.pair_camera, np.arange(len(pictures) + 1))
     for c, data in enumerate(pictures):
         width, height = (int(x) for x in record.image_size[c])
-        members = np.flatnonzero(record.pair_camera == c)
+        mine = slice(edge[c], edge[c + 1])
         crop = (0, 0, width, height)
         if settings.crop:
-            crop = choose_crop(record.pair_uv[members[kept[members]]], width, height, settings, generator)
-        flipped = generator.random() < settings.flip_image
-        decode_crop(data, crop, bool(flipped), image[c])
-        moved = crop_pixels(record.pair_uv[members], crop, size)
-        if settings.round_pixels:
-            moved = np.rint(moved)
-        kept[members] &= _within(moved, -margin, -margin, limit[0] + margin, limit[1] + margin)
-        np.clip(moved, 0, limit, out=moved)
-        if flipped:
-            moved[:, 0] = limit[0] - moved[:, 0]
-        uv[members] = moved
+            crop = choose_crop(record.pair_uv[mine][kept[mine]], width, height, settings, generator)
+        flip = bool(generator.random() < settings.flip_image)
+        decode_crop(data, crop, flip, image[c])
+        move_pairs(record.pair_uv[mine], *crop, *size, settings.round_pixels, flip, uv[mine], kept[mine])
     return image, uv, kept
 
 

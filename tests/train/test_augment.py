@@ -16,11 +16,11 @@ from olivine.train.augment import (
     AugmentSettings,
     augment_pictures,
     choose_crop,
-    crop_pixels,
     generator_of,
     make_sample,
     rotate_and_flip,
 )
+from olivine.train.augment_kernels import move_pairs
 from olivine.train.picture import decode_crop
 
 SIZE = (56, 104)
@@ -62,7 +62,7 @@ def frame(pairs: int = 3000, cameras: int = 2, width: int = 400, height: int = 2
         points,
         (np.arange(2000) % 17).astype(np.uint8),
         pair_point,
-        rng.integers(0, cameras, pairs).astype(np.uint8),
+        np.sort(rng.integers(0, cameras, pairs)).astype(np.uint8),
         rng.integers(0, 14, pairs).astype(np.uint8),
         (rng.random((pairs, 2)) * (width - 1, height - 1)).astype(np.float32),
         (pair_point + 1).astype(np.float32),  # the density names the point too
@@ -108,8 +108,14 @@ def test_pairs_point_at_the_same_thing_after_every_augmentation() -> None:
 
 def test_a_resize_follows_the_pixel_convention() -> None:
     uv = np.array([[0, 0], [399, 224], [10.25, 20.5]], np.float32)
-    found = crop_pixels(uv, (0, 0, 400, 225), (45, 80))
-    np.testing.assert_allclose(found, (uv + 0.5) * (80 / 400, 45 / 225) - 0.5, rtol=1e-6)
+    found, kept = np.empty_like(uv), np.ones(3, bool)
+    move_pairs(uv, 0, 0, 400, 225, 45, 80, False, False, found, kept)
+    np.testing.assert_allclose(found[2], (uv[2] + 0.5) * (80 / 400, 45 / 225) - 0.5, rtol=1e-6)
+    # The outer pixels' centres come to lie beyond the outer centres of the smaller picture: its border.
+    np.testing.assert_allclose(found[:2], [[0, 0], [79, 44]])
+    assert kept.all()
+    move_pairs(uv, 5, 5, 100, 100, 45, 80, False, False, found, kept)
+    assert kept.tolist() == [False, False, True]
 
 
 def test_a_flip_mirrors_at_the_last_column() -> None:
