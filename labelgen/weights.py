@@ -121,8 +121,12 @@ def fetch_weights(
         folder: the weights folder; ``$OLIVINE_WEIGHTS`` or ``~/.cache/olivine/weights`` without one.
 
     Raises:
-        OlivineError: a name is unknown, or the disk is full.
+        OlivineError: no name is given or one is unknown, or the disk is full.
     """
+    if not names:  # all of them together are over 15 GB
+        raise OlivineError(
+            "no weights are named", remedy=f"name what to fetch: {', '.join(entry.name for entry in catalogue)}"
+        )
     base = Path(folder) if folder is not None else default_weights_folder()
     summary = WeightsSummary(base)
     sums = _known_sums(base)

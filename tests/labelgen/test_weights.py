@@ -172,3 +172,5 @@ def test_the_catalogue_names_every_model_with_licence_and_source(tmp_path):
         find_weights("vit-x")
     with pytest.raises(OlivineError, match="Choose from swin-t"):
         fetch_weights(["vit-x"], tmp_path)
+    with pytest.raises(OlivineError, match="Name what to fetch: swin-t"):
+        fetch_weights([], tmp_path)
