@@ -28,9 +28,9 @@ def distances() -> tuple[np.ndarray, str]:
 def timed(function: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:
     best = np.inf
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         result = function()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     return best, result
 
 

@@ -22,7 +22,7 @@ from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.frames import build_frame
 from olivine.pairs.settings import PairSettings
-from olivine.pairs.shard_writer import ShardFrame
+from olivine.pairs.shard_writer import ShardFrame, write_shard
 from olivine.pairs.shards import open_shards
 from olivine.readers.frame import Frame, write_index
 
@@ -51,12 +51,12 @@ def private():
 
 settings = StreamSettings(seed=0, batch=16, part=(0, 16), size=(224, 416), augment=AugmentSettings(crop_min_pairs=1))
 imports = private()
-started = time.perf_counter()
+started = time.process_time()
 stream = FrameStream(sys.argv[1], settings)
-opened = time.perf_counter() - started
+opened = time.process_time() - started
 batches = stream.batches(0, 10**9)
 next(batches)
-first = time.perf_counter() - started
+first = time.process_time() - started
 for _ in range(int(sys.argv[2])):  # every shard has been open once
     next(batches)
 started = time.process_time()
@@ -112,7 +112,8 @@ def trainval(
 ) -> Iterator[Path]:
     """28,130 frames in 850 scenes, and 100 frames in 3, all of one small frame's files.
 
-    The one frame is projected once; its shards and manifest are written as ever.
+    The one frame is projected once, a shard of each length is written once and then copied under its own
+    attributes; plan, digests, entries and manifest are made as ever.
     """
     base = tmp_path_factory.mktemp("trainval")
     frame = make_frame(base / "raw", base / "files", "s", 0, np.random.default_rng(0), 208, 112, 600, "train")
@@ -123,8 +124,20 @@ def trainval(
             made.append(build_frame(member, position, *rest))
         return dataclasses.replace(made[0], token=member.token, position=position)
 
+    written: dict[int, Path] = {}
+
+    def write_once(folder: Path, frames: list[ShardFrame], attributes: dict[str, Any]) -> None:
+        if len(frames) not in written:
+            write_shard(folder, frames, attributes)
+            written[len(frames)] = base / f"shard-of-{len(frames)}"
+            shutil.copytree(folder, written[len(frames)])
+        shutil.copytree(written[len(frames)], folder, dirs_exist_ok=True)
+        group = json.loads((folder / "zarr.json").read_text())
+        (folder / "zarr.json").write_text(json.dumps({**group, "attributes": attributes}, indent=2))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unit, "build_frame", build_once)
+        patch.setattr(unit, "write_shard", write_once)
         for name, scenes in (("large", [34] * 80 + [33] * 770), ("small", [34, 33, 33])):
             folder = base / f"labels-{name}"
             folder.mkdir()
