@@ -64,7 +64,7 @@ class ImageSettings:
         weights: local file; None takes the ones in the package; ``random`` for random weights.
         height, width: size of the pictures in pixels, after crop and resize.
         feature_grid: where features lie in the picture; see :func:`olivine.train.heads.sample_features`.
-        dtype: of the frozen encoder.
+        dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
         at_once: pictures that go through the encoder together; 0 is all on a GPU and 4 on a CPU.
     """
 
@@ -73,7 +73,7 @@ class ImageSettings:
     height: int = 224
     width: int = 416
     feature_grid: Literal["align_corners", "stride"] = "align_corners"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     at_once: int = 0
 
 

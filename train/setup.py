@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,16 @@ def pair_class_count(shards: ShardSet, settings: PretrainSettings) -> Tensor:
 def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEncoder:
     """The frozen image encoder on its device."""
     image = settings.image
-    return ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, image.dtype)).to(device)
+    name = image.dtype if image.dtype != "auto" else "bfloat16" if gains_by_bfloat16(device) else "float32"
+    return ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, name)).to(device)
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether the frozen encoder runs faster in bfloat16 here: a GPU that has it, or a CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    processor = Path("/proc/cpuinfo")
+    return device.type == "cpu" and processor.is_file() and " amx_bf16 " in processor.read_text().replace("\n", " ")
 
 
 def backbone_arguments(settings: PretrainSettings) -> dict[str, Any]:

@@ -124,3 +124,12 @@ def test_features_at_pixels_are_those_of_the_maps_whatever_the_number_of_picture
     found = features_at_pixels(encoder, image, index, uv, "align_corners", at_once)
     torch.testing.assert_close(found, sample_features(encoder(image), index, uv, (32, 48)), rtol=1e-4, atol=1e-4)
     assert features_at_pixels(encoder, image, index[:0], uv[:0], "stride", at_once).shape == (0, 64)
+
+
+def test_half_precision_is_close_and_comes_out_in_single() -> None:
+    single, half = ImageEncoder("small"), ImageEncoder("small", dtype=torch.bfloat16)
+    image = picture(n=2)
+    index, uv = torch.tensor([0, 1, 1]), torch.tensor([[3.0, 4.0], [20.0, 9.0], [47.0, 31.0]])
+    a, b = (features_at_pixels(encoder, image, index, uv, "align_corners") for encoder in (single, half))
+    assert b.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(a, b).min() > 0.99

@@ -62,6 +62,7 @@ def test_the_reference_preset_differs_where_the_public_code_does() -> None:
     different = {key for key in paper if paper[key] != reference[key]}
     assert different == {
         "name",
+        "image.dtype",
         "voxels.grid",
         "voxels.crop",
         "augment.round_pixels",
