@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common import OlivineError
+from ..common import OlivineError, sha256_file
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,27 @@ class Needed:
         if not self.files:
             return [self.path]
         return [next(self.path / f for f in group if (self.path / f).is_file()) for group in self.files]
+
+
+def weights_digests(needed: dict[str, Needed]) -> dict[str, str]:
+    """SHA-256 of every file, by role and file name.
+
+    Raises:
+        OlivineError: a file has a published file's name and another digest: it is damaged or not what its name says.
+    """
+    published = {Path(f.path).name: f.sha256 for entry in CATALOGUE for f in entry.files if f.path.endswith(".pth")}
+    digests = {}
+    for role, entry in needed.items():
+        for file in entry.present_files():
+            digest = sha256_file(file)
+            if published.get(file.name, digest) != digest:
+                raise OlivineError(
+                    f"has the SHA-256 {digest}, the published file of this name has {published[file.name]}",
+                    where=file,
+                    remedy=f"fetch it again with olivine weights fetch {entry.entry}, or rename it if it is your own",
+                )
+            digests[f"{role} {file.name}"] = digest
+    return digests
 
 
 def require_weights(labeler: str, needed: list[Needed]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, sha256_file
 from .attention import compiled_deformable_attention, fuse_sam_attention
-from .catalogue import Needed, find_weights, require_weights
+from .catalogue import Needed, find_weights, require_weights, weights_digests
 from .encoders import TextMemory
 from .grounded import Detector, GroundedSam, Segmenter, require_packages
 from .prompts import Vocabulary
@@ -292,10 +292,7 @@ class OriginalGroundedSam(GroundedSam):
     def weights(self) -> dict[str, str]:
         """SHA-256 of each file, by role and file name."""
         config = self._config_path()
-        hashes = {f"detector configuration {config.name}": sha256_file(config)}
-        for role, needed in self.files.items():
-            hashes |= {f"{role} {file.name}": sha256_file(file) for file in needed.present_files()}
-        return hashes
+        return {f"detector configuration {config.name}": sha256_file(config), **weights_digests(self.files)}
 
     def _config_path(self) -> Path:
         if self.settings.detector_config is not None:

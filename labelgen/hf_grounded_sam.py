@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common import OlivineError, sha256_file
+from ..common import OlivineError
 from .attention import compiled_deformable_attention
-from .catalogue import Needed, require_weights
+from .catalogue import Needed, require_weights, weights_digests
 from .encoders import TextMemory
 from .grounded import Detector, GroundedSam, Segmenter, require_packages
 from .prompts import Vocabulary
@@ -125,9 +125,7 @@ class HfGroundedSam(GroundedSam):
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of each file, by role and file name."""
-        return {
-            f"{role} {file.name}": sha256_file(file) for role, n in self.files.items() for file in n.present_files()
-        }
+        return weights_digests(self.files)
 
     def load(self) -> tuple[Detector, Segmenter]:
         """Build both networks and load their weights."""

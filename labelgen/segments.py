@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, sha256_file
+from ..common import OlivineError
 from .labeler import BatchResult, ImageTask, Labeler, Labelled
 from .settings import LabelSettings
 
@@ -102,7 +102,9 @@ class SamSegments:
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of SAM's checkpoint."""
-        return {f"sam {self.file.path.name}": sha256_file(self.file.path)}
+        from .catalogue import weights_digests
+
+        return weights_digests({"sam": self.file})
 
     def prepare(self, labeler: Labeler) -> None:
         """Take the labeler's SAM where it has one, else load it."""

@@ -119,6 +119,14 @@ def test_weights_of_another_model_are_refused_by_name(swap, message, settings, k
     assert next(str(getattr(wrong, key)) for key in swap) in str(caught.value)
 
 
+def test_a_published_name_with_a_wrong_digest_is_refused(settings, keyframe_index, tmp_path):
+    damaged = tmp_path / "sam_vit_b_01ec64.pth"
+    damaged.write_bytes(settings.sam_checkpoint.read_bytes())
+    with pytest.raises(OlivineError, match="the published file of this name has ec2df627") as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", replace(settings, sam_checkpoint=damaged))
+    assert str(damaged) in str(caught.value) and "olivine weights fetch vit-h" in str(caught.value)
+
+
 def test_a_checkpoint_that_runs_code_is_refused(settings, keyframe_index, tmp_path):
     import pickle
 
