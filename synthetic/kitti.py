@@ -18,7 +18,8 @@ from .rig import Rig, kitti_calibration
 MODEL = LidarModel(
     range_noise=0.02,
     max_range=80.0,
-    dropout=0.03,
+    sensitivity=6.0e-6,
+    dropout=0.02,
     gain=0.12,
     gamma=0.33,
     speckle=0.8,

@@ -75,7 +75,7 @@ class Layout:
 
 def plan(rng: np.random.Generator, drive: float) -> Layout:
     """Draw a plan for a drive of ``drive`` metres."""
-    lanes = int(rng.choice((1, 2), p=(0.68, 0.32)))
+    lanes = int(rng.choice((1, 2), p=(0.8, 0.2)))
     parking = 2.3 if rng.random() < 0.6 else 0.0
     main = Street(True, 0.0, lanes * LANE + 1.1 + parking, lanes, parking)
     streets = [main]
@@ -182,16 +182,16 @@ def _front(
             depth = float(rng.uniform(9, 16))
             length = width - float(rng.choice((0.0, 2.5)))
             groups.append(building(rng, length, depth, tall).placed(x + width / 2, front, KERB, yaw))
-            if setback > 2.5:
+            if setback > 1.5:
                 y = kerb + out * (walk + 0.8)
-                hedge = bush(rng, 0.35 * width, 0.9, float(rng.uniform(0.8, 1.5)))
+                hedge = bush(rng, 0.48 * width, 0.9, float(rng.uniform(0.8, 1.7)))
                 groups.append(hedge.placed(x + width * float(rng.choice((0.25, 0.75))), y, KERB, 0.0))
         else:
             for _ in range(int(rng.integers(2, 5))):
                 y = kerb + out * (walk + float(rng.uniform(2, 22)))
                 groups.append(tree(rng).placed(x + float(rng.uniform(1, max(width - 1, 1.5))), y, KERB, 0.0))
-            if rng.random() < 0.7:
-                hedge = bush(rng, 0.7 * width, float(rng.uniform(0.8, 1.6)), float(rng.uniform(0.7, 1.6)))
+            if rng.random() < 0.9:
+                hedge = bush(rng, 0.9 * width, float(rng.uniform(0.8, 1.6)), float(rng.uniform(0.7, 1.6)))
                 groups.append(hedge.placed(x + width / 2, kerb + out * (walk + 1.0), KERB, 0.0))
         x += width + float(rng.uniform(0, 3))
     # Along the kerb: trees, lamps and signs take turns.
@@ -207,6 +207,9 @@ def _front(
             groups.append(lamp(rng).placed(x, kerb + out * 0.5, KERB, -out * np.pi / 2))
         elif draw < trees + 0.23:
             groups.append(sign(rng).placed(x, kerb + out * 0.5, KERB, np.pi if left else 0.0))
+        if verge > 1.4 and rng.random() < 0.45:
+            hedge = bush(rng, 0.6 * spacing, min(verge - 0.5, 1.3), float(rng.uniform(0.6, 1.1)))
+            groups.append(hedge.placed(x + 0.5 * spacing, kerb + out * (0.3 + verge / 2), KERB, 0.0))
         x += spacing * float(rng.uniform(0.7, 1.3))
     # Houses along the cross streets, behind the corner lots.
     for edge, side in ((x0, 1.0), (x1, -1.0)):
