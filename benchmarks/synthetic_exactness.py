@@ -1,6 +1,6 @@
 """How exact the synthetic labels are: share of point-pixel pairs whose mask carries the point's own class.
 
-    python benchmarks/synthetic_exactness.py [--scenes 4] [--frames 2] [--image-scale 1.0] [--rig nuscenes]
+python benchmarks/synthetic_exactness.py [--scenes 4] [--frames 2] [--image-scale 1.0] [--rig nuscenes]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How close the synthetic world comes to the real sensors: figures side by side with a real keyframe and a real frame.
 
-    python benchmarks/synthetic_realism.py [--data ../shared/data] [--scenes 12] [--frames 3]
+python benchmarks/synthetic_realism.py [--data ../shared/data] [--scenes 12] [--frames 3]
 """
 
 from __future__ import annotations
