@@ -170,7 +170,8 @@ def measure(engine: str, count: float, repeats: int, threads: int) -> dict[str, 
             point, category = network(SparseTensor(feature, coordinate))
             return point.feature, category.feature
 
-    # Gradients exist before the baseline, so that the peak is the step's own.
+    # Gradients exist and loops are compiled before the baseline, so that the peak is the step's own.
+    warm_up(engine, network)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -194,6 +195,21 @@ def measure(engine: str, count: float, repeats: int, threads: int) -> dict[str, 
     if engine == "torch":
         result["maps_s"] = min(_map_seconds(feature, coordinate) for _ in range(repeats))
     return result
+
+
+def warm_up(engine: str, network: Any) -> None:
+    """One step on a few voxels."""
+    import torch
+
+    from olivine.train.sparse import SparseTensor
+    from olivine.train.sparse.minkowski import import_minkowski
+
+    coordinate = torch.cartesian_prod(*[torch.arange(n, dtype=torch.int32) for n in (1, 40, 40, 2)]).contiguous()
+    feature = torch.rand(len(coordinate), 1)
+    if engine == "minkowski":
+        network(import_minkowski().SparseTensor(feature, coordinate))[0].F.sum().backward()
+    else:
+        network(SparseTensor(feature, coordinate))[0].feature.sum().backward()
 
 
 def _map_seconds(feature: Any, coordinate: Any) -> float:

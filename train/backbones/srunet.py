@@ -70,7 +70,7 @@ class SRUNet(nn.Module):
         out_channels: width of each head's output.
         layout: widths and depths.
         norm_momentum: of the batch norms outside residual blocks and in their shortcuts: 0.05 in pre-training, 0.02
-            in fine-tuning (REFERENCE: the public code).
+            in fine-tuning, as in the authors' public code.
         category_head: whether there is a second head; SLidR has one head only.
         seed: of the initial weights.
 

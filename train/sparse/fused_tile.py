@@ -37,7 +37,8 @@ def _accumulate(builder: Any, targets: list[Any], steps: Any, vectors: int, unro
     ``operands(step)`` gives the addresses of the left scalars, one for each row, and of the right vectors.
     """
     slots = [_at(builder, _after(builder, t, 4 * LANES * v), _VECTOR) for t in targets for v in range(vectors)]
-    start = [builder.load(slot, align=4) for slot in slots]
+    # Sums start from zero and are added to the target at the end: an error does not grow with what is there already.
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
     before, body, done = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
     builder.branch(body)
     builder.position_at_end(body)
@@ -61,12 +62,12 @@ def _accumulate(builder: Any, targets: list[Any], steps: Any, vectors: int, unro
     builder.cbranch(builder.icmp_signed("<", following, steps), body, done)
     step.add_incoming(ir.Constant(_WORD, 0), before)
     step.add_incoming(following, body)
-    for phi, first, last in zip(sums, start, current):
-        phi.add_incoming(first, before)
+    for phi, last in zip(sums, current):
+        phi.add_incoming(zero, before)
         phi.add_incoming(last, body)
     builder.position_at_end(done)
     for slot, value in zip(slots, current):
-        builder.store(value, slot, align=4)
+        builder.store(builder.fadd(builder.load(slot, align=4), value), slot, align=4)
 
 
 def output_tile(vectors: int) -> Any:

@@ -37,7 +37,7 @@ def import_minkowski() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module("MinkowskiEngine")
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:
         raise OlivineError(
             f"MinkowskiEngine cannot be imported ({error})",
             where="engine minkowski",
