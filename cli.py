@@ -44,7 +44,7 @@ def main() -> None:
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Option(help="Folder of the new data set.")] = DATA / "nuscenes",
+    out: Annotated[Path | None, typer.Option(help="Folder of the new data set [data/<format>].")] = None,
     format: Annotated[str, typer.Option(help="nuscenes or semantickitti.")] = "nuscenes",
     scenes: Annotated[int, typer.Option(help="Scenes; about a quarter of them for validation.")] = 10,
     frames: Annotated[int, typer.Option(help="Frames in each scene.")] = 6,
@@ -64,6 +64,7 @@ def synth(
     settings = SyntheticSettings(
         format=format, scenes=scenes, frames=frames, image_scale=image_scale, seed=seed, workers=workers
     )
+    out = out or DATA / format
     if dry_run:
         return console.say_plan(f"{scenes} scenes of {frames} frames in {format} format", out, as_json)
     console.finish("synth", write_dataset(settings, out), out, as_json)
