@@ -73,7 +73,8 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
 
     average = "pairs" if form == "paper" else "classes"
     settings = dataclasses.replace(
-        settings, loss=dataclasses.replace(settings.loss, wcd_form=form, kl_average=average, ppkt_weight=0.7)
+        settings,
+        loss=dataclasses.replace(settings.loss, wcd_form=form, kl_average=average, ppkt_weight=0.7, wcd_weight=0.5),
     )
     encoder = build_encoder(settings, torch.device("cpu"))
     model = build_model(settings, encoder.channels)
