@@ -15,7 +15,7 @@ import typer
 from .common import Failure, OlivineError, disk_error
 
 _START = time.monotonic()
-_REPEATED = ("out", "labels", "seconds")  # of a summary: printed below it for every command
+_REPEATED = ("out", "labels", "seconds", "confusion")  # of a summary: printed below it, or too wide for a line
 
 
 def note(text: str, as_json: bool) -> None:
