@@ -1,6 +1,7 @@
 # Every target sets up what it needs; `make setup` again is a matter of seconds.
 PYTHON ?= python3
 VENV   := .venv
+MINKOWSKI := .venv-minkowski
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CODE   := readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
@@ -8,7 +9,7 @@ PACKAGES := readers synthetic labelgen pairs train downstream report
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
-.PHONY: help setup demo test soak lint bench clean
+.PHONY: help setup demo test soak lint bench minkowski clean
 
 help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
@@ -53,6 +54,15 @@ soak: setup
 
 bench: setup
 	for program in benchmarks/*_speed.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+# MinkowskiEngine in an environment of its own, over the packages of $(VENV); only the parity tests need it.
+minkowski: setup
+	@echo '#include <cblas.h>' | cc -E -xc - >/dev/null 2>&1 || { echo "OpenBLAS headers are needed: apt-get install libopenblas-dev"; exit 2; }
+	test -x $(MINKOWSKI)/bin/python || $(BIN)/python -m venv $(MINKOWSKI)
+	realpath $(VENV)/lib/python3*/site-packages > $$(echo $(MINKOWSKI)/lib/python3*/site-packages)/olivine-base.pth
+	$(MINKOWSKI)/bin/python -m pip install -q -U 'setuptools>=77,<81' wheel ninja
+	$(MINKOWSKI)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("MinkowskiEngine") is None)' || PATH=$$PWD/$(MINKOWSKI)/bin:$$PATH SETUPTOOLS_USE_DISTUTILS=stdlib MAX_JOBS=2 $(MINKOWSKI)/bin/python -m pip install --no-deps --no-build-isolation MinkowskiEngine==0.5.4
+	PYTHONPATH=$(VENV)/types $(MINKOWSKI)/bin/python -m pytest -m soak tests/sparse/test_minkowski_parity.py
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

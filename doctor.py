@@ -122,9 +122,16 @@ def _devices() -> Iterator[Finding]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("device", "ok", f"CPU, {cores} cores, {torch.backends.cpu.get_cpu_capability()}; no CUDA device")
         yield Finding("preset", "ok", "olivine pretrain would take the CPU preset (no GPU)")
-    minkowski = package_versions(["MinkowskiEngine"])["MinkowskiEngine"]
-    beside = "" if minkowski == "absent" else f"; MinkowskiEngine {minkowski} is installed too"
-    yield Finding("sparse engine", "ok", f"torch (PyTorch alone, nothing to compile){beside}")
+    yield _engine()
+
+
+def _engine() -> Finding:
+    from .train.sparse import fused
+    from .train.sparse.engines import engine_problem
+
+    path = "one-pass loops for AVX-512" if fused.available() else "matrix products"
+    beside = "; minkowski can be chosen with --engine" if engine_problem("minkowski") is None else ""
+    return Finding("sparse engine", "ok", f"torch (nothing to compile; on this CPU {path}){beside}")
 
 
 def _jpeg() -> Finding:

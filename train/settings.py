@@ -49,10 +49,12 @@ class BackboneSettings:
     Attributes:
         name: as :func:`olivine.train.backbones.build_backbone` knows it.
         out_channels: p, the embeddings' dimension.
+        engine: what computes the sparse convolutions; ``minkowski`` where MinkowskiEngine is installed.
     """
 
     name: str = "srunet34"
     out_channels: int = 64
+    engine: Literal["torch", "minkowski"] = "torch"
 
 
 @dataclass(frozen=True)

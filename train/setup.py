@@ -23,6 +23,7 @@ from .heads import PixelHeads
 from .image_encoder import ImageEncoder
 from .loader import FrameStream, StreamSettings
 from .settings import PretrainSettings
+from .sparse.engines import engine_problem
 from .step import Distiller
 
 if TYPE_CHECKING:
@@ -210,7 +211,11 @@ def build_model(settings: PretrainSettings, encoder_channels: int) -> Distiller:
         heads = PixelHeads(encoder_channels, settings.backbone.out_channels, decoupled=settings.loss.decoupled_heads)
     if not settings.loss.decoupled_heads:
         backbone.final_class_level.requires_grad_(False)
-    return Distiller(backbone, heads, settings.voxels.shape if settings.voxels.from_corner else None)
+    problem = engine_problem(settings.backbone.engine)
+    if problem:
+        raise OlivineError(problem)
+    shape = settings.voxels.shape if settings.voxels.from_corner else None
+    return Distiller(backbone, heads, shape, settings.backbone.engine)
 
 
 def build_optimizer(settings: PretrainSettings, model: nn.Module) -> torch.optim.Optimizer:

@@ -32,11 +32,18 @@ class Distiller(nn.Module):
 
     Args:
         shape: of the voxel grid, for backbones that need one.
+        engine: what computes the sparse convolutions.
     """
 
-    def __init__(self, backbone: nn.Module, heads: PixelHeads, shape: tuple[int, int, int] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: PixelHeads,
+        shape: tuple[int, int, int] | None = None,
+        engine: str = "torch",
+    ) -> None:
         super().__init__()
-        self.backbone, self.heads, self.shape = backbone, heads, shape
+        self.backbone, self.heads, self.shape, self.engine = backbone, heads, shape, engine
 
     @property
     def per_point(self) -> bool:
@@ -62,7 +69,7 @@ class Distiller(nn.Module):
         Returns:
             g, g' [V, p] with unit rows (VoxelNet's [N, p] are not normalised again); f [M₁, p]; f' [M₂, p].
         """
-        outputs = self.backbone(SparseTensor(feature, coordinate, shape=self.shape))
+        outputs = self.backbone(SparseTensor(feature, coordinate, shape=self.shape, engine=self.engine))
         if self.heads.category is None:
             outputs = outputs[:1] * 2
         if self.per_point:
