@@ -6,46 +6,13 @@ read where it lies. The result is Pillow's to one grey level.
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-
-class _ArrowArray(ctypes.Structure):
-    """The C data interface of Apache Arrow, as far as the pixels."""
-
-    _fields_ = (
-        ("length", ctypes.c_int64),
-        ("null_count", ctypes.c_int64),
-        ("offset", ctypes.c_int64),
-        ("n_buffers", ctypes.c_int64),
-        ("n_children", ctypes.c_int64),
-        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-        ("children", ctypes.POINTER(ctypes.c_void_p)),
-    )
-
-
-def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an RGB image, uint8 [H, W, 4], the last channel meaningless.
-
-    Pillow's own memory where it can be had (Pillow 11.2 and newer, up to 16 MiB), else a
-    copy. Valid as long as ``image`` lives.
-    """
-    width, height = image.size
-    try:
-        _, capsule = image.__arrow_c_array__()  # type: ignore[attr-defined, unused-ignore]
-    except (AttributeError, ValueError, MemoryError):
-        return np.asarray(image.convert("RGBX"))
-    address = ctypes.pythonapi.PyCapsule_GetPointer
-    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    array = ctypes.cast(address(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
-    child = ctypes.cast(array.children[0], ctypes.POINTER(_ArrowArray)).contents
-    memory = (ctypes.c_uint8 * (width * height * 4)).from_address(child.buffers[1])
-    return np.ctypeslib.as_array(memory).reshape(height, width, 4)
+from ..common import pixels_of
 
 
 @numba.njit(cache=True, nogil=True)
@@ -122,5 +89,7 @@ def shrink(image: Image.Image, size: tuple[int, int], box: tuple[float, float] |
     """
     out = np.zeros((size[1], size[0], 4), np.uint8)
     box_width, box_height = box or image.size
-    _shrink(pixels_of(image), float(box_width), float(box_height), out)
+    pixels, keep = pixels_of(image)
+    _shrink(pixels, float(box_width), float(box_height), out)
+    del pixels, keep
     return Image.frombuffer("RGBX", size, out, "raw", "RGBX", 0, 1)

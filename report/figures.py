@@ -195,7 +195,7 @@ def _losses(path: Path) -> Figure:
     with open(path, newline="") as handle:
         rows = list(csv.DictReader(handle))
     names = [n for n in (rows[0] if rows else {}) if n.startswith("loss_")]
-    figure = _figure(8, 4.5)
+    figure = _figure(9, 4.8)
     left = figure.add_subplot()
     # L_kl is a negative log-density: its scale is another than the contrastive losses'.
     right = left.twinx() if "loss_scr" in names else left
@@ -210,7 +210,7 @@ def _losses(path: Path) -> Figure:
     if right is not left:
         right.set_ylabel("consistency loss")
     left.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

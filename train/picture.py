@@ -6,7 +6,6 @@ nearest pixels, as the public code's tensor resize does (no low-pass before shri
 
 from __future__ import annotations
 
-import ctypes
 from io import BytesIO
 
 import numba
@@ -14,39 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..common import OlivineError
-
-
-class _ArrowArray(ctypes.Structure):
-    """The C struct of Arrow's data interface, which Pillow exports its memory by (11.2 and later)."""
-
-    _fields_ = (
-        ("length", ctypes.c_int64),
-        ("null_count", ctypes.c_int64),
-        ("offset", ctypes.c_int64),
-        ("n_buffers", ctypes.c_int64),
-        ("n_children", ctypes.c_int64),
-        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-        ("children", ctypes.POINTER(ctypes.c_void_p)),
-    )
-
-
-def pixels_of(picture: Image.Image) -> tuple[NDArray[np.uint8], object]:
-    """An RGB picture's pixels, uint8 [H, W, 3 or 4], and what keeps their memory alive.
-
-    Pillow's own memory (four bytes a pixel, the last unused) where it can be had in one piece, else a copy.
-    """
-    try:
-        _, capsule = picture.__arrow_c_array__()
-    except (AttributeError, ValueError, MemoryError):
-        return np.asarray(picture), None
-    address = ctypes.pythonapi.PyCapsule_GetPointer
-    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    array = ctypes.cast(address(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
-    child = ctypes.cast(array.children[0], ctypes.POINTER(_ArrowArray)).contents
-    width, height = picture.size
-    memory = (ctypes.c_uint8 * (width * height * 4)).from_address(child.buffers[1] or 0)
-    return np.ctypeslib.as_array(memory).reshape(height, width, 4), capsule
+from ..common import OlivineError, pixels_of
 
 
 @numba.njit(cache=True, nogil=True)
@@ -64,7 +31,7 @@ def _taps(start, length, count, limit):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _resample(source, left, top, width, height, flip, out):  # type: ignore[no-untyped-def]
-    """Sample a crop of ``source`` [H, W, 3 or 4] into ``out`` [h, w, 3]; rows first, then columns."""
+    """Sample a crop of ``source`` [H, W, 4] into ``out`` [h, w, 3]; rows first, then columns."""
     rows, columns = out.shape[0], out.shape[1]
     y0, y1, wy = _taps(top, height, rows, source.shape[0])
     x0, x1, wx = _taps(left, width, columns, source.shape[1])

@@ -215,7 +215,7 @@ def build_model(settings: PretrainSettings, encoder_channels: int) -> Distiller:
     if problem:
         raise OlivineError(problem)
     shape = settings.voxels.shape if settings.voxels.from_corner else None
-    return Distiller(backbone, heads, shape, settings.backbone.engine)
+    return Distiller(backbone, heads, shape=shape, engine=settings.backbone.engine)
 
 
 def build_optimizer(settings: PretrainSettings, model: nn.Module) -> torch.optim.Optimizer:

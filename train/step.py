@@ -7,6 +7,7 @@ sees a uniform draw of pairs, L_sup a density- and category-aware draw, and L_kl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +32,12 @@ class Distiller(nn.Module):
     With shared heads the first head of each branch serves both kinds of loss.
 
     Args:
-        shape: of the voxel grid, for backbones that need one.
-        engine: what computes the sparse convolutions.
+        **voxels: ``shape`` and ``engine`` of the voxels' :class:`SparseTensor`.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        heads: PixelHeads,
-        shape: tuple[int, int, int] | None = None,
-        engine: str = "torch",
-    ) -> None:
+    def __init__(self, backbone: nn.Module, heads: PixelHeads, **voxels: Any) -> None:
         super().__init__()
-        self.backbone, self.heads, self.shape, self.engine = backbone, heads, shape, engine
+        self.backbone, self.heads, self.voxels = backbone, heads, voxels
 
     @property
     def per_point(self) -> bool:
@@ -69,7 +63,7 @@ class Distiller(nn.Module):
         Returns:
             g, g' [V, p] with unit rows (VoxelNet's [N, p] are not normalised again); f [M₁, p]; f' [M₂, p].
         """
-        outputs = self.backbone(SparseTensor(feature, coordinate, shape=self.shape, engine=self.engine))
+        outputs = self.backbone(SparseTensor(feature, coordinate, **self.voxels))
         if self.heads.category is None:
             outputs = outputs[:1] * 2
         if self.per_point:
