@@ -46,8 +46,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli common console defaults doctor,-m olivine.$(m))
 
+# Two files at a time, each on one thread: most tests wait for processes they start.
 test: lint
-	$(BIN)/python -m pytest -m 'not soak'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile --durations=15
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
