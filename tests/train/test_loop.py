@@ -102,39 +102,43 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
     assert steps == [[row[c] for c in columns] for row in rows(whole_run / "steps.csv")]
 
 
-def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
-    whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path
-) -> None:
-    """SIGKILL in a process of its own, after its second epoch's checkpoint."""
-    out = tmp_path / "killed"
-    code = f"""
-import os, signal, sys, torch
+PROCESS = """
+import json, os, signal, sys, torch
 torch.set_num_threads(1)
 import olivine.train.loop as loop
-from olivine.train.settings import settings_from_plain, PretrainSettings
-import json
+from olivine.train.settings import PretrainSettings, settings_from_plain
 settings = settings_from_plain(PretrainSettings, json.loads(sys.argv[1]), "test")
-true_step = loop.forward_pass
-def killed(*a, **o):
-    if o["step"] == 4:
+true_step, killed_at = loop.forward_pass, int(sys.argv[3])
+def step(*a, **o):
+    if o["step"] == killed_at:
         os.kill(os.getpid(), signal.SIGKILL)
     return true_step(*a, **o)
-loop.forward_pass = killed
-loop.pretrain(settings, {str(out)!r})
+loop.forward_pass = step
+loop.pretrain(settings, sys.argv[2])
 """
+
+
+def run_in_a_process(settings: PretrainSettings, out: Path, killed_at: int = -1) -> None:
+    """The run in a process of its own, as a user's is, killed at the start of a step."""
     from olivine.train.settings import settings_to_plain
 
+    command = [sys.executable, "-c", PROCESS, json.dumps(settings_to_plain(settings)), str(out), str(killed_at)]
+    done = subprocess.run(command, check=False, capture_output=True)
+    assert done.returncode == (0 if killed_at < 0 else -signal.SIGKILL), done.stderr.decode()
+
+
+def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
+    small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    """SIGKILL after its first epoch's checkpoint."""
     settings = small_settings(small_shards)
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(settings_to_plain(settings))], check=False, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert 0 < load_checkpoint(out)["step"] < 4  # an epoch's end; five frames in batches of two
-    summary = pretrain(settings, out)
-    assert 0 < summary.resumed_from < 4 and summary.step == 6
-    expected, found = tensors(whole_run / "last.pt"), tensors(out / "last.pt")
+    run_in_a_process(settings, tmp_path / "whole")
+    run_in_a_process(settings, tmp_path / "killed", killed_at=4)
+    assert 0 < load_checkpoint(tmp_path / "killed")["step"] < 4  # an epoch's end; five frames in batches of two
+    run_in_a_process(settings, tmp_path / "killed")
+    expected, found = tensors(tmp_path / "whole" / "last.pt"), tensors(tmp_path / "killed" / "last.pt")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert [row["step"] for row in rows(out / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["step"] for row in rows(tmp_path / "killed" / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_workers_change_nothing(whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path) -> None:
