@@ -46,9 +46,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli common console defaults doctor,-m olivine.$(m))
 
-# Two files at a time, each on one thread: most tests wait for processes they start.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m 'not soak'
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
