@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..common import OlivineError, package_versions, track, write_json
 from .augment import Sample
@@ -234,7 +234,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
                 if settings.data.validation and (state.step == steps or epoch % run.validate_epochs == 0):
-                    summary = validate(settings, wrapped, encoder, statistics, class_count, fabric)
+                    summary = validate(settings, wrapped, encoder, statistics, fabric)
                     if state.best is None or summary["validation_loss"] < state.best:
                         state.best = summary["validation_loss"]
                         save("best.pt")
@@ -277,7 +277,6 @@ def validate(
     model: nn.Module,
     encoder: ImageEncoder,
     statistics: VmfStatistics,
-    class_count: Tensor,
     fabric: Fabric,
 ) -> dict[str, float]:
     """The contrastive losses on held-out frames as they are stored, with the same draws every time.
@@ -289,6 +288,8 @@ def validate(
     total = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     model.eval()
     with stream:
+        # Its own frequencies: it may hold a class that the training frames do not.
+        class_count = pair_class_count(stream.shards, settings)
         for step, samples in enumerate(stream.batches(0, steps)):
             batch = collate(samples, settings.data.labels).to(fabric.device)
             terms = forward_pass(
