@@ -44,7 +44,7 @@ def keyframe_shards(nuscenes_keyframe: Path, keyframe_camseg: Path, tmp_path_fac
     return folder / "pairs"
 
 
-def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.Generator, split: str) -> Frame:
+def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.Generator, absent: int) -> Frame:
     """A cloud around two cameras whose pictures and labels are stripes, so that there is something to learn."""
     stripes = (np.arange(WIDTH) * (len(CLASSES) + 1) // WIDTH).astype(np.uint8)
     label = np.broadcast_to(stripes, (HEIGHT, WIDTH))
@@ -61,7 +61,9 @@ def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.G
         camera = Camera(name, path, WIDTH, HEIGHT, intrinsic, lidar_to_camera)
         cameras.append(camera)
         (labels / f"{camera.key}.png").parent.mkdir(parents=True, exist_ok=True)
-        (labels / f"{camera.key}.png").write_bytes(encode_label_map(label.copy(), CLASSES))
+        (labels / f"{camera.key}.png").write_bytes(
+            encode_label_map(np.where(label == absent, 0, label).astype(np.uint8), CLASSES)
+        )
     xyz = rng.uniform(-12, 12, (900, 3)) * (1, 1, 0.15)
     cloud = np.concatenate([xyz, rng.uniform(0, 255, (900, 1))], 1).astype(np.float32)
     names = [f"samples/LIDAR_TOP/{scene}-{k:04d}.bin", f"lidarseg/{scene}-{k:04d}.bin"]
@@ -75,7 +77,7 @@ def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.G
         root=root,
         token=f"{scene}-{k:04d}",
         scene=scene,
-        split=split,
+        split="train",
         timestamp=1_500_000_000_000_000 + 500_000 * k,
         point_file=names[0],
         point_columns=4,
@@ -88,13 +90,20 @@ def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.G
 
 @pytest.fixture(scope="session")
 def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_shards({"a": 3, "b": 2})``: shards of made-up scenes."""
+    """``make_shards({"a": 3, "b": 2})``: shards of made-up scenes, without the class ``absent``."""
 
-    def make(scenes: dict[str, int], *, seed: int = 0, classes: tuple[str, ...] = CLASSES, images: bool = True) -> Path:
+    def make(
+        scenes: dict[str, int],
+        *,
+        seed: int = 0,
+        classes: tuple[str, ...] = CLASSES,
+        images: bool = True,
+        absent: int = 0,
+    ) -> Path:
         folder = tmp_path_factory.mktemp("shards")
         root, labels = folder / "raw", folder / "labels"
         rng = np.random.default_rng(seed)
-        frames = [made_up_frame(root, labels, s, k, rng, "train") for s, n in scenes.items() for k in range(n)]
+        frames = [made_up_frame(root, labels, s, k, rng, absent) for s, n in scenes.items() for k in range(n)]
         write_index(
             labels / "frames", frames, dataset="nuscenes", version="v0", root=root, point_classes=("behind", "ahead")
         )

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.pairs.shards import open_shards
 from olivine.train.checkpoint import load_backbone, load_checkpoint
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
@@ -176,6 +177,16 @@ def test_validation_picks_the_best_and_numbered_checkpoints_are_kept(
     assert len(values) == 4
     assert load_checkpoint(tmp_path / "run" / "best.pt")["best"] == pytest.approx(min(values), rel=1e-6)
     assert sorted(p.name for p in (tmp_path / "run").glob("epoch-*.pt")) == ["epoch-0003.pt", "epoch-0004.pt"]
+
+
+def test_held_out_frames_may_hold_a_class_that_the_training_frames_lack(
+    small_settings: Settings, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    training, held_out = make_shards({"a": 2}, absent=2), make_shards({"c": 1}, seed=5)
+    assert open_shards(training).class_count[2] == 0 < open_shards(held_out).class_count[2]
+    changes = (f"data.validation={held_out}", "run.steps=1", "run.validate_epochs=1")
+    pretrain(small_settings(training, *changes), tmp_path / "run")
+    assert float(rows(tmp_path / "run" / "epochs.csv")[-1]["validation_loss"]) > 0
 
 
 def test_gradient_accumulation_sees_the_same_pairs(
