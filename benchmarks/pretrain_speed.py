@@ -37,6 +37,7 @@ from olivine.readers.frame import write_index
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.batch import Batch, attach_to_voxels, collate
 from olivine.train.image_encoder import ImageEncoder
+from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.settings import PretrainSettings, load_settings
 from olivine.train.setup import build_model, pair_class_count
 from olivine.train.sparse import SparseTensor
@@ -122,16 +123,18 @@ def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
     statistics.update(statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count)))
     usual = UsualStep(weights, model, settings) if way == "usual" else None
-    encoder = None if usual else ImageEncoder("resnet50", weights, dtype=getattr(torch, dtype))
+    pixels = None
+    if usual is None:
+        pixels = EncodedFeatures(ImageEncoder("resnet50", weights, dtype=getattr(torch, dtype)), "align_corners")
 
     def step() -> float:
         model.zero_grad()
         if usual:
             loss = usual(batch, statistics, class_count)
         else:
-            assert encoder is not None
+            assert pixels is not None
             loss = forward_pass(
-                batch, model, encoder, statistics, settings, class_count, step=0, first_group=0, consistency=True
+                batch, model, pixels, statistics, settings, class_count, step=0, first_group=0, consistency=True
             ).loss
         loss.backward()
         return loss.item()

@@ -133,6 +133,7 @@ class Sample:
         pair_uv: float32 [M, 2], in the augmented pictures.
         pair_density: float32 [M].
         pair_truth: uint8 [M], the point's ground-truth class (0 where unknown), or None where the set has none.
+        pair_row: int64 [M], the pair's row among the stored frame's pairs.
         class_count: int64 [K + 1], of the whole frame before augmentation.
     """
 
@@ -146,6 +147,7 @@ class Sample:
     pair_uv: NDArray[np.float32]
     pair_density: NDArray[np.float32]
     pair_truth: NDArray[np.uint8] | None
+    pair_row: NDArray[np.int64]
     class_count: NDArray[np.int64]
 
 
@@ -173,6 +175,7 @@ def augment_pictures(
     size: tuple[int, int],
     settings: AugmentSettings,
     generator: np.random.Generator,
+    decode: bool = True,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
     """Crop, resize and flip each picture of a frame.
 
@@ -180,24 +183,27 @@ def augment_pictures(
         record: the frame.
         pair_kept: which pairs are still there, bool [M].
         size: (height, width) wanted.
+        decode: whether the pictures themselves are made; without, they are [C, 0, 0, 3].
 
     Returns:
         pictures uint8 [C, H, W, 3]; the pairs' new pixels float32 [M, 2]; which pairs lie in their picture's crop
         (and were there before), bool [M].
     """
-    pictures = record.image or []
-    image = np.empty((len(pictures), *size, 3), np.uint8)
+    cameras = len(record.image_size)
+    image = np.empty((cameras, *(size if decode else (0, 0)), 3), np.uint8)
     uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
     # Pairs are ordered by camera.
-    edge = np.searchsorted(record.pair_camera, np.arange(len(pictures) + 1))
-    for c, data in enumerate(pictures):
+    edge = np.searchsorted(record.pair_camera, np.arange(cameras + 1))
+    for c in range(cameras):
         width, height = (int(x) for x in record.image_size[c])
         mine = slice(edge[c], edge[c + 1])
         crop = (0, 0, width, height)
         if settings.crop:
             crop = choose_crop(record.pair_uv[mine][kept[mine]], width, height, settings, generator)
         flip = bool(generator.random() < settings.flip_image)
-        decode_crop(data, crop, flip, image[c])
+        if decode:
+            assert record.image is not None
+            decode_crop(record.image[c], crop, flip, image[c])
         move_pairs(record.pair_uv[mine], *crop, *size, settings.round_pixels, flip, uv[mine], kept[mine])
     return image, uv, kept
 
@@ -208,6 +214,7 @@ def make_sample(
     size: tuple[int, int],
     settings: AugmentSettings,
     generator: np.random.Generator,
+    pictures: bool = True,
 ) -> Sample:
     """Augment one frame of a shard.
 
@@ -215,11 +222,12 @@ def make_sample(
         record: the frame as it is stored.
         frame: its position in the set.
         size: (height, width) of the pictures wanted.
+        pictures: whether to make them; their places in the pairs are the same without.
 
     Raises:
         OlivineError: the shards were built without pictures, or a picture cannot be decoded.
     """
-    if not record.image:
+    if pictures and not record.image:
         raise OlivineError(
             "the shards hold no pictures",
             where=record.token,
@@ -230,9 +238,9 @@ def make_sample(
     stays = np.ones(len(points), bool)
     if settings.cuboid > 0:
         stays = drop_cuboid(
-            points[:, :3], record.pair_point, record.pair_camera, len(record.image), settings, generator
+            points[:, :3], record.pair_point, record.pair_camera, len(record.image_size), settings, generator
         )
-    image, uv, kept = augment_pictures(record, stays[record.pair_point], size, settings, generator)
+    image, uv, kept = augment_pictures(record, stays[record.pair_point], size, settings, generator, pictures)
     new_index = np.cumsum(stays) - 1
     return Sample(
         frame,
@@ -245,5 +253,6 @@ def make_sample(
         uv[kept],
         record.pair_density[kept],
         None if record.point_label is None else record.point_label[record.pair_point[kept]],
+        np.flatnonzero(kept),
         np.asarray(record.class_count, np.int64),
     )

@@ -19,7 +19,7 @@ class Batch:
     """B frames as tensors.
 
     Attributes:
-        tokens: of the frames.
+        tokens: of the frames; ``frames`` their positions in the shard set.
         points: float32 [N, 4], all clouds one after the other.
         point_count: points of each cloud.
         image: uint8 [I, H, W, 3], all pictures one after the other.
@@ -29,10 +29,12 @@ class Batch:
         pair_label: int64 [M].
         pair_uv: float32 [M, 2].
         pair_density: float32 [M].
+        pair_row: int64 [M], row among the stored frame's pairs.
         class_count: int64 [B, C], pairs of each class in each whole frame.
     """
 
     tokens: tuple[str, ...]
+    frames: tuple[int, ...]
     points: Tensor
     point_count: tuple[int, ...]
     image: Tensor
@@ -42,6 +44,7 @@ class Batch:
     pair_label: Tensor
     pair_uv: Tensor
     pair_density: Tensor
+    pair_row: Tensor
     class_count: Tensor
 
     def to(self, device: torch.device) -> Batch:
@@ -49,7 +52,7 @@ class Batch:
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in fields(self)
-            if f.name not in ("tokens", "point_count")
+            if f.name not in ("tokens", "frames", "point_count")
         }
         return replace(self, **moved)
 
@@ -60,7 +63,7 @@ class Batch:
 
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
-        names = ("pair_point", "pair_image", "pair_frame", "pair_label", "pair_uv", "pair_density")
+        names = ("pair_point", "pair_image", "pair_frame", "pair_label", "pair_uv", "pair_density", "pair_row")
         return replace(self, **{name: getattr(self, name).index_select(0, kept) for name in names})
 
 
@@ -92,6 +95,7 @@ def collate(samples: Sequence[Sample], labels: str = "weak") -> Batch:
 
     return Batch(
         tuple(s.token for s in samples),
+        tuple(s.frame for s in samples),
         joined(points, torch.float32),
         tuple(len(s.points) for s in samples),
         joined(images, torch.uint8),
@@ -101,6 +105,7 @@ def collate(samples: Sequence[Sample], labels: str = "weak") -> Batch:
         joined(label, torch.int64),
         joined([s.pair_uv for s in samples], torch.float32),
         joined([s.pair_density for s in samples], torch.float32),
+        joined([s.pair_row for s in samples], torch.int64),
         torch.from_numpy(np.stack([s.class_count for s in samples])),
     )
 

@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
 from .augment import AugmentSettings, Sample, generator_of, make_sample
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ..pairs.shards import ShardSet
 
+_CLOUD_BYTES = 3 << 20  # in a slot, besides the pictures: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
 
 
@@ -55,7 +57,7 @@ class StreamSettings:
     Attributes:
         batch: frames per step over all processes.
         part: (first, last) positions of this process within a step's batch.
-        size: (height, width) of the pictures.
+        size: (height, width) of the pictures; ``pictures`` whether they are decoded.
     """
 
     seed: int
@@ -64,6 +66,7 @@ class StreamSettings:
     size: tuple[int, int]
     augment: AugmentSettings
     shuffle: bool = True
+    pictures: bool = True
 
 
 class FrameStream:
@@ -87,7 +90,7 @@ class FrameStream:
         self.count = len(self.shards)
         if self.count == 0:
             raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
-        if not self.shards.has_image:
+        if settings.pictures and not self.shards.has_image:
             raise OlivineError(
                 "the shards hold no pictures", where=shards, remedy="run olivine build-pairs again without --no-images"
             )
@@ -95,8 +98,13 @@ class FrameStream:
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
+            context = get_context("spawn")
+            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras)
+            # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
+            frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
+            self.slots = Slots(context, frames, picture_bytes + _CLOUD_BYTES)
             self.pool = ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self.path,)
+                workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
             )
 
     def __enter__(self) -> FrameStream:
@@ -126,7 +134,7 @@ class FrameStream:
         Raises:
             OlivineError: a frame cannot be read, or a worker died.
         """
-        pending: deque[list[Future[Sample]]] = deque()
+        pending: deque[list[tuple[int | None, Future[_Packed]]]] = deque()
         submitted = first_step
         for step in range(first_step, end_step):
             start = time.monotonic()
@@ -137,7 +145,7 @@ class FrameStream:
                     pending.append([self._submit(epoch, frame) for epoch, frame in self.work_of(submitted)])
                     submitted += 1
                 try:
-                    batch = [future.result() for future in pending.popleft()]
+                    batch = [self.slots.get(*future.result(), slot) for slot, future in pending.popleft()]
                 except BrokenProcessPool:
                     raise OlivineError(
                         "a loader worker was killed (most often for lack of memory)",
@@ -150,9 +158,10 @@ class FrameStream:
     def _sample(self, epoch: int, frame: int) -> Sample:
         return _make(self.shards, self.settings, epoch, frame)
 
-    def _submit(self, epoch: int, frame: int) -> Future[Sample]:
+    def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
         assert self.pool is not None
-        return self.pool.submit(_work, self.settings, epoch, frame)
+        slot = self.slots.take()
+        return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
 def _open(path: str) -> ShardSet:
@@ -163,13 +172,14 @@ def _open(path: str) -> ShardSet:
 
 def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
     generator = generator_of(settings.seed, epoch, frame)
-    return make_sample(shards[frame], frame, settings.size, settings.augment, generator)
+    return make_sample(shards[frame], frame, settings.size, settings.augment, generator, settings.pictures)
 
 
-_worker_shards: list[ShardSet] = []
+_Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns
+_worker: list[tuple[ShardSet, Slots]] = []
 
 
-def _start_worker(path: str) -> None:
+def _start_worker(path: str, slots: Slots) -> None:
     """Open the shards, leave Ctrl-C to the parent, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
@@ -180,8 +190,9 @@ def _start_worker(path: str) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _worker_shards[:] = [_open(path)]
+    _worker[:] = [(_open(path), slots)]
 
 
-def _work(settings: StreamSettings, epoch: int, frame: int) -> Sample:
-    return _make(_worker_shards[0], settings, epoch, frame)
+def _work(settings: StreamSettings, epoch: int, frame: int, slot: int | None) -> _Packed:
+    shards, slots = _worker[0]
+    return slots.put(_make(shards, settings, epoch, frame), slot)

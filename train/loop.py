@@ -21,13 +21,12 @@ from ..common import OlivineError, package_versions, track, write_json
 from .augment import Sample
 from .batch import collate
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
-from .image_encoder import ImageEncoder
 from .metrics_log import MetricsLog
+from .pixel_features import PixelFeatures, open_pixel_features
 from .run_folder import claim, identity_of
 from .settings import PretrainSettings, settings_to_plain
 from .setup import (
     backbone_arguments,
-    build_encoder,
     build_model,
     build_optimizer,
     learning_rate,
@@ -128,10 +127,10 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     fabric = make_fabric(settings)
     chief = fabric.global_rank == 0
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
-    encoder = build_encoder(settings, fabric.device)
     stream = open_stream(settings, share, fabric.world_size)
     with stream, torch_state(settings, fabric.device), stop_signals() as stop:
         shards = stream.shards
+        pixels = open_pixel_features(settings, shards, fabric.device)
         class_count = pair_class_count(shards, settings)
         data = {
             "digest": shards.digest,
@@ -139,13 +138,13 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             "point_classes": list(shards.point_classes),
             "labels": settings.data.labels,
         }
-        identity = identity_of(settings, data, {"kind": encoder.kind, "digest": encoder.digest})
+        identity = identity_of(settings, data, pixels.identity)
         # Length of the run, and of the warm-up in which only the class statistics run.
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
         warmup = round(settings.loss.warmup * steps) if settings.loss.scr else 0
         alpha = settings.loss.alpha if settings.loss.alpha is not None else 1 / max(1, warmup)
 
-        model = build_model(settings, encoder.channels).to(fabric.device)
+        model = build_model(settings, pixels.channels).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         statistics = VmfStatistics(
             len(class_count),
@@ -199,7 +198,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                     result = forward_pass(
                         batch,
                         wrapped,
-                        encoder,
+                        pixels,
                         statistics,
                         settings,
                         class_count,
@@ -234,7 +233,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
                 if settings.data.validation and (state.step == steps or epoch % run.validate_epochs == 0):
-                    summary = validate(settings, wrapped, encoder, statistics, fabric)
+                    summary = validate(settings, wrapped, pixels, statistics, fabric)
                     if state.best is None or summary["validation_loss"] < state.best:
                         state.best = summary["validation_loss"]
                         save("best.pt")
@@ -275,7 +274,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 def validate(
     settings: PretrainSettings,
     model: nn.Module,
-    encoder: ImageEncoder,
+    pixels: PixelFeatures,
     statistics: VmfStatistics,
     fabric: Fabric,
 ) -> dict[str, float]:
@@ -295,7 +294,7 @@ def validate(
             terms = forward_pass(
                 batch,
                 model,
-                encoder,
+                pixels,
                 statistics,
                 settings,
                 class_count,

@@ -68,6 +68,7 @@ class ImageSettings:
         feature_grid: where features lie in the picture; see :func:`olivine.train.heads.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
         at_once: pictures that go through the encoder together; 0 is all on a GPU and 4 on a CPU.
+        stored: folder of the encoder's features at every pair, read instead of running it; None runs it.
     """
 
     encoder: str = "resnet50"
@@ -77,6 +78,7 @@ class ImageSettings:
     feature_grid: Literal["align_corners", "stride"] = "align_corners"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     at_once: int = 0
+    stored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ INCIDENTAL = (
     "data.prefetch",
     "image.weights",
     "image.at_once",
+    "image.stored",
     "run.accelerator",
     "run.devices",
     "run.nodes",
@@ -233,7 +236,7 @@ INCIDENTAL = (
 
 def preset_names() -> list[str]:
     """The presets that come with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("study-"))
 
 
 def choose_preset() -> tuple[str, str]:

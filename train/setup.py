@@ -123,6 +123,7 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
             (share.first, share.last),
             (settings.image.height, settings.image.width),
             settings.augment,
+            pictures=settings.image.stored is None,
         ),
         workers=settings.data.workers,
         prefetch=settings.data.prefetch,

@@ -7,7 +7,7 @@ sees a uniform draw of pairs, L_sup a density- and category-aware draw, and L_kl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from ..common import OlivineError
 from .batch import Batch, attach_to_voxels
 from .heads import PixelHeads, unit_rows
-from .image_encoder import ImageEncoder, features_at_pixels
 from .objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
 from .sampling import draw_without_replacement, generator_of, sampling_probability
 from .settings import PretrainSettings
 from .sparse import SparseTensor
 from .vmf import VmfStatistics
 from .voxelize import voxelize
+
+if TYPE_CHECKING:
+    from .pixel_features import PixelFeatures
 
 _PPKT_DRAW, _SUP_DRAW = 0, 1
 
@@ -170,7 +172,7 @@ def _density(batch: Batch, every: slice, settings: PretrainSettings) -> Tensor:
 def forward_pass(
     batch: Batch,
     model: nn.Module,
-    encoder: ImageEncoder,
+    pixels: PixelFeatures,
     statistics: VmfStatistics,
     settings: PretrainSettings,
     dataset_class_count: Tensor,
@@ -184,7 +186,7 @@ def forward_pass(
     Args:
         batch: frames, a multiple of ``run.group`` (fewer only where the step has fewer).
         model: a :class:`Distiller`, or its wrapper for data parallelism.
-        encoder: frozen, uint8 pictures → feature maps.
+        pixels: the frozen encoder's features at pairs.
         statistics: of the classes; read, not changed.
         step: its number, for the draws.
         first_group: number of the first group within the step, over all processes and passes.
@@ -218,15 +220,7 @@ def forward_pass(
     ]
     all_ppkt = torch.cat([d.ppkt for d in draws])
     all_sup = torch.cat([d.sup for d in draws]) if loss_settings.wcd else all_ppkt[:0]
-    chosen, image = torch.cat([all_ppkt, all_sup]), settings.image
-    features = features_at_pixels(
-        encoder,
-        batch.image,
-        batch.pair_image.index_select(0, chosen),
-        batch.pair_uv.index_select(0, chosen),
-        image.feature_grid,
-        image.at_once,
-    )
+    features = pixels(batch, torch.cat([all_ppkt, all_sup]))
     g_place, g_place_category, f, f_category = model(
         voxels.feature,
         coordinate,

@@ -15,6 +15,7 @@ from olivine.train.augment import generator_of as frame_generator
 from olivine.train.augment import make_sample
 from olivine.train.batch import Batch, collate
 from olivine.train.loop import pretrain
+from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.settings import PretrainSettings, load_settings, preset_names
 from olivine.train.setup import build_encoder, build_model
 from olivine.train.step import Distiller, draw_pairs, forward_pass
@@ -76,7 +77,7 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
         settings,
         loss=dataclasses.replace(settings.loss, wcd_form=form, kl_average=average, ppkt_weight=0.7, wcd_weight=0.5),
     )
-    encoder = build_encoder(settings, torch.device("cpu"))
+    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
     model = build_model(settings, encoder.channels)
     model.train()
     statistics = statistics_of(0, len(class_count))
@@ -93,7 +94,7 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
     # Pixel embeddings the authors' way: head on the map, upsampled with align_corners; here to the image's own size,
     # looked up bilinearly at the sub-pixel position.
     with torch.no_grad():
-        maps = encoder(inside.image).double()
+        maps = build_encoder(settings, torch.device("cpu"))(inside.image).double()
 
     def pixel_embedding(rows: Tensor, head: torch.nn.Module) -> Tensor:
         found = []
@@ -180,7 +181,7 @@ def test_every_switch_runs_and_every_trained_parameter_has_a_gradient(
     batch: Batch, settings: PretrainSettings, class_count: Tensor, changes: list[str]
 ) -> None:
     settings = load_settings("cpu", ["sampling.pairs=100", "run.batch=2", "run.group=1", "voxels.size_m=0.5", *changes])
-    encoder = build_encoder(settings, torch.device("cpu"))
+    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
     model = build_model(settings, encoder.channels)
     result = forward_pass(
         batch,
@@ -204,7 +205,7 @@ def test_every_switch_runs_and_every_trained_parameter_has_a_gradient(
 def test_too_few_pairs_one_class_and_no_pair_at_all_are_counted(
     batch: Batch, settings: PretrainSettings, class_count: Tensor
 ) -> None:
-    encoder = build_encoder(settings, torch.device("cpu"))
+    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
     model = build_model(settings, encoder.channels)
     statistics = statistics_of(0, len(class_count))
 

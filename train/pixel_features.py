@@ -1,0 +1,198 @@
+"""Where the frozen encoder's features at the pairs come from: the encoder itself, or a folder in which they are kept.
+
+Without augmentation of the pictures the encoder says the same about a pair in every epoch of every run. A study, which
+trains dozens of runs on the same frames, asks it once: :func:`store_pixel_features` writes the features of all pairs,
+one file for each frame, and :class:`StoredFeatures` reads those that a step draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common import OlivineError, PathLike, atomic_file, digest, read_json, remove_leftovers, track, write_json
+from ..pairs.shards import ShardSet
+from .augment import NO_AUGMENTATION, AugmentSettings, augment_pictures, generator_of
+from .batch import Batch
+from .heads import FeatureGrid
+from .image_encoder import ImageEncoder, features_at_pixels
+from .settings import PretrainSettings
+from .setup import build_encoder
+
+
+class PixelFeatures(Protocol):
+    """A source of frozen features at the pairs of a batch.
+
+    Attributes:
+        channels: E.
+        identity: what decides the features' values, as plain values.
+    """
+
+    channels: int
+    identity: dict[str, str]
+
+    def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
+        """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs."""
+
+
+class EncodedFeatures:
+    """The encoder run on the batch's pictures.
+
+    Args:
+        encoder: frozen.
+        grid: see :func:`~olivine.train.heads.sample_features`.
+        at_once: pictures per call; 0 is all on a GPU and 4 on a CPU.
+    """
+
+    def __init__(self, encoder: ImageEncoder, grid: FeatureGrid, at_once: int = 0) -> None:
+        self._encoder, self._grid, self._at_once = encoder, grid, at_once
+        self.channels = encoder.channels
+        self.identity = {"kind": encoder.kind, "digest": encoder.digest}
+
+    def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
+        """See :class:`PixelFeatures`."""
+        return features_at_pixels(
+            self._encoder,
+            batch.image,
+            batch.pair_image.index_select(0, pairs),
+            batch.pair_uv.index_select(0, pairs),
+            self._grid,
+            self._at_once,
+        )
+
+
+class StoredFeatures:
+    """Features that :func:`store_pixel_features` wrote, read as they are asked for.
+
+    Args:
+        folder: of the features.
+        settings: of the run; its pictures must not be augmented.
+        shards: the run's frames.
+
+    Raises:
+        OlivineError: the run augments its pictures, or the folder holds other features or not all of them.
+    """
+
+    def __init__(self, folder: PathLike, settings: PretrainSettings, shards: ShardSet) -> None:
+        self._folder, remedy = Path(folder), "remove the folder and store them again: olivine study"
+        if settings.augment.crop or settings.augment.flip_image:
+            raise OlivineError(
+                "stored pixel features are of whole pictures, and the run augments its pictures",
+                where="image.stored",
+                remedy="set augment.crop=false and augment.flip_image=0",
+            )
+        if settings.data.validation is not None:
+            raise OlivineError(
+                "stored pixel features are of the training frames",
+                where="image.stored",
+                remedy="leave out data.validation",
+            )
+        encoder = build_encoder(settings, torch.device("cpu"))
+        found = read_json(self._folder / "features.json", "store them first: olivine study")
+        wanted = _identity(settings, shards, encoder)
+        different = [key for key, value in wanted.items() if found.get(key) != value]
+        if different:
+            key = different[0]
+            raise OlivineError(
+                f"{key} is {found.get(key)} there and {wanted[key]} here", where=self._folder, remedy=remedy
+            )
+        missing = next((i for i in range(len(shards)) if not _file(self._folder, i).is_file()), None)
+        if missing is not None:
+            raise OlivineError(f"holds no features of frame {missing}", where=self._folder, remedy=remedy)
+        self.channels = encoder.channels
+        self.identity = {"kind": encoder.kind, "digest": encoder.digest, "stored": found["dtype"]}
+
+    def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
+        """See :class:`PixelFeatures`."""
+        frame = batch.pair_frame.index_select(0, pairs).cpu()
+        row = batch.pair_row.index_select(0, pairs).cpu()
+        features = torch.empty(len(pairs), self.channels)
+        for number, stored in enumerate(batch.frames):
+            members = torch.nonzero(frame == number)[:, 0]
+            if len(members):
+                kept = np.load(_file(self._folder, stored), mmap_mode="r")
+                found = np.asarray(kept[row.index_select(0, members).numpy()], np.float32)
+                features.index_copy_(0, members, torch.from_numpy(found))
+        return features.to(pairs.device)
+
+
+def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: torch.device) -> PixelFeatures:
+    """The source that the settings name: ``image.stored``, or the encoder.
+
+    Raises:
+        OlivineError: weights or stored features that are missing or do not fit the run.
+    """
+    if settings.image.stored is not None:
+        return StoredFeatures(settings.image.stored, settings, shards)
+    image = settings.image
+    return EncodedFeatures(build_encoder(settings, device), image.feature_grid, image.at_once)
+
+
+def store_pixel_features(
+    shards: ShardSet, settings: PretrainSettings, encoder: ImageEncoder, parent: PathLike, dtype: str = "float16"
+) -> Path:
+    """Write the encoder's features at every pair of every frame, pictures whole; frames that are there are kept.
+
+    Args:
+        shards: the frames.
+        settings: of a run: size of the pictures, feature grid, rounding.
+        encoder: frozen, on its device.
+        parent: the features go into a folder in there, named by what decides them.
+        dtype: ``float16`` or ``float32``.
+
+    Returns:
+        the folder: ``features.json`` and ``frame-NNNNNN.npy``, [M, E].
+    """
+    identity = {**_identity(settings, shards, encoder), "dtype": dtype}
+    folder = Path(parent) / digest(identity)[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_json(folder / "features.json", identity)
+    missing = [i for i in range(len(shards)) if not _file(folder, i).is_file()]
+    device = next(encoder.buffers()).device
+    for index in track(missing, "pixel features", unit="frames") if missing else ():
+        record = shards[index]
+        image, uv, _ = augment_pictures(
+            record,
+            np.ones(len(record.pair_uv), bool),
+            (settings.image.height, settings.image.width),
+            _whole_pictures(settings),
+            generator_of(0, 0, index),
+        )
+        features = features_at_pixels(
+            encoder,
+            torch.from_numpy(image).to(device),
+            torch.from_numpy(record.pair_camera.astype(np.int64)).to(device),
+            torch.from_numpy(uv).to(device),
+            settings.image.feature_grid,
+            settings.image.at_once,
+        )
+        with atomic_file(_file(folder, index)) as handle:
+            np.save(handle, features.cpu().numpy().astype(dtype))
+    return folder
+
+
+def _identity(settings: PretrainSettings, shards: ShardSet, encoder: ImageEncoder) -> dict[str, Any]:
+    """What decides stored features, but for their precision."""
+    image = settings.image
+    return {
+        "shards": shards.digest,
+        "encoder": encoder.kind,
+        "weights": encoder.digest,
+        "pictures": [image.height, image.width],
+        "feature_grid": image.feature_grid,
+        "round_pixels": settings.augment.round_pixels,
+    }
+
+
+def _whole_pictures(settings: PretrainSettings) -> AugmentSettings:
+    return replace(NO_AUGMENTATION, round_pixels=settings.augment.round_pixels)
+
+
+def _file(folder: Path, frame: int) -> Path:
+    return folder / f"frame-{frame:06d}.npy"
