@@ -26,12 +26,10 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
 from .augment import AugmentSettings, Sample, generator_of, make_sample
-from .slots import Slots
 
 if TYPE_CHECKING:
     from ..pairs.shards import ShardSet
 
-_CLOUD_BYTES = 3 << 20  # in a slot, besides the pictures: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
 
 
@@ -98,13 +96,8 @@ class FrameStream:
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
-            context = get_context("spawn")
-            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras)
-            # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
-            frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
-            self.slots = Slots(context, frames, picture_bytes + _CLOUD_BYTES)
             self.pool = ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
+                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self.path,)
             )
 
     def __enter__(self) -> FrameStream:
@@ -134,7 +127,7 @@ class FrameStream:
         Raises:
             OlivineError: a frame cannot be read, or a worker died.
         """
-        pending: deque[list[tuple[int | None, Future[_Packed]]]] = deque()
+        pending: deque[list[Future[Sample]]] = deque()
         submitted = first_step
         for step in range(first_step, end_step):
             start = time.monotonic()
@@ -145,7 +138,7 @@ class FrameStream:
                     pending.append([self._submit(epoch, frame) for epoch, frame in self.work_of(submitted)])
                     submitted += 1
                 try:
-                    batch = [self.slots.get(*future.result(), slot) for slot, future in pending.popleft()]
+                    batch = [future.result() for future in pending.popleft()]
                 except BrokenProcessPool:
                     raise OlivineError(
                         "a loader worker was killed (most often for lack of memory)",
@@ -158,10 +151,9 @@ class FrameStream:
     def _sample(self, epoch: int, frame: int) -> Sample:
         return _make(self.shards, self.settings, epoch, frame)
 
-    def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
+    def _submit(self, epoch: int, frame: int) -> Future[Sample]:
         assert self.pool is not None
-        slot = self.slots.take()
-        return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
+        return self.pool.submit(_work, self.settings, epoch, frame)
 
 
 def _open(path: str) -> ShardSet:
@@ -175,11 +167,10 @@ def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) ->
     return make_sample(shards[frame], frame, settings.size, settings.augment, generator, settings.pictures)
 
 
-_Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns
-_worker: list[tuple[ShardSet, Slots]] = []
+_worker_shards: list[ShardSet] = []
 
 
-def _start_worker(path: str, slots: Slots) -> None:
+def _start_worker(path: str) -> None:
     """Open the shards, leave Ctrl-C to the parent, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
@@ -190,9 +181,8 @@ def _start_worker(path: str, slots: Slots) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _worker[:] = [(_open(path), slots)]
+    _worker_shards[:] = [_open(path)]
 
 
-def _work(settings: StreamSettings, epoch: int, frame: int, slot: int | None) -> _Packed:
-    shards, slots = _worker[0]
-    return slots.put(_make(shards, settings, epoch, frame), slot)
+def _work(settings: StreamSettings, epoch: int, frame: int) -> Sample:
+    return _make(_worker_shards[0], settings, epoch, frame)
