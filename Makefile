@@ -4,8 +4,8 @@ VENV   := .venv
 MINKOWSKI := .venv-minkowski
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-CODE   := readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
-PACKAGES := readers synthetic labelgen pairs train downstream report
+CODE   := cluster readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
+PACKAGES := cluster readers synthetic labelgen pairs train downstream report
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 

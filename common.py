@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,7 @@ T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 _PARTIAL = ".partial-"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OlivineError(Exception):
@@ -65,7 +66,7 @@ class Failure:
 
 def disk_error(error: OSError, path: PathLike) -> OlivineError:
     """The one line for an ``OSError`` met while writing ``path``."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL_DISK:
         return OlivineError(
             "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"
         )
@@ -146,7 +147,8 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         raise
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine lives."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -165,7 +167,7 @@ def remove_leftovers(directory: PathLike) -> list[Path]:
     removed = []
     for path in Path(directory).glob(f".*{_PARTIAL}{host}-*"):
         pid = path.name.rsplit("-", 2)[1]
-        if not pid.isdigit() or _runs(int(pid)):
+        if not pid.isdigit() or is_running(int(pid)):
             continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         removed.append(path)
@@ -208,42 +210,53 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield ``items`` with a progress bar on standard error: rate and time left.
+@contextlib.contextmanager
+def progress(description: str, total: int | None = None, unit: str = "it") -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error for the length of a block: rate and time left.
 
-    On a terminal a bar; elsewhere (a log file) a line every ten seconds.
+    On a terminal a bar; elsewhere (a log file) a line every ten seconds. Yields a function that
+    is told how many more are done.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    start = last = time.monotonic()
+    count = 0
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as bar:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, rate="")
-            start = time.monotonic()
-            for count, item in enumerate(items, 1):
-                yield item
-                bar.update(task, advance=1, rate=f"{count / max(time.monotonic() - start, 1e-9):.2f} {unit}/s")
+
+            def draw(more: int) -> None:
+                nonlocal count
+                count += more
+                bar.update(task, advance=more, rate=f"{count / max(time.monotonic() - start, 1e-9):.2f} {unit}/s")
+
+            yield draw
         return
-    start = last = time.monotonic()
-    count = 0
-    for count, item in enumerate(items, 1):
-        yield item
+
+    def say(more: int) -> None:
+        nonlocal count, last
+        count += more
         now = time.monotonic()
         if now - last >= 10:
             last = now
             rate = count / (now - start)
-            left = f", {max(total - count, 0) / rate:.0f} s left" if total else ""
+            left = f", {max(total - count, 0) / rate:.0f} s left" if total and rate else ""
             of = f"/{total}" if total else ""
             print(f"{description}: {count}{of}, {rate:.2f} {unit}/s{left}", file=sys.stderr, flush=True)
+
+    yield say
+
+
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield ``items`` with a progress bar; see :func:`progress`."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with progress(description, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, package_versions, read_json, remove_leftovers, track, write_json
+from ..cluster.journal import Journal
+from ..cluster.local import Local
+from ..cluster.work import Executor, Job, WorkUnit, execute
+from ..common import (
+    Failure,
+    OlivineError,
+    package_versions,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    track,
+    write_json,
+)
 from ..readers.frame import FrameIndex, Scene
-from .images import read_image
-from .labeler import BatchResult, ImageTask, Labeler, choose_labeler, make_labeler
+from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary
-from .segments import add_segments
 from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA
 from .units import Unit
+from .work import LabelWork, SceneResult
 
 
 @dataclass
@@ -57,12 +65,12 @@ class LabelSummary:
 
 
 def make_manifest(
-    index: FrameIndex, labeler: Labeler, settings: LabelSettings, vocabulary: Vocabulary
+    dataset: str, version: str, labeler: Labeler, settings: LabelSettings, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """What decides the label maps' values, and what they were made with; no paths, no times."""
     return {
         "schema": SCHEMA,
-        "data": {"dataset": index.dataset, "version": index.version},
+        "data": {"dataset": dataset, "version": version},
         "prompts": vocabulary.to_plain(),
         "classes": list(vocabulary.classes),
         "labeler": labeler.name,
@@ -103,133 +111,6 @@ def _check_part(part: tuple[int, int]) -> None:
         raise OlivineError(f"--shard {position}/{count} is not a part", remedy="give i/n with 0 <= i < n")
 
 
-class _Run:
-    """One call of :func:`generate_labels`, after the checks."""
-
-    def __init__(self, labels: Path, labeler: Labeler, vocabulary: Vocabulary, segments: bool, summary: LabelSummary):
-        self.labels, self.labeler, self.vocabulary = labels, labeler, vocabulary
-        self.segments, self.summary = segments, summary
-        self.prepared = False
-        self.pixels = np.zeros(len(vocabulary.classes) + 1, np.int64)
-
-    def _count(self, record: dict[str, Any]) -> None:
-        self.summary.detections += len(record["detections"]["class"])
-        self.pixels += np.array(record["pixels"], np.int64)
-
-    def _read(self, batch: list[ImageTask]) -> list[NDArray[np.uint8] | OlivineError]:
-        images: list[NDArray[np.uint8] | OlivineError] = []
-        for task in batch:
-            try:
-                images.append(read_image(task))
-            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
-                images.append(error)
-        return images
-
-    def _label(self, batch: list[ImageTask], images: list[NDArray[np.uint8] | OlivineError] | None) -> BatchResult:
-        """Label the images that could be read; the others keep their errors."""
-        if images is None:
-            return self.labeler.label(batch, [])
-        good = [(task, image) for task, image in zip(batch, images) if not isinstance(image, OlivineError)]
-        found = self.labeler.label([t for t, _ in good], [i for _, i in good]) if good else BatchResult(())
-        labelled = iter(found.images)
-        return BatchResult(tuple(i if isinstance(i, OlivineError) else next(labelled) for i in images), found.notes)
-
-    def _results(
-        self, unit: Unit, numbers: list[int], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, BatchResult, Any]]:
-        """Yield (batch number, result, its record or None where an image failed), in order.
-
-        Reading and writing overlap the labeling. A few batches are in flight at most, so
-        memory stays bounded however long the unit is.
-        """
-        if not self.labeler.needs_image:
-            # Nothing but files and NumPy: whole batches side by side.
-            def whole(number: int) -> tuple[int, BatchResult, Any]:
-                result = self._label(unit.batches[number], None)
-                return number, result, unit.write_batch(number, result, self.vocabulary)
-
-            running: deque[Future[tuple[int, BatchResult, Any]]] = deque()
-            for number in numbers:
-                running.append(pool.submit(whole, number))
-                if len(running) >= 4:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-            return
-        reading = deque((n, pool.submit(self._read, unit.batches[n])) for n in numbers[:2])
-        waiting = deque(numbers[2:])
-        writing: deque[tuple[int, BatchResult, Future[Any]]] = deque()
-        while reading:
-            number, images = reading.popleft()
-            pixels = images.result()
-            if waiting:
-                following = waiting.popleft()
-                reading.append((following, pool.submit(self._read, unit.batches[following])))
-            result = self._label(unit.batches[number], pixels)
-            writing.append((number, result, pool.submit(unit.write_batch, number, result, self.vocabulary)))
-            if len(writing) >= 2:
-                done, earlier, record = writing.popleft()
-                yield done, earlier, record.result()
-        for done, earlier, record in writing:
-            yield done, earlier, record.result()
-
-    def unit(self, unit: Unit, pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Do what is left of a unit; yield the number of images of each batch as it is finished."""
-        if (record := unit.finished(self.segments)) is not None:
-            self.summary.units_kept += 1
-            self.summary.images_kept += unit.image_count
-            self._count(record)
-            yield unit.image_count
-            return
-        records = {n: r for n in range(len(unit.batches)) if (r := unit.finished_batch(n, self.segments)) is not None}
-        kept = sum(len(unit.batches[n]) for n in records)
-        self.summary.images_kept += kept
-        yield kept
-        left = [n for n in range(len(unit.batches)) if n not in records]
-        if left and not self.prepared:
-            self.labeler.prepare()
-            self.prepared = True
-        for number, result, record in self._results(unit, left, pool):
-            for task, image in zip(unit.batches[number], result.images):
-                if isinstance(image, OlivineError):
-                    self.summary.failures.append(Failure(f"{unit.scene} {task.camera.key}", str(image)))
-                else:
-                    self.summary.images += 1
-            self.summary.notes += [f"{unit.scene} batch {number}: {note}" for note in result.notes]
-            if record is not None:
-                records[number] = record
-            yield len(unit.batches[number])
-        if len(records) == len(unit.batches):
-            ordered = [records[n] for n in range(len(unit.batches))]
-            unit.finish(ordered)
-            for record in ordered:
-                self._count(record)
-
-    def run(self, scenes: list[Scene], overwrite: bool) -> None:
-        """Do the scenes one after the other."""
-        workers = max(2, min(4, os.cpu_count() or 2))
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="labelgen")
-
-        def images() -> Iterator[None]:
-            for scene in scenes:
-                unit = Unit.of_scene(self.labels, scene, self.labeler.batch_size)
-                if overwrite:
-                    unit.discard()
-                for count in self.unit(unit, pool):
-                    yield from [None] * count
-
-        try:
-            total = sum(scene.frame_count for scene in scenes)
-            cameras = len(scenes[0].frames()[0].cameras) if scenes else 0
-            for _ in track(images(), "labels", total=total * cameras, unit="image"):
-                pass
-        finally:
-            pool.shutdown(wait=True)  # a batch that is labelled gets written, also on Ctrl-C
-        whole = max(int(self.pixels.sum()), 1)
-        names = ("no label", *self.vocabulary.classes)
-        self.summary.pixels = {name: int(n) / whole for name, n in zip(names, self.pixels)}
-
-
 def _settle_manifest(
     labels: Path, old: dict[str, Any] | None, new: dict[str, Any], index: FrameIndex, overwrite: bool
 ) -> tuple[bool, list[str]]:
@@ -239,6 +120,8 @@ def _settle_manifest(
         whether this part's finished units are to be discarded, and notes.
     """
     path = labels / MANIFEST
+    if old is None and path.is_file():  # another part was quicker
+        old = read_json(path)
     if old is None:
         first = next(index.frames(), None)
         taken = [labels / f"{c.key}.png" for c in (first.cameras if first is not None else ())]
@@ -280,6 +163,9 @@ def generate_labels(
     *,
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
+    executor: Executor | None = None,
+    logs: Path | None = None,
+    merge_only: bool = False,
 ) -> LabelSummary:
     """Make a label map for every camera image of a data set.
 
@@ -291,12 +177,16 @@ def generate_labels(
         labels: the label folder, made where absent.
         part: (i, n): the i-th of n parts of the scenes, 0 <= i < n.
         overwrite: make the labels again, also where the folder's were made with other settings.
+        executor: where scenes are done; in this process without one.
+        logs: the folder for the job's account, see :mod:`olivine.cluster.journal`.
+        merge_only: label nothing; compare what other runs made with its records, and name what is missing.
 
     Raises:
         OlivineError: bad settings, missing weights, a store made with other settings, a full disk.
     """
     start = time.monotonic()
-    labels = Path(labels)
+    labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
+    index = replace(index, root=index.root.absolute(), scenes=tuple(_absolute(scene) for scene in index.scenes))
     _check_part(part)
     if settings.camseg is not None and settings.camseg.resolve() == labels.resolve():
         raise OlivineError("is both --camseg and --labels", where=labels, remedy="choose another --labels folder")
@@ -306,14 +196,87 @@ def generate_labels(
     old = read_json(path, "replace the labels with --overwrite") if path.exists() else None
     if not overwrite:
         settings = adopt_settings(settings, old if (old or {}).get("labeler") == name else None)
-    labeler = add_segments(make_labeler(name, settings, vocabulary, index.root), settings)
-    new = make_manifest(index, labeler, settings, vocabulary)
-    discard, notes = _settle_manifest(labels, old, new, index, overwrite)
+    scenes = list(index.scenes)[part[0] :: part[1]]
+    summary = LabelSummary(labels, name, reason, units=len(scenes))
+    if merge_only:
+        check_labels(labels, scenes, settings, summary)
+        summary.seconds = time.monotonic() - start
+        return summary
+    # Made where a worker is: what `auto` means, and whether the weights are there, is for that machine to say.
+    packages = ("olivine", "numpy", "pillow")
+    question = ManifestQuestion(LabelWork(labels, name, settings, index.root), index.dataset, index.version)
+    new = executor.ask(question, (index.root,), packages)
+    settings = adopt_settings(settings, new)
+    discard, summary.notes = _settle_manifest(labels, old, new, index, overwrite)
     for folder, _, _ in os.walk(labels):
         remove_leftovers(folder)
-    summary = LabelSummary(labels, name, reason, notes=notes)
-    scenes = list(index.scenes)[part[0] :: part[1]]
-    summary.units = len(scenes)
-    _Run(labels, labeler, vocabulary, settings.segments != "none", summary).run(scenes, discard)
+    work = LabelWork(labels, name, settings, index.root, discard)
+    packages = tuple(sorted({*packages, *new["packages"]}))
+    job: Job[Scene, SceneResult] = Job(
+        "labels", work.worker, noun="image", wide=True, paths=(labels, index.root), packages=packages
+    )
+    cameras = len(scenes[0].frames()[0].cameras) if scenes else 0
+    units = (WorkUnit(scene.name, scene.frame_count * cameras, scene) for scene in scenes)
+    total = sum(scene.frame_count for scene in scenes) * cameras
+    pixels = np.zeros(len(vocabulary.classes) + 1, np.int64)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(logs, job.name, labels, len(index.scenes))) if logs is not None else None
+        for outcome in stack.enter_context(closing(execute(job, units, executor, total=total, journal=journal))):
+            if (result := outcome.result) is None:
+                summary.failures.append(Failure(outcome.unit.key, outcome.error))
+                continue
+            summary.units_kept += result.whole
+            summary.images += result.images
+            summary.images_kept += result.images_kept
+            summary.detections += result.detections
+            summary.failures += result.failures
+            summary.notes += result.notes
+            if result.pixels:
+                pixels += np.array(result.pixels, np.int64)
+    whole = max(int(pixels.sum()), 1)
+    summary.pixels = {name: int(n) / whole for name, n in zip(("no label", *vocabulary.classes), pixels)}
     summary.seconds = time.monotonic() - start
     return summary
+
+
+@dataclass(frozen=True)
+class ManifestQuestion:
+    """What the manifest would be where this is called."""
+
+    work: LabelWork
+    dataset: str
+    version: str
+
+    def __call__(self) -> dict[str, Any]:
+        """The manifest."""
+        labeler, vocabulary = self.work.labeler()
+        return make_manifest(self.dataset, self.version, labeler, self.work.settings, vocabulary)
+
+
+def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, summary: LabelSummary) -> None:
+    """Enter into ``summary`` what of the scenes is finished, byte for byte as recorded, and what is not."""
+    segments = settings.segments != "none"
+    for scene in track(scenes, "check", unit="scene"):
+        unit = Unit.of_scene(labels, scene, 1)
+        record = unit.finished(segments)
+        if record is None:
+            summary.failures.append(Failure(scene.name, "not finished; run labelgen again, its log says why it failed"))
+            continue
+        summary.units_kept += 1
+        summary.images_kept += unit.image_count
+        for key, expected in zip(record["images"], record["sha256"]):
+            if sha256_file(path := labels / f"{key}.png") != expected:
+                reason = f"{path}: has other bytes than its record says; delete it and run labelgen again"
+                summary.failures.append(Failure(f"{scene.name} {key}", reason))
+
+
+def _absolute(value: Any) -> Any:
+    """A dataclass with its paths absolute: workers have other working folders."""
+    paths = {f.name: path.absolute() for f in fields(value) if isinstance(path := getattr(value, f.name), Path)}
+    return replace(value, **paths)
+
+
+def _elsewhere(settings: LabelSettings) -> LabelSettings:
+    """The settings with every path absolute, also that of an error model's file."""
+    error = Path(settings.error)
+    return replace(_absolute(settings), error=str(error.absolute()) if error.is_file() else settings.error)

@@ -67,7 +67,7 @@ def verify_labels(
     name, _ = choose_labeler(settings.labeler, index.root)
     settings = adopt_settings(settings, old)
     labeler = add_segments(make_labeler(name, settings, vocabulary, index.root), settings)
-    difference = manifest_difference(old, make_manifest(index, labeler, settings, vocabulary))
+    difference = manifest_difference(old, make_manifest(index.dataset, index.version, labeler, settings, vocabulary))
     if difference is not None:
         raise OlivineError(
             f"the labels were made with other settings: {difference}",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..common import Failure, OlivineError, PathLike, remove_leftovers, track
+from ..cluster.journal import Journal
+from ..cluster.local import Local
+from ..cluster.work import Executor, Job, WorkUnit, execute
+from ..common import Failure, OlivineError, PathLike, remove_leftovers
 from ..labelgen.store import LabelStore
 from ..readers.frame import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
-from .manifest import is_whole, merge_manifest, read_entry, refuse_other_recipe
+from .manifest import merge_manifest, refuse_other_recipe
 from .settings import PairSettings
-from .unit import Unit, UnitBuilder, UnitResult, plan_units
+from .unit import PACKAGES, Unit, UnitBuilder, UnitResult, finished, plan_units
 
+_MISSING = "not built, or not whole; run build-pairs again, its log says why it failed"
 _MERGE_EVERY = 20.0  # seconds; what a kill leaves out of the manifest, the next run enters
 
 
@@ -65,6 +63,9 @@ def build_pairs(
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
     index: FrameIndex | None = None,
+    executor: Executor | None = None,
+    logs: Path | None = None,
+    merge_only: bool = False,
 ) -> PairSummary:
     """Make the shards of a split.
 
@@ -80,12 +81,16 @@ def build_pairs(
         part: (i, n): this run builds the units i, i + n, i + 2 n, …
         overwrite: build this part's units again, and replace shards of another recipe.
         index: the data set's frames, where it has moved since the labels were made.
+        executor: where units are done; ``settings.workers`` processes here without one.
+        logs: the folder for the job's account, see :mod:`olivine.cluster.journal`.
+        merge_only: build nothing; enter what other runs built, and name the units that are missing.
 
     Raises:
         OlivineError: the split has no frames, the folder holds shards made otherwise, the
             disk is full. What is finished stays.
     """
-    out = Path(out)
+    # Absolute: other machines and processes have other working folders.
+    out, store = Path(out).absolute(), replace(store, root=store.root.absolute())
     index = store.index() if index is None else index
     i, n = part
     if not 0 <= i < n:
@@ -109,19 +114,42 @@ def build_pairs(
     removed = [*remove_leftovers(out), *remove_leftovers(out / UNITS)]
 
     mine = units[i::n]
-    waiting = mine if overwrite else [unit for unit in mine if not _finished(out, unit)]
+    waiting = mine if overwrite else [unit for unit in mine if not finished(out, unit)]
     provenance = {"labels": store.manifest}
-    planned = sum(unit.count for unit in units)
+    planned, expected = (sum(unit.count for unit in part) for part in (units, waiting))
     failures: list[Failure] = []
-    built = 0
+    built = kept = 0
+    if merge_only:
+        failures += [Failure(unit.name, _MISSING) for unit in waiting]
+        waiting = []
+    job: Job[Unit, UnitResult] = Job(
+        "build-pairs",
+        partial(UnitBuilder, out, store, settings, recipe, overwrite),
+        noun="frame",
+        paths=(out, store.root, index.root),
+        packages=PACKAGES,
+    )
+    rows = (WorkUnit(unit.key, unit.count, unit) for unit in waiting)
+    executor = executor or Local(max(1, min(settings.workers, len(waiting))))
     try:
-        merged = time.monotonic()
-        for result in _run(UnitBuilder(out, store, settings, recipe), waiting, settings.workers):
-            built += result.frames
-            failures += result.failures
-            if time.monotonic() - merged > _MERGE_EVERY:
-                merge_manifest(out, recipe, provenance, planned)
-                merged = time.monotonic()
+        with ExitStack() as stack:
+            journal = stack.enter_context(Journal(logs, job.name, out, len(units))) if logs and waiting else None
+            outcomes = execute(job, rows, executor, total=sum(unit.count for unit in waiting), journal=journal)
+            merged = time.monotonic()
+            for outcome in stack.enter_context(closing(outcomes)):
+                if outcome.result is None:
+                    failures.append(Failure(outcome.unit.content.name, outcome.error))
+                    continue
+                built += outcome.result.frames
+                kept += outcome.result.kept
+                failures += outcome.result.failures
+                if time.monotonic() - merged > _MERGE_EVERY:
+                    merge_manifest(out, recipe, provenance, planned)
+                    merged = time.monotonic()
+    except BaseException:  # what stopped workers had begun
+        remove_leftovers(out)
+        remove_leftovers(out / UNITS)
+        raise
     finally:
         manifest = merge_manifest(out, recipe, provenance, planned)
     if not manifest["shards"]:
@@ -130,8 +158,8 @@ def build_pairs(
     size = sum(entry[0] for shard in manifest["shards"] for entry in shard["files"].values())
     return PairSummary(
         frames_built=built,
-        frames_kept=sum(unit.count for unit in mine) - sum(unit.count for unit in waiting),
-        frames_left_out=sum(unit.count for unit in waiting) - built,
+        frames_kept=sum(unit.count for unit in mine) - expected + kept,
+        frames_left_out=expected - built - kept,
         shards=len(manifest["shards"]),
         frames=manifest["frames"],
         planned_frames=planned,
@@ -170,78 +198,3 @@ def _check_labels(store: LabelStore, settings: PairSettings) -> None:
         raise OlivineError(
             f"{len(store.classes)} classes; a weak label is stored in one byte", where=store.root, remedy="use 1 to 255"
         )
-
-
-def _finished(out: Path, unit: Unit) -> bool:
-    entry = read_entry(out, unit.number)
-    return entry is not None and not entry["left_out"] and entry["frames"] == unit.count and is_whole(out, entry)
-
-
-def _run(builder: UnitBuilder, units: list[Unit], workers: int) -> Iterator[UnitResult]:
-    """Build the units, as they come."""
-    if not units:
-        return
-    processes = min(workers, len(units))
-    if processes == 1:
-        yield from track(map(builder, units), "build-pairs", len(units), "shards")
-        return
-    with _pool(builder, processes) as pool:
-        yield from track(_completed(pool, units), "build-pairs", len(units), "shards")
-
-
-def _completed(pool: ProcessPoolExecutor, units: list[Unit]) -> Iterator[UnitResult]:
-    running = {pool.submit(_build, unit) for unit in units}
-    try:
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise OlivineError(
-            "a worker process died (out of memory?)",
-            remedy="run the command again with fewer --workers; what is finished is kept",
-        ) from None
-
-
-_builder: UnitBuilder | None = None
-
-
-def _build(unit: Unit) -> UnitResult:
-    assert _builder is not None
-    return _builder(unit)
-
-
-def _start_worker(builder: UnitBuilder) -> None:
-    global _builder
-    _builder = builder
-    # Ctrl-C is the parent's business: it ends the workers and removes what they had begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _pool(builder: UnitBuilder, processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with this block, however it ends, and with this process."""
-    before = set(multiprocessing.active_children())
-    # Spawned: a fork would inherit whatever threads and locks the caller has.
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(builder,)
-    )
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-            child.join()
-        remove_leftovers(builder.out)
-        remove_leftovers(builder.out / UNITS)
-        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,11 @@ class Unit:
     count: int
 
     @property
+    def key(self) -> str:
+        """For files: the stem of its shard's name."""
+        return shard_name(self.number).removesuffix(".zarr")
+
+    @property
     def name(self) -> str:
         """For messages."""
         return f"{self.scene.name} frames {self.first}-{self.first + self.count - 1}"
@@ -42,11 +47,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit: the frames it stored (0 when it has no shard) and those it could not."""
+    """What became of a unit: the frames it stored (0 when it has no shard), those it found stored, and those it could not."""
 
-    unit: Unit
     frames: int
-    failures: tuple[Failure, ...]
+    failures: tuple[Failure, ...] = ()
+    kept: int = 0
 
 
 class _SameAlready(Exception):
@@ -65,31 +70,44 @@ def plan_units(index: FrameIndex, split: str) -> list[Unit]:
     return units
 
 
+def finished(out: Path, unit: Unit) -> bool:
+    """Whether a unit's shard is there, whole, with all its frames."""
+    entry = read_entry(out, unit.number)
+    return entry is not None and not entry["left_out"] and entry["frames"] == unit.count and is_whole(out, entry)
+
+
 @dataclass(frozen=True)
 class UnitBuilder:
-    """Builds units; small and picklable, one copy in each worker process."""
+    """Builds units; small and picklable, one copy in each worker process.
+
+    ``again`` builds also what is finished: else another driver may have finished the unit since it was planned.
+    """
 
     out: Path
     store: LabelStore
     settings: PairSettings
     recipe: dict[str, Any]
+    again: bool = False
 
-    def __call__(self, unit: Unit) -> UnitResult:
-        """Build one unit, whole or not at all.
+    def __call__(self, unit: Unit, step: Callable[[int], None] = lambda count: None) -> UnitResult:
+        """Build one unit, whole or not at all; ``step`` is told of each frame.
 
         A frame that cannot be built is left out and named.
 
         Raises:
             OlivineError: the folder cannot be written (the disk is full, for instance).
         """
+        if not self.again and finished(self.out, unit):
+            return UnitResult(0, kept=unit.count)
         try:
             members = unit.scene.frames()[unit.first : unit.first + unit.count]
         except OlivineError as error:
-            return UnitResult(unit, 0, (Failure(unit.name, str(error)),))
+            return UnitResult(0, (Failure(unit.name, str(error)),))
         frames: list[ShardFrame] = []
         kept: list[Frame] = []
         failures: list[Failure] = []
         for position, member in enumerate(members, unit.first):
+            step(1)
             try:
                 frame = build_frame(member, position, self.store, self.settings)
                 if kept:
@@ -102,7 +120,7 @@ class UnitBuilder:
         if frames:
             with _interrupt_after():
                 self._store(unit, kept, frames, failures)
-        return UnitResult(unit, len(frames), tuple(failures))
+        return UnitResult(len(frames), tuple(failures))
 
     def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
         final = self.out / shard_name(unit.number)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import olivine.labelgen.run as run_module
+import olivine.labelgen.work as work_module
 from olivine.labelgen.labeler import BatchResult, Labelled
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
@@ -59,7 +59,7 @@ def _resident_mib() -> float:
 
 @pytest.mark.parametrize("count", [800, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_memory_does_not_grow_with_the_number_of_images(count, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "make_labeler", lambda *_: StubModel())
+    monkeypatch.setattr(work_module, "make_labeler", lambda *_: StubModel())
     generate_labels(_long_index(tmp_path / "warm", 80), tmp_path / "warm/labels", LabelSettings("oracle"))
     index = _long_index(tmp_path / "long", count)
     before = _resident_mib()

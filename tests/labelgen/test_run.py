@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import olivine.labelgen.run as run_module
 import olivine.labelgen.units as units_module
+import olivine.labelgen.work as work_module
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import BatchResult, Labelled
 from olivine.labelgen.run import generate_labels
@@ -189,7 +189,7 @@ def test_batches_hold_images_of_one_size_and_an_incomplete_one_is_redone_whole(m
     image = bad.read_bytes()
     bad.write_bytes(image[:100])
     stub = StubLabeler()
-    monkeypatch.setattr(run_module, "make_labeler", lambda *_: stub)
+    monkeypatch.setattr(work_module, "make_labeler", lambda *_: stub)
     summary = generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle"))
     assert [len(b) for b in stub.batches] == [0, 2, 1, 3, 1] and len(summary.failures) == 1
     bad.write_bytes(image)

@@ -1,0 +1,157 @@
+"""A job's account, in a folder beside its output: who claimed which unit, what became of it, when, on which machine.
+
+| path | what |
+|---|---|
+| `job.json` | the job's name, its output folder and how many units it has |
+| `<unit>.log` | everything about a unit: attempts, machines, times, what it printed, its error |
+| `drivers/<driver>.jsonl` | what a driver did, a line an event; touched every few seconds while it lives |
+| `claims/<unit>` | the driver that has the unit now |
+
+The output folder itself holds neither times nor names of machines, so outputs compare byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..common import disk_error, is_running, write_json
+
+HEARTBEAT = 5.0  # seconds
+SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is taken for dead
+
+
+def logs_of(out: Path) -> Path:
+    """The folder of the account of the job that writes to ``out``."""
+    return out.with_name(f"{out.name}.logs")
+
+
+def driver_lives(path: Path) -> bool:
+    """Whether the driver that writes this event file goes on."""
+    host, _, rest = path.stem.rpartition("-")[0].rpartition("-")
+    try:
+        silent = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    if host == socket.gethostname():
+        return is_running(int(rest))
+    return silent < SILENT
+
+
+class Journal:
+    """One driver's part of a job's account; a context manager.
+
+    Args:
+        folder: from :func:`logs_of`, made where absent.
+        job: the job's name.
+        out: the output folder, in whose ``units/`` every finished unit has its record.
+        units: how many the whole job has, all parts together.
+
+    Raises:
+        OlivineError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, job: str, out: Path, units: int) -> None:
+        self.folder = folder.absolute()
+        self._events = folder / "drivers" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+        self._claims = folder / "claims"
+        self._end = threading.Event()
+        try:
+            self._events.parent.mkdir(parents=True, exist_ok=True)
+            self._claims.mkdir(exist_ok=True)
+            self._file = open(self._events, "a", buffering=1)  # noqa: SIM115  closed in __exit__
+        except OSError as error:
+            raise disk_error(error, folder) from None
+        out = Path(os.path.relpath(out.absolute(), self.folder))
+        write_json(folder / "job.json", {"job": job, "out": str(out), "units": units})
+        self._held: set[str] = set()
+
+    def __enter__(self) -> Journal:
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for key in list(self._held):
+            self._release(key)
+        with contextlib.suppress(OSError):  # a full disk has been told of already
+            self._file.close()
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._events)
+
+    def _write(self, **event: Any) -> None:
+        try:
+            self._file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+        except OSError as error:
+            raise disk_error(error, self._events) from None
+
+    def claim(self, key: str) -> bool:
+        """Take a unit for this driver; False where another living driver has it."""
+        path = self._claims / key
+        while True:
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                if not self._abandoned(path):
+                    return False
+                continue
+            except OSError as error:
+                raise disk_error(error, path) from None
+            with os.fdopen(handle, "w") as file:
+                file.write(self._events.name)
+            self._held.add(key)
+            return True
+
+    def _abandoned(self, path: Path) -> bool:
+        """Remove the claim of a dead driver; whether it is worth trying again."""
+        try:
+            owner, age = path.read_text(), time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        if age < SILENT if not owner else driver_lives(self._events.parent / owner):
+            return False
+        # Renamed first: of several drivers that see the claim abandoned, one moves it away.
+        grave = self._claims / f".{path.name}-{secrets.token_hex(3)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, grave)
+            if grave.read_text() != owner:  # somebody's who was quicker still: give it back
+                with contextlib.suppress(FileExistsError):
+                    os.link(grave, path)
+            grave.unlink()
+        return True
+
+    def _release(self, key: str) -> None:
+        self._held.discard(key)
+        (self._claims / key).unlink(missing_ok=True)
+
+    def began(self, key: str) -> None:
+        """A unit was given to a worker."""
+        self._write(unit=key, state="running")
+
+    def ended(self, key: str, error: str = "") -> None:
+        """A unit is done, or set aside with its error."""
+        self._write(unit=key, state="failed" if error else "done", **({"error": error} if error else {}))
+        self._release(key)
+
+
+def read_events(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All events of a job, driver by driver; a line that is being written is left out."""
+    for path in sorted((folder / "drivers").glob("*.jsonl")):
+        with open(path) as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                yield path, event
