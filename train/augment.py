@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
-from .augment_kernels import count_inside, members_of_cuboid, move_pairs
+from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
 from .picture import decode_crop
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def generator_of(seed: int, epoch: int, frame: int) -> np.random.Generator:
 
 
 def rotate_and_flip(
-    xyz: NDArray[np.float32], settings: AugmentSettings, generator: np.random.Generator
+    points: NDArray[np.float32], settings: AugmentSettings, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Rotate a cloud [N, 3] about z and flip x and y at random. Returns a new array."""
+    """Rotate a cloud [N, ≥3] about z and flip x and y at random; further columns stay. Returns a new array."""
     angle = generator.uniform(0, 2 * math.pi)
     flips = np.where(generator.random(2) < 0.5, -1.0, 1.0)
     matrix = np.eye(3)
@@ -75,7 +75,8 @@ def rotate_and_flip(
         matrix[:2, :2] = [[c, -s], [s, c]]
     if settings.flip_axes:
         matrix[:2] *= flips[:, None]
-    return np.ascontiguousarray(xyz @ matrix.T.astype(np.float32))
+    moved: NDArray[np.float32] = turn(points, matrix[:2, :2])
+    return moved
 
 
 def cuboid_members(xyz: NDArray[np.float32], largest: float, generator: np.random.Generator) -> NDArray[np.bool_]:
@@ -233,8 +234,7 @@ def make_sample(
             where=record.token,
             remedy="run olivine build-pairs again without --no-images",
         )
-    points = record.points.copy()
-    points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
+    points = rotate_and_flip(record.points, settings, generator)
     stays = np.ones(len(points), bool)
     if settings.cuboid > 0:
         stays = drop_cuboid(

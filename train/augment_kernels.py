@@ -49,6 +49,22 @@ def move_pairs(uv, left, top, w, h, height, width, whole, flip, moved, kept):  #
 
 
 @numba.njit(cache=True, nogil=True)
+def turn(points, matrix):  # type: ignore[no-untyped-def]
+    """A cloud [N, ≥3] with x and y multiplied by ``matrix`` [2, 2], float64 inside.
+
+    Not a product of NumPy's: for these three columns its BLAS wakes all cores, which then spin and take them from
+    the other workers.
+    """
+    moved = points.copy()
+    a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+    for i in range(len(points)):
+        x, y = points[i, 0], points[i, 1]
+        moved[i, 0] = a * x + b * y
+        moved[i, 1] = c * x + d * y
+    return moved
+
+
+@numba.njit(cache=True, nogil=True)
 def members_of_cuboid(xyz, center, half_fraction):  # type: ignore[no-untyped-def]
     """Which points [N, 3] are nearer to ``center`` than ``half_fraction`` of the cloud's range, along every axis."""
     low, high = xyz[0].copy(), xyz[0].copy()

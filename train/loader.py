@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
 from .augment import AugmentSettings, Sample, generator_of, make_sample
+from .slots import Slots
 
 if TYPE_CHECKING:
     from ..pairs.shards import ShardSet
 
+_CLOUD_BYTES = 3 << 20  # in a slot, besides the pictures: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
 
 
@@ -96,8 +98,13 @@ class FrameStream:
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
+            context = get_context("spawn")
+            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras)
+            # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
+            frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
+            self.slots = Slots(context, frames, picture_bytes + _CLOUD_BYTES)
             self.pool = ProcessPoolExecutor(
-                workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self.path,)
+                workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
             )
 
     def __enter__(self) -> FrameStream:
@@ -127,33 +134,45 @@ class FrameStream:
         Raises:
             OlivineError: a frame cannot be read, or a worker died.
         """
-        pending: deque[list[Future[Sample]]] = deque()
+        pending: deque[list[tuple[int | None, Future[_Packed]]]] = deque()
         submitted = first_step
-        for step in range(first_step, end_step):
-            start = time.monotonic()
-            if self.pool is None:
-                batch = [self._sample(epoch, frame) for epoch, frame in self.work_of(step)]
-            else:
-                while submitted < min(step + self.prefetch + 1, end_step):
-                    pending.append([self._submit(epoch, frame) for epoch, frame in self.work_of(submitted)])
-                    submitted += 1
-                try:
-                    batch = [future.result() for future in pending.popleft()]
-                except BrokenProcessPool:
-                    raise OlivineError(
-                        "a loader worker was killed (most often for lack of memory)",
-                        where=self.path,
-                        remedy="run again with fewer of them: --set loader.workers=0",
-                    ) from None
-            self.waited_s += time.monotonic() - start
-            yield batch
+        try:
+            for step in range(first_step, end_step):
+                start = time.monotonic()
+                if self.pool is None:
+                    batch = [self._sample(epoch, frame) for epoch, frame in self.work_of(step)]
+                else:
+                    while submitted < min(step + self.prefetch + 1, end_step):
+                        pending.append([self._submit(epoch, frame) for epoch, frame in self.work_of(submitted)])
+                        submitted += 1
+                    batch = self._receive(pending.popleft())
+                self.waited_s += time.monotonic() - start
+                yield batch
+        finally:
+            for slot, future in (work for step_work in pending for work in step_work):
+                if slot is not None:
+                    future.add_done_callback(partial(self._give_back, slot))
+
+    def _give_back(self, slot: int, _: Future[_Packed]) -> None:
+        self.slots.free.append(slot)
+
+    def _receive(self, work: list[tuple[int | None, Future[_Packed]]]) -> list[Sample]:
+        try:
+            return [self.slots.get(*future.result(), slot) for slot, future in work]
+        except BrokenProcessPool:
+            raise OlivineError(
+                "a loader worker was killed (most often for lack of memory)",
+                where=self.path,
+                remedy="run again with fewer of them: --set loader.workers=0",
+            ) from None
 
     def _sample(self, epoch: int, frame: int) -> Sample:
         return _make(self.shards, self.settings, epoch, frame)
 
-    def _submit(self, epoch: int, frame: int) -> Future[Sample]:
+    def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
         assert self.pool is not None
-        return self.pool.submit(_work, self.settings, epoch, frame)
+        slot = self.slots.take()
+        return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
 def _open(path: str) -> ShardSet:
@@ -167,10 +186,11 @@ def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) ->
     return make_sample(shards[frame], frame, settings.size, settings.augment, generator, settings.pictures)
 
 
-_worker_shards: list[ShardSet] = []
+_Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns
+_worker: list[tuple[ShardSet, Slots]] = []
 
 
-def _start_worker(path: str) -> None:
+def _start_worker(path: str, slots: Slots) -> None:
     """Open the shards, leave Ctrl-C to the parent, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
@@ -181,8 +201,9 @@ def _start_worker(path: str) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _worker_shards[:] = [_open(path)]
+    _worker[:] = [(_open(path), slots)]
 
 
-def _work(settings: StreamSettings, epoch: int, frame: int) -> Sample:
-    return _make(_worker_shards[0], settings, epoch, frame)
+def _work(settings: StreamSettings, epoch: int, frame: int, slot: int | None) -> _Packed:
+    shards, slots = _worker[0]
+    return slots.put(_make(shards, settings, epoch, frame), slot)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from olivine.common import OlivineError
 from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings, epoch_order
+from olivine.train.slots import Slots
 
 AUGMENT = AugmentSettings(crop_min_pairs=20, cuboid_min_pairs=20)
 
@@ -58,6 +60,30 @@ def test_workers_and_the_step_one_starts_at_change_no_byte(small_shards: Path) -
             assert a.token == b.token
             for name in ("points", "image", "pair_point", "pair_camera", "pair_label", "pair_uv", "pair_density"):
                 np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_worker_hands_over_in_shared_memory_that_is_taken_back(small_shards: Path) -> None:
+    with stream(small_shards, workers=1) as helped:
+        count, memory = len(helped.slots.free), np.frombuffer(helped.slots.memory, np.uint8)
+        kept = next(iter(helped.batches(0, 5)))
+        copy = kept[0].image.copy()
+        assert sum(map(len, helped.batches(0, 20))) == 40
+        np.testing.assert_array_equal(kept[0].image, copy, err_msg="a sample in use was written over")
+        del kept
+        for batch in helped.batches(0, 20):
+            assert all(np.shares_memory(sample.image, memory) for sample in batch), "came through the pipe"
+        del batch
+        assert sorted(helped.slots.free) == list(range(count))
+
+
+def test_what_does_not_fit_into_shared_memory_comes_through_the_pipe() -> None:
+    slots = Slots(get_context("spawn"), 1, 1000)
+    value = [np.arange(200), np.arange(100, dtype=np.uint8), np.arange(2.0)]
+    found = slots.get(*slots.put(value, 0), 0)
+    memory = np.frombuffer(slots.memory, np.uint8)
+    assert [np.shares_memory(a, memory) for a in found] == [False, True, True]
+    for a, b in zip(value, found):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_worker_imports_no_torch() -> None:
