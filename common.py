@@ -146,6 +146,27 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
+def cores() -> int:
+    """Processor cores this process may use; under SLURM those of its task."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(free, int(os.environ.get("SLURM_CPUS_PER_TASK") or free))
+
+
+@contextlib.contextmanager
+def children_share_cores(count: int) -> Iterator[None]:
+    """Processes started within the block take 1/``count`` of the cores for their threads each.
+
+    BLAS and OpenMP read their thread number once, when a process begins, and take every core by default: ``count``
+    such processes then spin against each other. What the user has set stays.
+    """
+    names = [n for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ]
+    os.environ.update(dict.fromkeys(names, str(max(1, cores() // max(count, 1)))))
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+
 
 def is_running(pid: int) -> bool:
     """Whether a process of this machine lives."""

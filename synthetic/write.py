@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, PathLike, atomic_directory, read_json, remove_leftovers, track, write_json
+from ..common import (
+    OlivineError,
+    PathLike,
+    atomic_directory,
+    children_share_cores,
+    cores,
+    read_json,
+    remove_leftovers,
+    track,
+    write_json,
+)
 from . import kitti, nuscenes
 from .capture import capture
 from .kinds import CLASSES
@@ -166,20 +175,13 @@ def _frames(settings: SyntheticSettings, folder: Path) -> dict[tuple[int, int], 
         for scene in range(settings.scenes)
         for start in range(0, settings.frames, CHUNK)
     ]
-    workers = min(settings.workers or _cores(), len(units))
+    workers = min(settings.workers or cores(), len(units))
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     results = _in_turn(units) if workers <= 1 else _in_processes(units, workers)
     total = settings.scenes * settings.frames
     for scene, frame, row in track(results, "synthetic frames", total=total, unit="frame"):
         rows[scene, frame] = row
     return rows
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 Unit = tuple[SyntheticSettings, int, range, Path]
@@ -196,7 +198,8 @@ def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet)
     try:
-        waiting = [pool.submit(_unit_list, unit) for unit in units]
+        with children_share_cores(workers):
+            waiting = [pool.submit(_unit_list, unit) for unit in units]
         for done in concurrent.futures.as_completed(waiting):
             yield from done.result()
     except concurrent.futures.process.BrokenProcessPool:
