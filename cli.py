@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, defaults
+from .common import OlivineError
 from .defaults import DATA, RUNS
 
 _OPTIONS: dict[str, Any] = {
@@ -367,6 +368,50 @@ def probe(
         print(json.dumps([dataclasses.asdict(r) for r in results]))
         return
     print(f"\n{score_table(results)}\nscores: {out}")
+
+
+@app.command()
+def study(
+    folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
+    config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
+    seed: Annotated[int | None, typer.Option(help="Run this seed alone [all of the study's].")] = None,
+    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [the study's].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study [runs/<name>].")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join the rows of FOLDERS, for example one seed each.")
+    ] = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a grid of switches and seeds, each pre-trained and scored, and make one table.
+
+    Example: olivine study --config configs/study-demo.yaml --out runs/study --seed 0
+    """
+    from .downstream.study_config import load_study
+
+    if bool(folders) != merge:
+        remedy = "give folders: olivine study --merge A B --out C" if merge else "to join folders add --merge"
+        raise OlivineError("--merge and folders go together", where="olivine study", remedy=remedy)
+    if merge:
+        from .downstream.study import merge_studies
+
+        out = out or RUNS / "study"
+        summary = merge_studies(folders or [], out)
+    else:
+        plan = load_study(config)
+        plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
+        out = out or RUNS / plan.name
+        from .downstream.study import list_study, run_study
+
+        seeds = plan.seeds if seed is None else (seed,)
+        if dry_run:
+            for line in list_study(plan, out, seeds):
+                print(json.dumps(line) if as_json else "  ".join(line.values()))
+            return
+        summary = run_study(plan, out, seeds)
+    if not as_json:
+        print(f"\n{summary.table.read_text()}")
+    console.finish("study", summary, out, as_json)
 
 
 @app.command()

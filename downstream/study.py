@@ -1,0 +1,267 @@
+"""A grid of runs over switches and seeds: pre-train, linear probe, fine-tune on few labels; one folder, one table.
+
+Every finished run is one JSON row with the digest of its configuration, so that a study goes on where it stopped and
+never takes a row of another configuration. :func:`run_study` runs, :func:`merge_studies` joins the rows of folders.
+
+What the folder holds: ``study.json`` (the study as read), ``rows/`` (see ``study_rows.py``), ``runs/`` (a run folder
+for each pre-training, named with its digest), ``features/`` (the frozen encoder's, see ``train/pixel_features.py``),
+``table.md``, ``table.csv``, ``table.png``, and ``times.csv``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common import Failure, OlivineError, PathLike, read_json, remove_leftovers, write_bytes, write_json
+from ..pairs.shards import ShardSet, open_shards
+from ..train.checkpoint import save_checkpoint
+from ..train.loop import pretrain
+from ..train.pixel_features import store_pixel_features
+from ..train.settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
+from ..train.setup import backbone_arguments, build_encoder, seeded_backbone
+from .metrics import Scores
+from .probe import linear_probe
+from .study_config import StudySettings, slug, study_from_plain
+from .study_picture import draw_study
+from .study_rows import Row, Run, find_row, read_rows, write_row
+from .study_table import as_csv, as_markdown, scores_of
+
+# What decides random weights and how they are probed; the rest of a pre-training's settings does not.
+_NETWORK = ("backbone.", "voxels.")
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What a call did.
+
+    Attributes:
+        runs: of the study, for the seeds asked for; ``done`` by this call, ``kept`` from before.
+        table, picture: the files.
+        failures: runs that could not be done.
+    """
+
+    out: Path
+    runs: int
+    done: int
+    kept: int
+    table: Path
+    picture: Path
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The shards of a study, opened, and the encoder's weights."""
+
+    train: ShardSet
+    validation: ShardSet
+    encoder: str
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What decides a score besides the settings."""
+        return {"train": self.train.digest, "validation": self.validation.digest}
+
+
+def open_ground(study: StudySettings) -> Ground:
+    """The shards that the study names.
+
+    Raises:
+        OlivineError: they are not there (names the command that makes them), or hold no point labels.
+    """
+    folder = Path(study.shards)
+    for split in ("train", "val"):
+        if not (folder / split / "manifest.json").is_file():
+            raise OlivineError("no shards here", where=folder / split, remedy=f"make them: {study.ground}")
+    train, validation = (open_shards(folder / split) for split in ("train", "val"))
+    if not train.point_classes:
+        raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
+    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest)
+
+
+def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int]) -> Iterator[Run]:
+    """Every run of the study for some seeds, seed by seed and row by row, in the order in which they are done."""
+    for seed in seeds:
+        for name, settings in study.rows.items():
+            before = _pretraining(study, ground, settings)
+            for stage in study.stages:
+                if stage == "pretrain" and settings is not None:
+                    yield Run(name, seed, stage, before)
+                elif stage == "probe":
+                    yield Run(name, seed, stage, {"pretrain": before, "probe": asdict(study.probe), **ground.digests})
+                elif stage == "finetune":
+                    yield Run(name, seed, stage, {"pretrain": before, "finetune": study.finetune, **ground.digests})
+
+
+def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSettings | None) -> dict[str, Any]:
+    """What decides a row's weights, but for the seed."""
+    if settings is None:
+        decisive = {k: v for k, v in flat_values(study.random).items() if k.startswith(_NETWORK)}
+        return {"random": True, "settings": decisive}
+    decisive = {k: v for k, v in flat_values(settings).items() if k not in INCIDENTAL and k != "seed"}
+    decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
+    encoder = {"weights": ground.encoder, "features": study.features}
+    return {"settings": decisive, "encoder": encoder, "train": ground.train.digest}
+
+
+def run_study(study: StudySettings, out: PathLike, seeds: Sequence[int] | None = None) -> StudySummary:
+    """Do what is left of a study, and make its table.
+
+    Args:
+        study: see :func:`~olivine.downstream.study_config.load_study`.
+        out: the study's folder.
+        seeds: run these only; by default the study's.
+
+    Raises:
+        OlivineError: the shards or weights are missing, or the folder cannot be written.
+        KeyboardInterrupt: what is finished stays, and the run at hand goes on from its checkpoint.
+    """
+    out, seeds = Path(out), study.seeds if seeds is None else seeds
+    ground = open_ground(study)
+    runs = list(plan_study(study, ground, seeds))
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out / "rows")
+    write_json(out / "study.json", study.plain)
+    done, kept, failures = 0, 0, []
+    broken: set[tuple[str, int]] = set()
+    for number, run in enumerate(runs, 1):
+        if find_row(out, run) is not None:
+            kept += 1
+            continue
+        if (run.row, run.seed) in broken:
+            failures.append(Failure(run.unit, "the pre-training before it could not be done"))
+            continue
+        started = time.monotonic()
+        try:
+            result = _do(study, ground, run, out)
+        except OlivineError as error:
+            failures.append(Failure(run.unit, str(error)))
+            if run.stage == "pretrain":
+                broken.add((run.row, run.seed))
+            continue
+        write_row(out, run, result)
+        _note_time(out, run, time.monotonic() - started, f"{number}/{len(runs)}")
+        done += 1
+    # Rows of other seeds that this very study made earlier belong into the table as well.
+    every = plan_study(study, ground, sorted({*study.seeds, *seeds}))
+    rows = [row for row in (find_row(out, run) for run in every) if row is not None]
+    table, picture = write_table(study, rows, out)
+    return StudySummary(out, len(runs), done, kept, table, picture, failures)
+
+
+def list_study(study: StudySettings, out: PathLike, seeds: Sequence[int]) -> list[dict[str, str]]:
+    """What :func:`run_study` would do: each run, whether it is done, its digest, and the row's own switches."""
+    switches = study.plain["rows"]
+    return [
+        {
+            "run": run.unit,
+            "state": "to do" if find_row(Path(out), run) is None else "done",
+            "configuration": run.digest[:16],
+            "switches": ", ".join(f"{k}={v}" for k, v in (switches[run.row] or {}).items()) or "–",
+        }
+        for run in plan_study(study, open_ground(study), seeds)
+    ]
+
+
+def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
+    """Join the rows of folders of one study, for example one seed each, and make the table.
+
+    Raises:
+        OlivineError: a folder holds no study or another one, or rows of different configurations.
+    """
+    places, out = [Path(folder) for folder in folders], Path(out)
+    plain = [read_json(place / "study.json", "name folders that olivine study wrote") for place in places]
+    for place, other in zip(places[1:], plain[1:]):
+        if {**other, "seeds": None} != {**plain[0], "seeds": None}:
+            raise OlivineError(
+                f"holds another study than {places[0]}", where=place, remedy="merge folders of one study"
+            )
+    study = study_from_plain(plain[0], str(places[0] / "study.json"))
+    rows = read_rows(places)
+    for row in rows:
+        write_row(out, Run(row.row, row.seed, row.stage, row.configuration), row.result)
+    write_json(out / "study.json", {**plain[0], "seeds": sorted({row.seed for row in rows})})
+    table, picture = write_table(study, rows, out)
+    return StudySummary(out, len(rows), 0, len(rows), table, picture)
+
+
+def write_table(study: StudySettings, rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
+    """``table.md``, ``table.csv`` and ``table.png`` of some rows."""
+    scores = scores_of(rows)
+    table, picture = out / "table.md", out / "table.png"
+    write_bytes(table, as_markdown(study, scores, _facts(study, rows)).encode())
+    write_bytes(out / "table.csv", as_csv(rows).encode())
+    if study.tables:
+        write_bytes(picture, draw_study(study, scores))
+    return table, picture
+
+
+def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
+    facts = ["Differences are paired by seed; intervals are Student's t, 95 %; “not resolved” where they hold 0."]
+    if study.features == "stored":
+        facts.append("The frozen encoder's features at the pairs were computed once: pictures are not augmented.")
+    absent = sorted({name for row in rows for name in row.result.get("absent", ())})
+    if absent:
+        facts.append(f"Not in the validation set, left out of the means: {', '.join(absent)}.")
+    return facts
+
+
+def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, Any]:
+    """Carry out one run; its result as plain values."""
+    settings = study.rows[run.row]
+    folder = out / "runs" / _folder_name(study, ground, run)
+    if run.stage == "pretrain":
+        assert settings is not None
+        return _pretrain(study, ground, settings, run.seed, folder, out)
+    if settings is None and not (folder / "last.pt").is_file():
+        _save_random(replace(study.random, seed=run.seed), folder / "last.pt")
+    if run.stage == "probe":
+        probe = replace(study.probe, seed=run.seed)
+        shards = Path(study.shards)
+        result = linear_probe(folder, shards / "train", shards / "val", folder / "probe", probe, random=False)[0]
+        return _plain_scores(result.scores)
+    raise OlivineError(f"no stage {run.stage!r}")
+
+
+def _pretrain(
+    study: StudySettings, ground: Ground, settings: PretrainSettings, seed: int, folder: Path, out: Path
+) -> dict[str, Any]:
+    data = replace(settings.data, shards=str(Path(study.shards) / "train"))
+    settings = replace(settings, seed=seed, data=data)
+    if study.features == "stored":
+        encoder = build_encoder(settings, torch.device("cpu"))
+        stored = store_pixel_features(ground.train, settings, encoder, out / "features")
+        settings = replace(settings, image=replace(settings.image, stored=str(stored)))
+    summary = pretrain(settings, folder)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    return {"steps": summary.steps}
+
+
+def _folder_name(study: StudySettings, ground: Ground, run: Run) -> str:
+    before = Run(run.row, run.seed, "pretrain", _pretraining(study, ground, study.rows[run.row]))
+    return f"{slug(run.row)}.seed-{run.seed}.{before.digest[:8]}"
+
+
+def _save_random(settings: PretrainSettings, path: Path) -> None:
+    """A checkpoint of random weights, so that they are probed and fine-tuned like any other."""
+    network = seeded_backbone(settings, settings.seed)
+    content = {"settings": settings_to_plain(settings), "backbone": backbone_arguments(settings)}
+    save_checkpoint(path, {"kind": "pretrain", "step": 0, **content, "backbone_state": network.state_dict()})
+
+
+def _plain_scores(scores: Scores) -> dict[str, Any]:
+    plain = asdict(scores)
+    return {**plain, "absent": list(scores.absent)}
+
+
+def _note_time(out: Path, run: Run, seconds: float, of: str) -> None:
+    """A line of the log: durations are no part of a row, which is compared and merged."""
+    with open(out / "times.csv", "a", encoding="utf-8") as log:
+        log.write(f"{slug(run.row)},{run.seed},{run.stage},{seconds:.1f},{of}\n")

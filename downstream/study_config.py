@@ -1,0 +1,219 @@
+"""What a study runs: rows of switches, seeds, stages, the tables to make of them. Read from YAML and checked.
+
+name: study-demo
+shards: data/pairs/nuscenes        # holds train/ and val/
+ground: olivine synth && …         # the command that makes them
+preset: cpu
+seeds: [0, 1, 2]
+features: stored                   # the frozen encoder's features at the pairs, computed once; or encoder
+set: {run.steps: 300}              # for every row
+probe: {epochs: 20}
+rows:
+  random: null                     # weights from the seed, not pre-trained
+  InfoNCE: {loss.wcd: false, loss.scr: false}
+  whole: {}
+tables:
+  - {title: Table 5, stage: probe, rows: [random, InfoNCE, whole], against: InfoNCE}
+claims:
+  - {stage: probe, better: whole, than: InfoNCE, by: 5}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..common import OlivineError, PathLike
+from ..train.settings import (
+    CONFIGS,
+    PretrainSettings,
+    load_settings,
+    read_yaml,
+    settings_from_plain,
+    settings_to_plain,
+)
+from .probe import ProbeSettings
+
+Stage = Literal["pretrain", "probe", "finetune"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows shown together, each against one of them.
+
+    Attributes:
+        title: above the table.
+        stage: whose mean IoU: ``probe`` or ``finetune``.
+        rows: names, in order.
+        against: the row that differences are taken from.
+    """
+
+    title: str = ""
+    stage: Literal["probe", "finetune"] = "probe"
+    rows: tuple[str, ...] = ()
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the study is to show: row ``better`` over row ``than`` by more than ``by`` points of mean IoU."""
+
+    stage: Literal["probe", "finetune"] = "probe"
+    better: str = ""
+    than: str = ""
+    by: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The YAML's scalar part, for its checks."""
+
+    name: str = "study"
+    shards: str = "data/pairs/nuscenes"
+    ground: str = "olivine build-pairs"
+    preset: str = "cpu"
+    seeds: tuple[int, ...] = (0,)
+    features: Literal["stored", "encoder"] = "stored"
+    probe: ProbeSettings | None = None
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """A study.
+
+    Attributes:
+        name: of the study.
+        shards: folder that holds ``train`` and ``val``; ``ground`` the command that makes them.
+        seeds: of the runs.
+        features: ``stored``, the encoder's features of whole pictures read from a file; or ``encoder``.
+        rows: name → settings of its pre-training (seed 0, no shards yet); None for random weights.
+        random: settings of the random weights' network.
+        probe: of the linear probe.
+        finetune: settings of the fine-tuning on few labels as plain values, or None for none.
+        tables, claims: what is made of the scores.
+        plain: as read, for the record.
+    """
+
+    name: str
+    shards: str
+    ground: str
+    seeds: tuple[int, ...]
+    features: str
+    rows: dict[str, PretrainSettings | None]
+    random: PretrainSettings
+    probe: ProbeSettings
+    finetune: dict[str, Any] | None
+    tables: tuple[Table, ...]
+    claims: tuple[Claim, ...]
+    plain: dict[str, Any] = field(repr=False)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a pre-trained row."""
+        return ("pretrain", "probe", "finetune") if self.finetune else ("pretrain", "probe")
+
+
+def load_study(config: PathLike) -> StudySettings:
+    """Read a study's YAML: a file, or the name of one that comes with the package.
+
+    Raises:
+        OlivineError: no such file; a key, row or switch that is not known (the nearest is named); a wrong value.
+    """
+    path = Path(config)
+    if not path.is_file():
+        path = CONFIGS / Path(str(config)).with_suffix(".yaml").name
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in CONFIGS.glob("study-*.yaml")))
+        raise OlivineError("no such study", where=config, remedy=f"use one of {there}, or a file")
+    plain = read_yaml(path.read_text(encoding="utf-8"), path)
+    if not isinstance(plain, dict):
+        raise OlivineError("is not a table of settings", where=path, remedy="see configs/study-demo.yaml")
+    return study_from_plain(plain, str(path))
+
+
+def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
+    """A study from the plain values of its YAML; see :func:`load_study`."""
+    apart = ("rows", "set", "tables", "claims", "finetune", "probe")
+    known = settings_from_plain(_Plain, {k: v for k, v in plain.items() if k not in apart}, where)
+    rows = _mapping(plain.get("rows"), "rows", where)
+    if not rows:
+        raise OlivineError("names no rows", where=where, remedy="see configs/study-demo.yaml")
+    if not known.seeds or len(set(known.seeds)) != len(known.seeds) or min(known.seeds) < 0:
+        raise OlivineError(f"seeds are {list(known.seeds)}", where=where, remedy="give different numbers from 0 on")
+    base = settings_to_plain(load_settings(known.preset))
+    if known.features == "stored":
+        base["augment"] |= {"crop": False, "flip_image": 0.0}
+    everywhere = _mapping(plain.get("set"), "set", where)
+    slugs = [slug(str(name)) for name in rows]
+    if len(set(slugs)) != len(slugs):
+        raise OlivineError("two rows have names that make one file name", where=where, remedy="rename one")
+
+    def settings(name: str, changes: Mapping[str, Any]) -> PretrainSettings:
+        place = f"{where}: row {name!r}" if name else f"{where}: set"
+        return settings_from_plain(PretrainSettings, _changed(base, {**everywhere, **changes}, place), place)
+
+    tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
+    claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
+    finetune = plain.get("finetune")
+    named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better, c.than]) for c in claims]
+    for stage, names in named:
+        if stage == "finetune" and finetune is None:
+            raise OlivineError("asks for a fine-tuning that is not there", where=where, remedy="add a finetune section")
+        for name in names:
+            if name not in rows:
+                raise _unknown_row(name, rows, where)
+    return StudySettings(
+        known.name,
+        known.shards,
+        known.ground,
+        known.seeds,
+        known.features,
+        {str(name): None if v is None else settings(name, _mapping(v, name, where)) for name, v in rows.items()},
+        settings("", {}),
+        settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
+        None if finetune is None else dict(_mapping(finetune, "finetune", where)),
+        tables,
+        claims,
+        plain,
+    )
+
+
+def slug(name: str) -> str:
+    """A row's name as part of a file name; the plus sign, which names rows, is kept."""
+    return re.sub(r"[^A-Za-z0-9+]+", "-", name).strip("-")
+
+
+def _changed(base: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nested plain settings with dotted keys changed."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in changes.items():
+        section, _, last = str(key).rpartition(".")
+        if "." in section:
+            raise OlivineError(f"no setting {key!r}", where=where, remedy="see olivine pretrain --print-config")
+        place = result.setdefault(section, {}) if section else result
+        if not isinstance(place, dict):
+            raise OlivineError(f"{section} is a value, not a section", where=where, remedy=f"set {section}")
+        place[last] = value
+    return result
+
+
+def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OlivineError(f"{key} is {value!r}, expected names with values", where=where, remedy=f"change {key}")
+    return value
+
+
+def _part(kind: Any, value: Any, key: str, where: str) -> Any:
+    return settings_from_plain(kind, _mapping(value, key, where), f"{where}: {key}")
+
+
+def _unknown_row(name: str, rows: Mapping[str, Any], where: str) -> OlivineError:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(rows), 1, 0.0)
+    return OlivineError(f"no row {name!r}", where=where, remedy=f"did you mean {near[0]!r}?")

@@ -1,0 +1,309 @@
+"""A study: what it runs, what it never runs twice, what it never takes from elsewhere, and its statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from olivine.common import OlivineError
+from olivine.downstream import study as study_module
+from olivine.downstream.study import Ground, list_study, merge_studies, plan_study, run_study
+from olivine.downstream.study_config import load_study, study_from_plain
+from olivine.downstream.study_rows import Run, find_row, read_rows, write_row
+from olivine.downstream.study_table import Difference, as_markdown, paired_difference
+
+PLAIN = {
+    "name": "small",
+    "shards": "nowhere",
+    "ground": "make the-ground",
+    "seeds": [0, 1, 2],
+    "rows": {"random": None, "base": {"loss.wcd": False}, "whole": {}},
+    "tables": [{"title": "All", "stage": "probe", "rows": ["random", "base", "whole"], "against": "base"}],
+    "claims": [{"stage": "probe", "better": "whole", "than": "base", "by": 5}],
+}
+
+
+@pytest.fixture
+def small():
+    return study_from_plain(PLAIN, "small.yaml")
+
+
+@pytest.fixture
+def ground():
+    return Ground(SimpleNamespace(digest="t" * 64), SimpleNamespace(digest="v" * 64), "e" * 64)
+
+
+@pytest.fixture
+def counted(monkeypatch, ground):
+    """A study whose runs take no time: the list of runs done, with scores made of row and seed."""
+    done = []
+
+    def do(study, ground, run, out):
+        done.append((run.row, run.seed, run.stage))
+        value = {"random": 0.1, "base": 0.3, "whole": 0.4}[run.row] + 0.01 * run.seed * (1 + (run.row == "whole"))
+        return {"mean_iou": value, "frequency_weighted_iou": value, "iou": {}, "absent": ["bus"]}
+
+    monkeypatch.setattr(study_module, "_do", do)
+    monkeypatch.setattr(study_module, "open_ground", lambda study: ground)
+    return done
+
+
+# -- statistics
+
+
+def test_intervals_are_student_t_of_paired_differences():
+    generator = np.random.default_rng(5)
+    one, other = generator.normal(30, 2, 4), generator.normal(28, 2, 4)
+    expected = stats.ttest_rel(one, other).confidence_interval(0.95)
+    found = paired_difference({7: 99.0, **dict(enumerate(one))}, {8: 1.0, **dict(enumerate(other))})
+    assert found.pairs == 4
+    assert found.mean == pytest.approx((one - other).mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_difference_is_resolved_only_where_its_interval_leaves_the_margin_out():
+    assert Difference(6.0, 5.1, 6.9, 3).verdict(5) == "holds"
+    assert Difference(6.0, 4.9, 7.1, 3).verdict(5) == "not resolved"
+    assert Difference(2.0, 1.0, 3.0, 3).verdict(5) == "does not hold"
+    single = paired_difference({0: 40.0}, {0: 30.0})
+    assert (single.mean, single.low, single.verdict()) == (10.0, -math.inf, "not resolved")
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_table_says_means_spreads_and_what_is_not_resolved(small):
+    scores = {
+        ("random", "probe"): {0: 10.0, 1: 11.0, 2: 12.0},
+        ("base", "probe"): {0: 20.0, 1: 21.0, 2: 22.0},
+        ("whole", "probe"): {0: 21.0, 1: 20.5, 2: 23.0},
+    }
+    lines = {line.split("|")[1].strip(): line for line in as_markdown(small, scores).splitlines() if "|" in line}
+    assert all(cell in lines["random"] for cell in ("11.00", "1.00", "-10.00"))
+    assert "not resolved" not in lines["random"]
+    assert "21.50" in lines["whole"]
+    assert "+0.50" in lines["whole"]
+    assert "not resolved" in lines["whole"]
+    # 0.5 ± 4.303 · 0.866 / √3 contains 0 and stays below 5.
+    assert "-1.65 to +2.65" in lines["whole"]
+    assert "does not hold" in lines["whole over base by 5 (linear probe)"]
+
+
+# -- what is read
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"rows": {**PLAIN["rows"], "base": {"loss.wdc": False}}},
+            r"row 'base': no setting 'loss.wdc'. Did you mean 'loss.wcd'",
+        ),
+        (
+            {"rows": {**PLAIN["rows"], "base": {"loss.wcd": "perhaps"}}},
+            r"loss.wcd is 'perhaps', expected true or false",
+        ),
+        ({"set": {"run.step": 3}}, r"no setting 'run.step'. Did you mean 'run.steps'"),
+        ({"preset": "gpu"}, r"no such settings file or preset"),
+        ({"sets": {}}, r"no setting 'sets'"),
+        ({"probe": {"epoch": 3}}, r"no setting 'epoch'. Did you mean 'epochs'"),
+        ({"seeds": [1, 1]}, r"Give different numbers"),
+        ({"rows": {}}, r"names no rows"),
+        ({"rows": {"random": None, "base": {}, "whole": {}, "whole!": {}}}, r"make one file name"),
+        ({"claims": [{"better": "whle", "than": "base"}]}, r"no row 'whle'. Did you mean 'whole'"),
+        ({"claims": [{"stage": "finetune", "better": "whole", "than": "base"}]}, r"a fine-tuning that is not there"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(change, says):
+    with pytest.raises(OlivineError, match=says) as caught:
+        study_from_plain({**PLAIN, **change}, "small.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_shards_name_the_command_that_makes_them(small, tmp_path):
+    with pytest.raises(OlivineError, match=r"no shards here. Make them: make the-ground"):
+        run_study(small, tmp_path)
+
+
+def test_the_studies_of_the_package_are_right():
+    demo = load_study("configs/study-demo.yaml")
+    assert list(demo.rows) == ["random", "InfoNCE", "whole method"]
+    assert demo.rows["whole method"].loss.scr
+    assert not demo.rows["InfoNCE"].loss.wcd
+    assert not demo.rows["InfoNCE"].augment.crop  # stored features are of whole pictures
+
+
+# -- what is run
+
+
+def test_runs_go_seed_by_seed_and_random_weights_are_not_pre_trained(small, ground):
+    runs = [(run.row, run.seed, run.stage) for run in plan_study(small, ground, (0, 1))]
+    one = [("random", "probe"), ("base", "pretrain"), ("base", "probe"), ("whole", "pretrain"), ("whole", "probe")]
+    assert runs == [(row, seed, stage) for seed in (0, 1) for row, stage in one]
+
+
+def test_a_configuration_is_everything_that_decides_a_result_and_nothing_else(small, ground):
+    def digests(plain=None, ground=ground):
+        study = study_from_plain({**PLAIN, **(plain or {})}, "small.yaml")
+        return {(r.row, r.stage): r.digest for r in plan_study(study, ground, (0,))}
+
+    before = digests()
+    changed = digests({"rows": {**PLAIN["rows"], "whole": {"loss.scr": False}}})
+    assert {key for key in before if before[key] != changed[key]} == {("whole", "pretrain"), ("whole", "probe")}
+    assert digests({"set": {"data.workers": 3, "run.threads": 1}}) == before
+    probed = digests({"probe": {"epochs": 9}})
+    assert {key for key in before if before[key] != probed[key]} == {key for key in before if key[1] == "probe"}
+    for other in (replace(ground, train=SimpleNamespace(digest="x")), replace(ground, encoder="x")):
+        assert digests(ground=other)["base", "pretrain"] != before["base", "pretrain"]
+    assert digests({"features": "encoder"})["base", "pretrain"] != before["base", "pretrain"]
+    # Random weights depend on the network alone.
+    assert digests({"set": {"optimizer.lr": 0.7}})["random", "probe"] == before["random", "probe"]
+    assert digests({"set": {"voxels.size_m": 0.7}})["random", "probe"] != before["random", "probe"]
+
+
+def test_an_interrupted_study_goes_on_and_repeats_nothing(small, counted, tmp_path, monkeypatch):
+    do = study_module._do
+
+    def stops(study, ground, run, out):
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return do(study, ground, run, out)
+
+    monkeypatch.setattr(study_module, "_do", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(small, tmp_path)
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 3
+    monkeypatch.setattr(study_module, "_do", do)
+    assert [line["state"] for line in list_study(small, tmp_path, (0,))] == ["done"] * 3 + ["to do"] * 2
+    summary = run_study(small, tmp_path)
+    assert (summary.runs, summary.kept, summary.done) == (15, 3, 12)
+    assert len(counted) == len(set(counted)) == 15
+    table = summary.table.read_bytes()
+    assert run_study(small, tmp_path).done == 0
+    assert summary.table.read_bytes() == table
+    assert summary.picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_row_of_another_configuration_is_never_taken(small, counted, tmp_path):
+    run_study(small, tmp_path, (0,))
+    counted.clear()
+    other = study_from_plain({**PLAIN, "rows": {**PLAIN["rows"], "whole": {"loss.scr": False}}}, "small.yaml")
+    summary = run_study(other, tmp_path, (0,))
+    assert counted == [("whole", 0, "pretrain"), ("whole", 0, "probe")]
+    assert (summary.kept, summary.done) == (3, 2)
+
+
+def test_one_seed_a_call_ends_in_the_table_of_all(small, counted, tmp_path):
+    whole = run_study(small, tmp_path / "whole")
+    for seed in (2, 0, 1):
+        last = run_study(small, tmp_path / "parts", (seed,))
+    assert last.table.read_text() == whole.table.read_text()
+
+
+def test_a_run_that_fails_is_listed_and_the_others_go_on(small, counted, tmp_path, monkeypatch):
+    do = study_module._do
+
+    def fails(study, ground, run, out):
+        if run.row == "base" and run.stage == "pretrain":
+            raise OlivineError("the loss is not finite")
+        return do(study, ground, run, out)
+
+    monkeypatch.setattr(study_module, "_do", fails)
+    summary = run_study(small, tmp_path, (0,))
+    assert [failure.unit for failure in summary.failures] == ["base, seed 0, pretrain", "base, seed 0, probe"]
+    assert ("whole", 0, "probe") in counted
+    assert "not run" in summary.table.read_text()
+
+
+# -- joining
+
+
+def test_folders_of_one_seed_each_join_into_the_table_of_all(small, counted, tmp_path):
+    whole = run_study(small, tmp_path / "whole")
+    for seed in small.seeds:
+        run_study(small, tmp_path / f"s{seed}", (seed,))
+    merged = merge_studies([tmp_path / f"s{seed}" for seed in small.seeds], tmp_path / "merged")
+    assert merged.table.read_text() == whole.table.read_text()
+    assert (tmp_path / "merged" / "table.csv").read_text() == (tmp_path / "whole" / "table.csv").read_text()
+
+
+def test_folders_that_do_not_belong_together_are_not_joined(small, counted, ground, tmp_path, monkeypatch):
+    run_study(small, tmp_path / "a", (0,))
+    monkeypatch.setattr(study_module, "open_ground", lambda study: replace(ground, encoder="other"))
+    run_study(small, tmp_path / "b", (1,))
+    with pytest.raises(OlivineError, match=r"of another configuration .*weights is eeee.* there and other here"):
+        merge_studies([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    other = study_from_plain({**PLAIN, "name": "other"}, "other.yaml")
+    run_study(other, tmp_path / "d", (1,))
+    with pytest.raises(OlivineError, match="holds another study than"):
+        merge_studies([tmp_path / "a", tmp_path / "d"], tmp_path / "c")
+    with pytest.raises(OlivineError, match="name folders that olivine study wrote"):
+        merge_studies([tmp_path / "a", tmp_path / "empty"], tmp_path / "c")
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    run = Run("base", 0, "probe", {"probe": {"epochs": 3}})
+    write_row(tmp_path, run, {"mean_iou": 0.25})
+    assert find_row(tmp_path, run).result == {"mean_iou": 0.25}
+    path = run.file(tmp_path)
+    row = json.loads(path.read_text())
+    row["configuration"]["probe"]["epochs"] = 4  # no longer what the digest is of
+    path.write_text(json.dumps(row))
+    with pytest.raises(OlivineError, match=r"base\.seed-0\.probe\.json: is not a row of a study"):
+        read_rows([tmp_path])
+
+
+# -- the whole way, on streets
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory) -> Path:
+    """Shards of two training frames and one for validation."""
+    from olivine.labelgen.run import generate_labels
+    from olivine.labelgen.settings import LabelSettings
+    from olivine.labelgen.store import open_store
+    from olivine.pairs.build import build_pairs
+    from olivine.pairs.settings import PairSettings
+    from olivine.readers import index_dataset
+    from olivine.synthetic.settings import SyntheticSettings
+    from olivine.synthetic.write import write_dataset
+
+    folder = tmp_path_factory.mktemp("streets")
+    write_dataset(SyntheticSettings(scenes=3, frames=1, image_scale=0.1, workers=1, seed=41), folder / "world")
+    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "world", None)
+    generate_labels(index, folder / "labels", LabelSettings())
+    for split in ("train", "val"):
+        build_pairs(open_store(folder / "labels"), folder / "pairs" / split, PairSettings(workers=1), split=split)
+    return folder / "pairs"
+
+
+def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(streets, tmp_path, monkeypatch):
+    from olivine.downstream.probe import ProbeSettings, linear_probe
+    from olivine.train import image_encoder
+
+    plain = {
+        **PLAIN,
+        "shards": str(streets),
+        "set": {"run.steps": 2, "voxels.size_m": 1.0, "run.batch": 2, "image.height": 40, "image.width": 72},
+        "probe": {"epochs": 2},
+    }
+    study = study_from_plain(plain, "streets.yaml")
+    summary = run_study(study, tmp_path / "study", (0,))
+    assert not summary.failures
+    assert summary.done == 5
+    rows = {(row.row, row.stage): row.result for row in read_rows([tmp_path / "study"])}
+    assert rows["whole", "probe"]["mean_iou"] != rows["base", "probe"]["mean_iou"]
+    # Random weights are scored as `olivine probe` scores them.
+    run = next((tmp_path / "study" / "runs").glob("whole.*"))
+    direct = linear_probe(run, streets / "train", streets / "val", tmp_path / "probe", ProbeSettings(epochs=2))
+    assert direct[0].scores.mean_iou == rows["random", "probe"]["mean_iou"]
+    assert direct[1].scores.mean_iou == rows["whole", "probe"]["mean_iou"]
+    # A second seed reads the features that the first one stored.
+    monkeypatch.setattr(image_encoder.ImageEncoder, "forward", None)
+    assert run_study(study, tmp_path / "study", (1,)).done == 5
+    assert "pictures are not augmented" in summary.table.read_text()
