@@ -15,6 +15,8 @@ help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
 	@echo "make test    every promise, lint and types  make soak   the long tests (up to an hour)"
 	@echo "make bench   speed against peers            make lint   ruff and mypy alone"
+	@echo "make labelgen | build-pairs | pretrain      DATASET=nuscenes ROOT=… CLUSTER=local|ray|slurm NODES=… GPUS=… PARTITION=…"
+	@echo "make status  how far they are"
 
 setup: $(STAMP)
 
@@ -49,7 +51,7 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -m 'not soak'
 
-soak: setup
+soak: setup $(VENV)/.installed-cluster
 	$(BIN)/python -m pytest -m soak
 
 bench: setup
@@ -63,6 +65,8 @@ minkowski: setup
 	$(MINKOWSKI)/bin/python -m pip install -q -U 'setuptools>=77,<81' wheel ninja
 	$(MINKOWSKI)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("MinkowskiEngine") is None)' || PATH=$$PWD/$(MINKOWSKI)/bin:$$PATH SETUPTOOLS_USE_DISTUTILS=stdlib MAX_JOBS=2 $(MINKOWSKI)/bin/python -m pip install --no-deps --no-build-isolation MinkowskiEngine==0.5.4
 	PYTHONPATH=$(VENV)/types $(MINKOWSKI)/bin/python -m pytest -m soak tests/sparse/test_minkowski_parity.py
+
+include cluster/cluster.mk
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -32,6 +32,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 for one a core.")]
 Part = Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")]
+Place = Annotated[str, typer.Option("--executor", help="Where units are done: local (processes) or ray.")]
+Address = Annotated[str | None, typer.Option(help="ray: the cluster's host:port, or auto [starts one here].")]
+Merge = Annotated[bool, typer.Option("--merge", help="Make nothing: enter and check what all parts made.")]
+Plan = Annotated[int, typer.Option(hidden=True, help="Print which of so many parts have work left, as JSON.")]
 Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder [~/.cache/olivine/weights].")]
 Names = Annotated[list[str] | None, typer.Argument(help="Models, as `olivine weights list` names them.")]
 Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
@@ -112,14 +116,21 @@ def labelgen(
 
     Example: olivine labelgen --dataset nuscenes
     """
-    from .labelgen.run import generate_labels
+    from .cluster.journal import logs_of
+    from .cluster.ticket import check_environment
+    from .labelgen.run import generate_labels, plan_labels
+    executor: Place = "local",
+    address: Address = None,
+    workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
+    merge: Merge = False,
+    plan: Plan = 0,
     from .labelgen.settings import LabelSettings
     from .labelgen.verify import verify_labels
     from .readers import index_dataset
 
     dataset, root, why = defaults.choose_dataset(dataset, root)
     out = out or DATA / "labels" / dataset
-    console.note(f"data set: {root} ({why})", as_json)
+    console.note(f"data set: {root} ({why})", as_json or bool(plan))
     settings = LabelSettings(
         labeler=labeler,
         camseg=camseg,
@@ -127,6 +138,9 @@ def labelgen(
         error=error,
         prompts=prompts,
         weights=weights,
+    check_environment()
+    gpus = defaults.gpus()
+    place = defaults.choose_executor(executor, address, workers, workers or len(gpus) or 1, gpus)
         detector=detector,
         detector_config=detector_config,
         detector_checkpoint=detector_checkpoint,
@@ -150,10 +164,14 @@ def labelgen(
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
-    console.note(f"frames: {found}", as_json)
+    console.note(f"frames: {found}", as_json or bool(plan))
+    if plan:
+        print(json.dumps(plan_labels(index, out, plan).to_plain()))
+        return
     if verify:
         return console.finish("labelgen --verify", verify_labels(index, out, settings), None, as_json)
-    summary = generate_labels(index, out, settings, part=defaults.part(shard), overwrite=overwrite)
+    options: dict[str, Any] = {"executor": place, "logs": logs_of(out), "merge_only": merge}
+    summary = generate_labels(index, out, settings, part=defaults.part(shard), overwrite=overwrite, **options)
     console.finish("labelgen", summary, out, as_json)
 
 
@@ -250,7 +268,11 @@ def build_pairs(
 
     Example: olivine build-pairs
     """
+    executor: Place = "local",
+    address: Address = None,
     from .labelgen.store import open_store
+    merge: Merge = False,
+    plan: Plan = 0,
     from .pairs.build import build_pairs as build
     from .pairs.check import check_shards, describe_shards
     from .pairs.settings import PairSettings
@@ -260,8 +282,11 @@ def build_pairs(
             if folder is not None:
                 console.finish(f"build-pairs --{action}", function(folder), None, as_json)
         return
+    from .cluster.journal import logs_of
+    from .cluster.ticket import check_environment
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
+    from .pairs.build import plan_pairs
         images=images,
         jpeg_quality=jpeg_quality,
         segments=segments,
@@ -270,11 +295,17 @@ def build_pairs(
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
         workers=workers or defaults.cores(),
     )
+    check_environment()
+    place = defaults.choose_executor(executor, address, workers, workers or defaults.cores())
     labels, why = defaults.choose_labels(labels, dataset)
     store = open_store(labels)
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset
-    console.note(f"labels: {labels} ({why})", as_json)
+    console.note(f"labels: {labels} ({why})", as_json or bool(plan))
+    if plan:
+        splits = [split] if split else index.splits()
+        print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
+        return
     summaries = []
     for name in [split] if split else index.splits():
         if dry_run:
@@ -292,7 +323,10 @@ def pretrain(
     shards: Annotated[
         Path | None, typer.Option(help="Training shards [the largest train split in data/pairs].")
     ] = None,
+        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": merge}
     validation: Annotated[Path | None, typer.Option(help="Held-out shards [the val folder beside them].")] = None,
+        if merge:
+            summaries.append((f"{name} --check", check_shards(out / name)))
     config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     engine: Annotated[str | None, typer.Option(help="Sparse engine: torch or minkowski [the preset's].")] = None,
@@ -485,3 +519,63 @@ def doctor(
 
 if __name__ == "__main__":
     main()
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    command: Annotated[list[str], typer.Argument(help="labelgen, build-pairs or pretrain, with its options.")],
+    partition: Annotated[str | None, typer.Option(help="SLURM's partition [its default].")] = None,
+    nodes: Annotated[int, typer.Option(help="Machines at once.")] = 1,
+    gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
+    cpus: Annotated[int, typer.Option(help="Cores of one task.")] = 1,
+    parts: Annotated[int, typer.Option(help="Array tasks; 0 for four a place.")] = 0,
+    time: Annotated[str | None, typer.Option(help="Limit of one job [the partition's].")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Come back when the last job has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a stage to SLURM: an array over its parts, and a job that merges and checks; pretrain by torchrun.
+
+    Example: olivine submit --partition gpu --nodes 4 --gpus 8 -- labelgen --dataset nuscenes
+    """
+    from .cluster.slurm import SlurmSettings, submit
+
+    settings = SlurmSettings(partition, nodes, gpus, cpus, parts, time, wait)
+    summary = submit(command, settings)
+    console.finish("submit", summary, summary.logs, as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def launch(
+    command: Annotated[list[str], typer.Argument(help="pretrain, with its options.")],
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Run pretrain by torchrun on the machines of a Ray cluster.
+
+    Example: olivine launch --nodes 2 --gpus 8 --address auto -- pretrain --config paper
+    """
+    from .cluster.ray_torchrun import launch
+
+    summary = launch(command, nodes, max(1, gpus), address)
+    console.finish("launch", summary, summary.logs, as_json)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="What a stage writes to, or a folder above.")] = DATA,
+    watch: Annotated[bool, typer.Option("--watch", help="A progress bar, until nothing is left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is done, running and failed of the jobs that write here, from any terminal.
+
+    Example: olivine status data/labels/nuscenes --watch
+    """
+    from .cluster.status import find_jobs, read_status, show_progress
+
+    jobs = find_jobs(folder)
+    if watch:
+        show_progress(jobs)
+    found = [read_status(job) for job in jobs]
+    console.finish_many("status", [(str(s.out), s) for s in found], None, as_json)
+
+

@@ -75,9 +75,14 @@ def disk_error(error: OSError, path: PathLike) -> OlivineError:
     return OlivineError(f"cannot be written: {error.strerror or error}", where=path)
 
 
-def _partial_name(path: Path) -> Path:
+def writer_name(pid: int | None = None) -> str:
+    """What a process of this machine (this one without a pid) signs its half-written files with."""
     host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-    return path.with_name(f".{path.name}{_PARTIAL}{host}-{os.getpid()}-{secrets.token_hex(3)}")
+    return f"{host}-{pid or os.getpid()}"
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_PARTIAL}{writer_name()}-{secrets.token_hex(3)}")
 
 
 def _sync_file(path: Path) -> None:
@@ -178,17 +183,18 @@ def is_running(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def remove_leftovers(directory: PathLike) -> list[Path]:
+def remove_leftovers(directory: PathLike, writer: str | None = None) -> list[Path]:
     """Remove what dead processes of this machine left half-written in ``directory``.
 
-    Only names that :func:`atomic_file` and :func:`atomic_directory` make are touched,
-    and only when their process is gone. Returns what was removed.
+    Only names that :func:`atomic_file` and :func:`atomic_directory` make are touched, and only
+    when their process is gone. With ``writer``, a :func:`writer_name` known to be dead, what
+    that one left, on whatever machine it ran. Returns what was removed.
     """
-    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    host = writer_name().rpartition("-")[0]
     removed = []
-    for path in Path(directory).glob(f".*{_PARTIAL}{host}-*"):
+    for path in Path(directory).glob(f".*{_PARTIAL}{writer or host}-*"):
         pid = path.name.rsplit("-", 2)[1]
-        if not pid.isdigit() or is_running(int(pid)):
+        if writer is None and (not pid.isdigit() or is_running(int(pid))):
             continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         removed.append(path)

@@ -15,12 +15,14 @@ import typer
 from .common import Failure, OlivineError, disk_error
 
 _START = time.monotonic()
+_QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks
 _REPEATED = ("out", "labels", "seconds", "confusion")  # of a summary: printed below it, or too wide for a line
 
 
 def note(text: str, as_json: bool) -> None:
     """Say what was chosen: on standard output, or beside it where that is for a machine."""
-    print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+    if not _QUIET:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
 def say_plan(what: str, out: Path, as_json: bool) -> None:
@@ -38,7 +40,9 @@ def finish_many(command: str, summaries: list[tuple[str, Any]], out: Path | None
     rows = {name: dataclasses.asdict(summary) for name, summary in summaries}
     failures = [Failure(**f) for row in rows.values() for f in row.pop("failures", [])]
     seconds = round(time.monotonic() - _START, 1)
-    if as_json:
+    if _QUIET:
+        pass
+    elif as_json:
         plain = rows[""] if list(rows) == [""] else rows
         listed = [dataclasses.asdict(f) for f in failures]
         print(

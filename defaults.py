@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .common import OlivineError, read_json
+
+if TYPE_CHECKING:
+    from .cluster.work import Executor
 
 DATA = Path("data")
 RUNS = Path("runs")
@@ -109,5 +113,31 @@ def number(option: str, text: str) -> float:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; under SLURM those of its task."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(free, int(os.environ.get("SLURM_CPUS_PER_TASK") or free))
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(filter(None, chosen.split(",")))
+    return tuple(sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")))
+
+
+def choose_executor(
+    name: str, address: str | None, workers: int, processes: int, devices: tuple[str, ...] = ()
+) -> Executor:
+    """Where work units are done: ``local`` in so many processes (on a device each in turn), or ``ray``."""
+    if name == "local":
+        if address is not None:
+            raise OlivineError("--address needs --executor ray", remedy="add it, or leave --address out")
+        from .cluster.local import Local
+
+        return Local(processes, devices)
+    if name != "ray":
+        raise OlivineError(f"--executor {name}", remedy="choose local or ray; for SLURM: olivine submit")
+    from .cluster.ray_actors import RayCluster
+
+    return RayCluster(address or os.environ.get("RAY_ADDRESS"), workers)

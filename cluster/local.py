@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic
 
+from ..common import writer_name
 from .work import Job, Pool, R, Reply, Runner, T, U, WorkUnit
 
 
@@ -62,8 +63,9 @@ class Here(Generic[U, R]):
         key = unit.key
         return [(unit, self._runner(unit, lambda count: step(key, count)))]
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         """Nothing to end."""
+        return []
 
 
 @dataclass(eq=False)
@@ -126,7 +128,7 @@ class Processes(Generic[U, R]):
             except (EOFError, ConnectionResetError):
                 self._workers.remove(worker)
                 worker.process.join()
-                replies.append((worker.unit, Reply[R](error=_end_of(worker.process.exitcode))))
+                replies.append((worker.unit, _died(worker.process)))
                 continue
             if isinstance(message, int):
                 step(worker.unit.key, message)
@@ -135,7 +137,7 @@ class Processes(Generic[U, R]):
                 worker.unit = None
         return replies
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         """End the processes; an idle one goes by itself, a busy one is stopped."""
         for worker in self._workers:
             worker.pipe.close()
@@ -146,11 +148,13 @@ class Processes(Generic[U, R]):
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+        return [writer_name(worker.process.pid) for worker in self._workers if worker.unit is not None]
 
 
-def _end_of(code: int | None) -> str:
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-    return f"its worker process died ({how}{'; out of memory?' if code == -signal.SIGKILL else ''})"
+def _died(process: multiprocessing.process.BaseProcess) -> Reply[Any]:
+    code = process.exitcode or 0
+    how = f"exit code {code}" if code >= 0 else f"signal {-code}{'; out of memory?' if code == -signal.SIGKILL else ''}"
+    return Reply(error=f"its worker process died ({how})", lost=writer_name(process.pid))
 
 
 def _serve(pipe: Connection, make: bytes, logs: Path | None, device: str | None) -> None:

@@ -63,6 +63,8 @@ class Job(Generic[U, R]):
         wide: a worker holds a model: one for each GPU, or one for each machine without.
         paths: folders that every worker must see.
         packages: distributions whose versions the output's bytes depend on.
+        lost: told the :func:`~olivine.common.writer_name` of each worker that ended with a unit unfinished, so that the
+            room can remove what it had begun.
     """
 
     name: str
@@ -71,14 +73,16 @@ class Job(Generic[U, R]):
     wide: bool = False
     paths: tuple[Path, ...] = ()
     packages: tuple[str, ...] = ("olivine",)
+    lost: Callable[[str], object] = lambda writer: None
 
 
 @dataclass(frozen=True)
 class Reply(Generic[R]):
-    """A worker's answer: a result, or the error of this unit, or the reason why no unit can be done."""
+    """A worker's answer: a result, or this unit's error (``lost`` names a worker that died), or why no unit can be done."""
 
     result: R | None = None
     error: str = ""
+    lost: str = ""
     stop: OlivineError | None = None
 
 
@@ -104,8 +108,8 @@ class Pool(Protocol[U, R]):
     def wait(self, step: Callable[[str, int], None]) -> list[tuple[WorkUnit[U], Reply[R]]]:
         """Answers, after a second at most; ``step`` is told of progress within a unit. A worker's death is an error."""
 
-    def close(self) -> None:
-        """End the workers, whatever they do."""
+    def close(self) -> list[str]:
+        """End the workers, whatever they do; returns the names of those that were at work."""
 
 
 class Executor(Protocol):
@@ -198,7 +202,9 @@ def execute(
     attempts: Counter[str] = Counter()
     told: Counter[str] = Counter()
     pool = executor.pool(job, journal.folder if journal else None)
-    with contextlib.closing(pool), progress(job.name, total, job.noun) as advance:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: deque(map(job.lost, pool.close())))
+        advance = stack.enter_context(progress(job.name, total, job.noun))
 
         def step(key: str, count: int) -> None:
             count = max(0, min(count, row.sizes.get(key, 0) - told[key]))  # a unit that is tried again counts once
@@ -215,6 +221,8 @@ def execute(
                 return
             for unit, reply in pool.wait(step):
                 attempts[unit.key] += 1
+                if reply.lost:
+                    job.lost(reply.lost)
                 if reply.stop is not None:
                     if journal:
                         journal.ended(unit.key, str(reply.stop))

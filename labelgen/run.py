@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cluster.journal import Journal
+from ..cluster.journal import Journal, logs_of
 from ..cluster.local import Local
+from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
 from ..common import (
     Failure,
@@ -31,6 +32,8 @@ from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA
 from .units import Unit
 from .work import LabelWork, SceneResult
+
+PACKAGES = ("olivine", "numpy", "pillow")  # what every label map's bytes depend on; a labeler adds its own
 
 
 @dataclass
@@ -203,17 +206,21 @@ def generate_labels(
         summary.seconds = time.monotonic() - start
         return summary
     # Made where a worker is: what `auto` means, and whether the weights are there, is for that machine to say.
-    packages = ("olivine", "numpy", "pillow")
     question = ManifestQuestion(LabelWork(labels, name, settings, index.root), index.dataset, index.version)
-    new = executor.ask(question, (index.root,), packages)
+    new = executor.ask(question, (index.root,), PACKAGES)
     settings = adopt_settings(settings, new)
     discard, summary.notes = _settle_manifest(labels, old, new, index, overwrite)
-    for folder, _, _ in os.walk(labels):
-        remove_leftovers(folder)
+    _clean(labels)
     work = LabelWork(labels, name, settings, index.root, discard)
-    packages = tuple(sorted({*packages, *new["packages"]}))
+    packages = tuple(sorted({*PACKAGES, *new["packages"]}))
     job: Job[Scene, SceneResult] = Job(
-        "labels", work.worker, noun="image", wide=True, paths=(labels, index.root), packages=packages
+        "labels",
+        work.worker,
+        noun="image",
+        wide=True,
+        paths=(labels, index.root),
+        packages=packages,
+        lost=lambda writer: _clean(labels, writer),
     )
     cameras = len(scenes[0].frames()[0].cameras) if scenes else 0
     units = (WorkUnit(scene.name, scene.frame_count * cameras, scene) for scene in scenes)
@@ -237,6 +244,18 @@ def generate_labels(
     summary.pixels = {name: int(n) / whole for name, n in zip(("no label", *vocabulary.classes), pixels)}
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _clean(labels: Path, writer: str | None = None) -> None:
+    for folder, _, _ in os.walk(labels):
+        remove_leftovers(folder, writer)
+
+
+def plan_labels(index: FrameIndex, labels: Path, parts: int) -> Plan:
+    """What of the label maps is left, cut into parts."""
+    finished = ((labels / "units" / f"{scene.name}.json").is_file() for scene in index.scenes)
+    paths = (labels.absolute(), index.root.absolute())
+    return Plan.of(logs_of(labels), [finished], parts, paths, PACKAGES)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 from ..cluster.journal import Journal
 from ..cluster.local import Local
+from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
 from ..common import Failure, OlivineError, PathLike, remove_leftovers
 from ..labelgen.store import LabelStore
@@ -111,7 +113,7 @@ def build_pairs(
         raise OlivineError(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
-    removed = [*remove_leftovers(out), *remove_leftovers(out / UNITS)]
+    removed = _clean(out)
 
     mine = units[i::n]
     waiting = mine if overwrite else [unit for unit in mine if not finished(out, unit)]
@@ -128,6 +130,7 @@ def build_pairs(
         noun="frame",
         paths=(out, store.root, index.root),
         packages=PACKAGES,
+        lost=lambda writer: _clean(out, writer),
     )
     rows = (WorkUnit(unit.key, unit.count, unit) for unit in waiting)
     executor = executor or Local(max(1, min(settings.workers, len(waiting))))
@@ -146,10 +149,6 @@ def build_pairs(
                 if time.monotonic() - merged > _MERGE_EVERY:
                     merge_manifest(out, recipe, provenance, planned)
                     merged = time.monotonic()
-    except BaseException:  # what stopped workers had begun
-        remove_leftovers(out)
-        remove_leftovers(out / UNITS)
-        raise
     finally:
         manifest = merge_manifest(out, recipe, provenance, planned)
     if not manifest["shards"]:
@@ -169,6 +168,28 @@ def build_pairs(
         removed=len(removed),
         failures=failures,
     )
+
+
+def plan_pairs(
+    store: LabelStore,
+    out: Path,
+    logs: Path,
+    settings: PairSettings,
+    splits: Sequence[str],
+    index: FrameIndex,
+    parts: int,
+) -> Plan:
+    """What of some splits is left, cut into parts; the arguments are checked as :func:`build_pairs` does."""
+    _check_labels(store, settings)
+    rows = []
+    for split in splits:
+        refuse_other_recipe(out / split, recipe_of(store, index, settings, split), overwrite=False)
+        rows.append([finished(out / split, unit) for unit in plan_units(index, split)])
+    return Plan.of(logs, rows, parts, (store.root, index.root), PACKAGES)
+
+
+def _clean(out: Path, writer: str | None = None) -> list[Path]:
+    return [*remove_leftovers(out, writer), *remove_leftovers(out / UNITS, writer)]
 
 
 def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, split: str) -> dict[str, Any]:

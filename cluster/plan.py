@@ -1,0 +1,90 @@
+"""What of a job is left, cut into parts: all that a scheduler needs to know of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common import OlivineError
+
+SEVERAL = 1000  # a part's number must stay under what a cluster takes as an array's last index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage's work, cut into ``parts``.
+
+    Attributes:
+        logs: the folder of its account.
+        units: of the whole job; ``left`` of them unfinished.
+        parts: how many there are; ``open`` are those with unfinished units.
+        paths, packages: as for :class:`~olivine.cluster.work.Job`.
+    """
+
+    logs: Path
+    units: int
+    left: int
+    parts: int
+    open: tuple[int, ...]
+    paths: tuple[Path, ...]
+    packages: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, logs: Path, jobs: Sequence[Iterable[bool]], parts: int, paths: Sequence[Path], packages: Sequence[str]
+    ) -> Plan:
+        """The plan of one or several rows of units (a stage may have one for each split).
+
+        Args:
+            jobs: for each row, whether each of its units is finished.
+        """
+        if not 1 <= parts <= SEVERAL:
+            raise OlivineError(f"{parts} parts", remedy=f"give 1 to {SEVERAL}")
+        rows = [list(row) for row in jobs]
+        left = {number % parts for row in rows for number, finished in enumerate(row) if not finished}
+        units = sum(len(row) for row in rows)
+        unfinished = sum(not finished for row in rows for finished in row)
+        return cls(logs, units, unfinished, parts, tuple(sorted(left)), tuple(paths), tuple(packages))
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON, with absolute paths."""
+        paths = [str(path.absolute()) for path in self.paths]
+        return {**asdict(self), "logs": str(self.logs.absolute()), "paths": paths}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Plan:
+        """What :meth:`to_plain` gave."""
+        lists = {key: tuple(plain[key]) for key in ("open", "packages")}
+        return cls(**{**plain, **lists, "logs": Path(plain["logs"]), "paths": tuple(map(Path, plain["paths"]))})
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as SLURM writes an array: ``0-3,7``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def ask_stage(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a command of olivine prints as JSON, from a process of its own.
+
+    Raises:
+        OlivineError: what the command itself says.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "olivine.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("olivine: ")] or [done.stderr]
+        raise OlivineError(said[-1].removeprefix("olivine: ").strip())
+    plain: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return plain

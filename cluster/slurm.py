@@ -1,0 +1,183 @@
+"""A stage as SLURM jobs: an array over its parts and a job after it that merges and checks; pre-training by torchrun.
+
+The scripts are beside this file. SLURM decides when and where; what is finished is seen from the output alone, so a stage
+that is submitted again submits the parts with something left to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..common import Failure, OlivineError
+from .journal import logs_of
+from .plan import Plan, ask_stage, ranges
+from .ticket import VARIABLE, Ticket
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """What is asked of SLURM.
+
+    Attributes:
+        partition: None for the cluster's default.
+        nodes: machines at once.
+        gpus: on each of them; processes where the partition has no GPUs.
+        cpus: cores of one task.
+        parts: array tasks; 0 for four a place, at most one a unit.
+        time: limit of one job, as SLURM writes it; None for the partition's.
+        wait: come back when the last job has ended, and with its success.
+    """
+
+    partition: str | None = None
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 1
+    parts: int = 0
+    time: str | None = None
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("parts", 0)):
+            if getattr(self, name) < least:
+                raise OlivineError(f"--{name} {getattr(self, name)}", remedy=f"give at least {least}")
+
+
+@dataclass
+class Submission:
+    """What was submitted.
+
+    Attributes:
+        jobs: SLURM's job numbers, by purpose.
+        units, units_left: of the stage.
+        array: the parts that have something left to do, as SLURM writes them.
+        logs: where the jobs' output goes.
+        failures: a job that was waited for and failed.
+    """
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    units: int = 0
+    units_left: int = 0
+    array: str = ""
+    logs: Path = Path()
+    failures: list[Failure] = field(default_factory=list)
+
+
+def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
+    """Submit a stage.
+
+    Args:
+        command: of ``olivine``: ``labelgen``, ``build-pairs`` or ``pretrain`` with its options.
+
+    Raises:
+        OlivineError: no SLURM here, no such partition, a stage that cannot be submitted or that refuses its options.
+    """
+    if not command or command[0] not in ("labelgen", "build-pairs", "pretrain"):
+        raise OlivineError(
+            f"cannot submit {' '.join(command) or 'nothing'}", remedy="labelgen, build-pairs or pretrain"
+        )
+    for taken in ("--shard", "--overwrite", "--executor"):
+        if any(word == taken or word.startswith(f"{taken}=") for word in command):
+            raise OlivineError(f"{taken} cannot be submitted", remedy="leave it out, or run the stage without SLURM")
+    has_gpus = _check_cluster(settings)
+    if command[0] == "pretrain":
+        return _submit_pretrain(command, settings, has_gpus)
+    places = settings.nodes * max(1, settings.gpus)
+    plan = _plan(command, settings.parts or 4 * places)
+    result = Submission(units=plan.units, units_left=plan.left, array=ranges(plan.open), logs=plan.logs / "slurm")
+    if not plan.open:
+        return result
+    result.logs.mkdir(parents=True, exist_ok=True)
+    Ticket.issue(plan.paths, plan.packages, plan.logs)
+    ticket = f"--export=ALL,{VARIABLE}={plan.logs / 'ticket.json'}"
+    stage = [sys.executable, "-m", "olivine.cli", *command]
+    options = [ticket, f"--cpus-per-task={settings.cpus}", f"--output={result.logs}/%A_%a.log"]
+    options += ["--gpus-per-task=1", "--ntasks=1"] if has_gpus and settings.gpus and command[0] == "labelgen" else []
+    array = f"--array={result.array}%{places}"
+    result.jobs["array"] = _sbatch("array", settings, [array, *options], [str(plan.parts), *stage])
+    after = [f"--dependency=afterany:{result.jobs['array']}", ticket, f"--output={result.logs}/%j.log"]
+    return _last("merge", settings, after, stage, result)
+
+
+def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: bool) -> Submission:
+    planned = ask_stage([*command, "--dry-run", "--json"])
+    result = Submission(logs=logs_of(Path(planned["out"])))
+    result.logs.mkdir(parents=True, exist_ok=True)
+    processes = max(1, settings.gpus)
+    options = [f"--nodes={settings.nodes}", f"--output={result.logs}/%j.log"]
+    options.append(f"--cpus-per-task={max(settings.cpus, 1 if has_gpus else processes)}")
+    options += [f"--gpus-per-node={processes}"] if has_gpus else []
+    return _last("pretrain", settings, options, [sys.executable, str(processes), *command], result)
+
+
+def _last(
+    name: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str], result: Submission
+) -> Submission:
+    """Submit the job that the stage ends with, and wait for it where asked to."""
+    waiting = ["--wait"] if settings.wait else []
+    try:
+        result.jobs[name] = _sbatch(name, settings, [*waiting, *options], arguments)
+    except _Failed as failed:
+        result.jobs[name] = failed.job
+        result.failures.append(Failure(f"job {failed.job}", f"failed; see {result.logs / failed.job}.log"))
+    return result
+
+
+class _Failed(Exception):
+    def __init__(self, job: str) -> None:
+        self.job = job
+
+
+def _sbatch(script: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str]) -> str:
+    """Submit a script; returns the job's number."""
+    general = ["--parsable", f"--job-name=olivine-{script}"]
+    general += [f"--partition={settings.partition}"] if settings.partition else []
+    general += [f"--time={settings.time}"] if settings.time else []
+    done = _run(["sbatch", *general, *options, str(_HERE / f"{script}.sbatch"), *arguments])
+    job = done.stdout.strip().split(";")[0]
+    if job and done.returncode:  # submitted with --wait, and the job itself failed
+        raise _Failed(job)
+    if done.returncode:
+        reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines()
+        raise OlivineError(f"sbatch refuses the job: {(reason or ['no reason given'])[0]}", remedy="look with: sinfo")
+    return job
+
+
+def _check_cluster(settings: SlurmSettings) -> bool:
+    """Raise unless SLURM answers and has what is asked for; returns whether the partition has GPUs."""
+    if shutil.which("sbatch") is None:
+        raise OlivineError(
+            "no SLURM here (no sbatch)", remedy="run this on a machine that can submit, or CLUSTER=local"
+        )
+    listed = _run(["sinfo", "--noheader", "--format=%P %D %G"])
+    if listed.returncode:
+        raise OlivineError(
+            f"SLURM does not answer ({listed.stderr.strip().splitlines()[0]})", remedy="look with: scontrol ping"
+        )
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    names = sorted({row[0].rstrip("*") for row in rows})
+    wanted = settings.partition
+    mine = [row for row in rows if (row[0].rstrip("*") == wanted if wanted else row[0].endswith("*"))]
+    if not mine:
+        what = f"no partition {wanted!r}" if wanted else "the cluster has no default partition"
+        raise OlivineError(what, where="--partition", remedy=f"choose one of: {', '.join(names)}")
+    if (nodes := sum(int(row[1]) for row in mine)) < settings.nodes:
+        raise OlivineError(f"partition {mine[0][0]} has {nodes} nodes", where="--nodes", remedy=f"ask for {nodes}")
+    return any("gpu" in row[2] for row in mine)
+
+
+def _plan(command: Sequence[str], parts: int) -> Plan:
+    plan = Plan.from_plain(ask_stage([*command, "--plan", str(parts)]))
+    if plan.units < parts:  # rather fewer tasks than tasks with nothing to do
+        plan = Plan.from_plain(ask_stage([*command, "--plan", str(plan.units)]))
+    return plan
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
