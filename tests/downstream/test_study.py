@@ -242,7 +242,7 @@ def test_folders_that_do_not_belong_together_are_not_joined(small, counted, grou
     run_study(other, tmp_path / "d", (1,))
     with pytest.raises(OlivineError, match="holds another study than"):
         merge_studies([tmp_path / "a", tmp_path / "d"], tmp_path / "c")
-    with pytest.raises(OlivineError, match="name folders that olivine study wrote"):
+    with pytest.raises(OlivineError, match="Name folders that olivine study wrote"):
         merge_studies([tmp_path / "a", tmp_path / "empty"], tmp_path / "c")
 
 
