@@ -40,6 +40,16 @@ Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder [
 Names = Annotated[list[str] | None, typer.Argument(help="Models, as `olivine weights list` names them.")]
 Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
 Labels = Annotated[Path | None, typer.Option(help="Label folder [the largest in data/labels].")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")]
+Labelled = Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")]
+Fraction = Annotated[float, typer.Option(help="Percent of the training labels: 1, 5, 10, 25 or 100.")]
+Tuned = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as lr=0.5.")]
+Network = Annotated[
+    str | None, typer.Option(help="Preset or YAML file whose backbone and voxels the checkpoint must have.")
+]
+Predictions = Annotated[
+    Path | None, typer.Option(help="Also write the validation frames' predictions here, in the benchmark's format.")
+]
 
 
 def main() -> None:
@@ -375,33 +385,99 @@ def pretrain(
 
 @app.command()
 def probe(
-    checkpoint: Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")] = None,
+    checkpoint: Checkpoint = None,
+    shards: Labelled = None,
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
-    epochs: Annotated[int, typer.Option(help="Passes over the training shards.")] = 50,
+    fraction: Fraction = 100,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None,
     seed: Annotated[int, typer.Option(help="Of the head and of the random weights.")] = 0,
+    set_: Tuned = None,
+    config: Network = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
+    predictions: Predictions = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
 
     Example: olivine probe
     """
-    from .downstream.probe import ProbeSettings, linear_probe
-    from .downstream.results import score_table
+    from .downstream.probe import linear_probe
+    from .downstream.settings import ProbeSettings, settings_of
+    from .train.settings import load_settings
 
+    settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
+    network = None if config is None else load_settings(config)
+    checkpoint, folder = _choose_backbone(checkpoint, as_json)
+    base = _choose_labelled(shards, as_json)
+    out = out or folder / "probe"
+    if dry_run:
+        return console.say_plan(f"a linear probe of {checkpoint}", out, as_json)
+    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
+    options["predictions"] = predictions
+    _say_scores(linear_probe(checkpoint, base / "train", base / "val", out, settings, **options), out, as_json)
+
+
+@app.command()
+def finetune(
+    checkpoint: Checkpoint = None,
+    shards: Labelled = None,
+    random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
+    fraction: Fraction = 100,
+    epochs: Annotated[int | None, typer.Option(help="Passes over those frames [50; 100 at 1 %].")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
+    set_: Tuned = None,
+    config: Network = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [<run>/finetune-<fraction>].")] = None,
+    predictions: Predictions = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the whole network on a fraction of the labels and score it.
+
+    Example: olivine finetune --fraction 1
+    """
+    from .downstream.finetune import finetune as run
+    from .downstream.settings import FinetuneSettings, settings_of
+    from .train.settings import load_settings
+
+    settings = settings_of(FinetuneSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
+    network = None if config is None else load_settings(config)
+    if checkpoint is None and random and network is not None:
+        folder = RUNS / network.name
+    else:
+        checkpoint, folder = _choose_backbone(checkpoint, as_json)
+    base = _choose_labelled(shards, as_json)
+    out = out or folder / f"finetune-{settings.fraction:g}{'-random' if random else ''}"
+    if dry_run:
+        return console.say_plan(f"a fine-tuning of {checkpoint} on {settings.fraction:g} % of the labels", out, as_json)
+    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
+    options["predictions"] = predictions
+    _say_scores([run(checkpoint, base / "train", base / "val", out, settings, **options)], out, as_json)
+
+
+def _choose_backbone(checkpoint: Path | None, as_json: bool) -> tuple[Path, Path]:
+    """The checkpoint and its run's folder."""
     checkpoint, why = defaults.choose_checkpoint(checkpoint)
     console.note(f"checkpoint: {checkpoint} ({why})", as_json)
+    return checkpoint, checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
+def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
+    """The folder with train/ and val/ shards."""
     base, why = defaults.choose_shards(shards, "train")
     base = base.parent if base.name in ("train", "val") else base
     console.note(f"shards: {base}/{{train,val}} ({why})", as_json)
-    out = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "probe"
-    settings = ProbeSettings(epochs=epochs, seed=seed)
-    results = linear_probe(checkpoint, base / "train", base / "val", out, settings, random=random)
-    if as_json:
-        print(json.dumps([dataclasses.asdict(r) for r in results]))
-        return
-    print(f"\n{score_table(results)}\nscores: {out}")
+    return base
+
+
+def _say_scores(results: list[Any], out: Path, as_json: bool) -> None:
+    from .downstream.results import score_table
+
+    plain = json.dumps([dataclasses.asdict(r) for r in results])
+    print(plain if as_json else f"\n{score_table(results)}\nscores: {out}")
 
 
 @app.command()
@@ -450,7 +526,7 @@ def study(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")] = None,
+    checkpoint: Checkpoint = None,
     layout: Annotated[str, typer.Option(help="minkowski (SLidR, OLIVINE) or openpcdet.")] = "minkowski",
     out: Annotated[Path | None, typer.Option(help="The file [<run>/<layout>.pt].")] = None,
     as_json: Json = False,
@@ -462,9 +538,8 @@ def export(
     from .train.backbones.layouts import export_weights
     from .train.checkpoint import load_backbone
 
-    checkpoint, why = defaults.choose_checkpoint(checkpoint)
-    console.note(f"checkpoint: {checkpoint} ({why})", as_json)
-    out = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"{layout}.pt"
+    checkpoint, folder = _choose_backbone(checkpoint, as_json)
+    out = out or folder / f"{layout}.pt"
     network, _ = load_backbone(checkpoint)
     left_out = export_weights(network, out, layout)
     if as_json:

@@ -62,10 +62,12 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
 
 
 def choose_checkpoint(checkpoint: Path | None) -> tuple[Path, str]:
-    """The run folder or checkpoint and the reason."""
-    if checkpoint is not None:
-        return checkpoint, "as asked"
-    return newest_run(), "the newest run"
+    """The run folder or checkpoint, the reason, and how far it got where its run is not finished."""
+    chosen, why = (newest_run(), "the newest run") if checkpoint is None else (checkpoint, "as asked")
+    from .train.checkpoint import load_checkpoint, progress_of
+
+    progress = progress_of(load_checkpoint(chosen))
+    return chosen, f"{why}; {progress}" if progress else why
 
 
 def has_run() -> bool:

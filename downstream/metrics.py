@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .benchmarks import scorer_mean_iou
+
 
 def confusion_matrix(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], class_count: int
@@ -38,6 +40,8 @@ class Scores:
         frequency_weighted_iou: mean over ``iou`` weighted by the truth's points.
         accuracy: share of the labelled points predicted right.
         point_count: labelled points.
+        scorer_mean_iou: what the benchmark's own scorer makes of the same predictions, see
+            :func:`~olivine.downstream.benchmarks.scorer_mean_iou`; None where there is none.
     """
 
     iou: dict[str, float]
@@ -46,9 +50,10 @@ class Scores:
     frequency_weighted_iou: float
     accuracy: float
     point_count: int
+    scorer_mean_iou: float | None = None
 
 
-def scores(confusion: NDArray[np.integer], classes: tuple[str, ...]) -> Scores:
+def scores(confusion: NDArray[np.integer], classes: tuple[str, ...], dataset: str = "") -> Scores:
     """Scores of a confusion matrix [K + 1, K + 1] whose classes 1..K are ``classes``."""
     confusion = confusion.astype(np.float64)
     truth = confusion[1:].sum(axis=1)
@@ -64,4 +69,5 @@ def scores(confusion: NDArray[np.integer], classes: tuple[str, ...]) -> Scores:
         frequency_weighted_iou=float((iou * truth).sum() / total) if total else 0.0,
         accuracy=float(hit.sum() / total) if total else 0.0,
         point_count=int(total),
+        scorer_mean_iou=scorer_mean_iou(iou, union, dataset),
     )

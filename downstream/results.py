@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import write_json
+from ..common import read_json, write_bytes, write_json
 from .metrics import Scores
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class Result:
     """What one backbone scored.
 
     Attributes:
-        name: ``random weights``, or the run's name.
+        name: ``pre-trained``, ``random weights``, or the same ``fine-tuned``.
         source: the checkpoint's path, empty for random weights.
         scores: over every labelled point of the validation shards.
-        settings: of the probe.
+        classes: 1..K, also those that the scores leave out.
+        confusion: points by (truth, prediction), K + 1 rows of K + 1; row and column 0 are the ignored class.
+        settings: of the run.
         train_frames, validation_frames: frames used.
-        provenance: digests of the shards, backbone.
+        provenance: digests of the shards, backbone, steps, batch.
+        notes: what a reader of the scores should know: an unfinished checkpoint, shards that are not all there.
     """
 
     name: str
     source: str
     scores: Scores
+    classes: tuple[str, ...]
+    confusion: list[list[int]]
     settings: dict[str, Any]
     train_frames: int
     validation_frames: int
     provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-def write_results(folder: Path, results: list[ProbeResult]) -> None:
-    """``scores.json`` and ``scores.md`` in ``folder``."""
-    write_json(folder / "scores.json", [asdict(r) for r in results])
-    from ..common import write_bytes
-
+def write_results(folder: Path, results: list[Result]) -> None:
+    """``scores.md`` and ``scores.json`` in ``folder``, for one result also ``confusion.csv``."""
     write_bytes(folder / "scores.md", score_table(results).encode())
+    if len(results) == 1:
+        write_bytes(folder / "confusion.csv", _confusion_table(results[0]).encode())
+    write_json(folder / "scores.json", [asdict(r) for r in results])
 
 
-def score_table(results: list[ProbeResult]) -> str:
+def read_result(path: Path) -> Result:
+    """The first result of a ``scores.json``."""
+    plain = read_json(path)[0]
+    scores = Scores(**{**plain["scores"], "absent": tuple(plain["scores"]["absent"])})
+    sequences = {key: tuple(plain[key]) for key in ("classes", "notes")}
+    return Result(**{**plain, **sequences, "scores": scores})
+
+
+def score_table(results: list[Result]) -> str:
     """A Markdown table: a row for each class and one for the mean, a column for each result; IoU in percent."""
     classes = list(results[0].scores.iou)
     width = max(len(c) for c in (*classes, "frequency-weighted"))
@@ -60,8 +76,22 @@ def score_table(results: list[ProbeResult]) -> str:
     lines.append("")
     lines.append(
         f"{first.scores.point_count:,} labelled points of {first.validation_frames} validation frames; "
-        f"head trained on {first.train_frames} frames."
+        f"trained on {first.train_frames} frames."
     )
     if first.scores.absent:
         lines.append(f"Not in the validation set, left out of the means: {', '.join(first.scores.absent)}.")
+    theirs = {r.name: r.scores.scorer_mean_iou for r in results}
+    if any(t is not None and abs(t - r.scores.mean_iou) > 5e-7 for t, r in zip(theirs.values(), results)):
+        means = ", ".join(f"{name} {100 * t:.1f}" for name, t in theirs.items() if t is not None)
+        lines.append(f"Mean by the benchmark's own scorer, which counts such classes as 0: {means}.")
+    lines += dict.fromkeys(f"Note: {note}." for result in results for note in result.notes)
     return "\n".join(lines) + "\n"
+
+
+def _confusion_table(result: Result) -> str:
+    """Points by truth (rows) and prediction (columns), with the classes' names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["truth", *result.classes])
+    writer.writerows([name, *row[1:]] for name, row in zip(result.classes, result.confusion[1:]))
+    return text.getvalue()

@@ -113,9 +113,21 @@ def load_backbone(path: PathLike) -> tuple[nn.Module, dict[str, Any]]:
 
     path = checkpoint_file(path)
     content = load_checkpoint(path)
+    if "backbone_state" not in content:
+        raise OlivineError(
+            f"holds a {content.get('kind')}'s head alone", where=path, remedy="give the checkpoint it started from"
+        )
     network = build_backbone(**content["backbone"])
     load_state(network, content["backbone_state"], path)
     return network, content
+
+
+def progress_of(content: dict[str, Any]) -> str:
+    """How far an unfinished run's checkpoint got, for people; empty where the run is finished or has no length."""
+    step, steps = content.get("step"), content.get("steps")
+    if step is None or not steps or step == steps:
+        return ""
+    return f"step {step:,} of {steps:,}: the run is not finished"
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -1,10 +1,12 @@
 """A run's folder: which run it holds, and whether this one may go on in it.
 
-``run.json`` is the run's identity: its settings, the digest and classes of its shards, its encoder's weights.
+``run.json`` is the run's identity: its kind, its settings, the digest and classes of its shards, and the weights that it
+starts from or distils (``source``, ``encoder``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ def identity_of(settings: PretrainSettings, data: dict[str, Any], encoder: dict[
     return {"kind": "pretrain", "settings": settings_to_plain(settings), "data": data, "encoder": encoder}
 
 
-def claim(out: Path, settings: PretrainSettings, identity: dict[str, Any], *, resume: bool) -> None:
+def claim(
+    out: Path, settings: Any, identity: dict[str, Any], *, resume: bool, incidental: Sequence[str] = INCIDENTAL
+) -> None:
     """Make ``out`` this run's folder, or check that it is.
+
+    Args:
+        settings: the run's settings dataclass; ``incidental`` its keys that may change when a run is resumed.
+        identity: see :func:`identity_of`.
 
     Raises:
         OlivineError: it holds something else; the first thing that differs is named.
@@ -39,16 +47,16 @@ def claim(out: Path, settings: PretrainSettings, identity: dict[str, Any], *, re
     if not (out / "last.pt").is_file():  # nothing of that run is left to lose
         write_json(path, identity)
         return
-    difference = _difference(read_json(path, remedy), settings, identity)
+    difference = _difference(read_json(path, remedy), settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
 
 
-def _difference(found: dict[str, Any], settings: PretrainSettings, identity: dict[str, Any]) -> str:
-    if found.get("kind") != "pretrain":
+def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], incidental: Sequence[str]) -> str:
+    if found.get("kind") != identity["kind"]:
         return f"a {found.get('kind')}"
     for key, value in flat_values(settings).items():
-        if key in INCIDENTAL:
+        if key in incidental:
             continue
         there: Any = found["settings"]
         for part in key.split("."):
@@ -59,6 +67,8 @@ def _difference(found: dict[str, Any], settings: PretrainSettings, identity: dic
         return "its shards have other prompts"
     if found["data"] != identity["data"]:
         return "its shards are others"
-    if found["encoder"] != identity["encoder"]:
+    if found.get("encoder") != identity.get("encoder"):
         return "its image encoder has other weights"
+    if found.get("source") != identity.get("source"):
+        return "it starts from another checkpoint"
     return ""

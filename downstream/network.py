@@ -1,0 +1,143 @@
+"""A backbone from a checkpoint, and the new linear head that turns its features into classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common import OlivineError, PathLike, sha256_file
+from ..train.backbones import build_backbone
+from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
+from ..train.settings import PretrainSettings, flat_values, settings_from_plain, settings_to_plain
+from ..train.setup import backbone_arguments
+from ..train.sparse import SparseTensor
+from ..train.voxelize import VoxelSettings
+
+#: Of the norms outside residual blocks, in fine-tuning.
+NORM_MOMENTUM = 0.02
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a backbone comes from.
+
+    Attributes:
+        name: ``pre-trained`` or ``random weights``.
+        path: the checkpoint, also where only its shape is taken.
+        identity: what a resumed run must have in common: the checkpoint's SHA-256, or that the weights are random.
+        arguments: of ``build_backbone``.
+        state: its tensors; None for random weights.
+        voxels: what it was trained with.
+        notes: how far an unfinished run got.
+    """
+
+    name: str
+    path: str
+    identity: dict[str, Any]
+    arguments: dict[str, Any]
+    state: dict[str, Tensor] | None
+    voxels: VoxelSettings
+    notes: tuple[str, ...]
+
+    def build(self, seed: int) -> nn.Module:
+        """The network, with random weights of the seed where there are no others."""
+        network = build_backbone(**self.arguments, norm_momentum=NORM_MOMENTUM, seed=seed)
+        if self.state is not None:
+            load_state(network, self.state, self.path)
+        return network
+
+
+def read_source(
+    checkpoint: PathLike | None, *, random: bool = False, expected: PretrainSettings | None = None
+) -> Source:
+    """The backbone of a checkpoint, or random weights of the same network.
+
+    Args:
+        checkpoint: run folder or file; None only for random weights of the ``expected`` network.
+        random: take random weights.
+        expected: settings whose backbone and voxels the checkpoint must have.
+
+    Raises:
+        OlivineError: no checkpoint of a backbone, one of another backbone or voxels than expected, or of a network
+            that gives no feature to every voxel.
+    """
+    if checkpoint is None:
+        if expected is None or not random:
+            raise OlivineError("no checkpoint", remedy="name one, or take random weights of a preset's network")
+        return _source(backbone_arguments(expected), settings_to_plain(expected.voxels), expected.name)
+    path = checkpoint_file(checkpoint)
+    content = load_checkpoint(path)
+    if "backbone_state" not in content:
+        raise OlivineError(
+            f"a {content.get('kind')}'s checkpoint holds no backbone", where=path, remedy="give the one it started from"
+        )
+    arguments, voxels = content["backbone"], content.get("voxels") or content["settings"]["voxels"]
+    if expected is not None:
+        _compare(arguments, voxels, expected, path)
+    if random:
+        return _source(arguments, voxels, path)
+    progress = progress_of(content)
+    notes = (f"{path} is from {progress}",) if progress else ()
+    return _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+
+
+def _source(
+    arguments: dict[str, Any],
+    voxels: dict[str, Any],
+    path: PathLike,
+    state: dict[str, Tensor] | None = None,
+    sha256: str = "random",
+    notes: tuple[str, ...] = (),
+) -> Source:
+    if arguments["name"].startswith("voxelnet"):
+        raise OlivineError(
+            "a VoxelNet gives no features to single voxels: it is a detector's trunk",
+            where=path,
+            remedy="take an SR-UNet, or train a detector with: olivine export --layout openpcdet",
+        )
+    name = "random weights" if state is None else "pre-trained"
+    identity = {"sha256": sha256, "backbone": arguments, "voxels": voxels}
+    settings = settings_from_plain(VoxelSettings, voxels, str(path))
+    return Source(name, str(path), identity, arguments, state, settings, notes)
+
+
+def _compare(arguments: dict[str, Any], voxels: dict[str, Any], expected: PretrainSettings, path: Path) -> None:
+    """Raise where a checkpoint is of another network; the range is left out, for nothing is cropped here."""
+    theirs = {"backbone.name": arguments["name"], **{f"voxels.{key}": value for key, value in voxels.items()}}
+    ours = {key: list(v) if isinstance(v, tuple) else v for key, v in flat_values(expected).items()}
+    for key, value in theirs.items():
+        if key not in ("voxels.crop", "voxels.range_m") and ours[key] != value:
+            raise OlivineError(
+                f"a checkpoint of another network: {key} is {value} there and {ours[key]} in {expected.name}",
+                where=path,
+                remedy="give the settings it was made with, or none",
+            )
+
+
+class Segmenter(nn.Module):
+    """A backbone and a linear head on the features of each voxel (a 1x1x1 convolution)."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        for name, parameter in backbone.named_parameters():
+            # The heads of pre-training stay as they are: no gradient reaches them.
+            parameter.requires_grad_(not name.startswith(("final.", "final_class_level.")))
+
+    def forward(self, feature: Tensor, coordinate: Tensor) -> Tensor:
+        """Logits [V, K + 1] of voxels [V, C] at int32 [V, 4]."""
+        logit: Tensor = self.head(self.backbone.features(SparseTensor(feature, coordinate)).feature)  # type: ignore[operator]
+        return logit
+
+
+def new_head(width: int, outputs: int, seed: int) -> nn.Linear:
+    """A linear head with weights uniform in ± width^(−1/2) and no bias yet."""
+    head = nn.Linear(width, outputs)
+    with torch.no_grad():
+        head.weight.uniform_(-(width**-0.5), width**-0.5, generator=torch.Generator().manual_seed(seed))
+        head.bias.zero_()
+    return head

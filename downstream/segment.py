@@ -1,0 +1,182 @@
+"""One run of the segmentation protocols, probe or fine-tuning: train on a fraction of the labels, score every point."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..common import OlivineError, PathLike, track
+from ..pairs.shards import ShardSet, open_shards
+from ..train.checkpoint import load_checkpoint
+from ..train.run_folder import claim
+from ..train.settings import settings_to_plain
+from ..train.step_metrics import over_processes
+from .benchmarks import PredictionWriter, training_frames
+from .data import Clouds, Examples, FrozenFeatures
+from .fit import Plan, fit
+from .metrics import confusion_matrix, scores
+from .network import Segmenter, Source, new_head
+from .results import Result, read_result, write_results
+from .settings import INCIDENTAL, SegmentationSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The labelled frames of a run: shards to train on and to score on, with the same classes."""
+
+    train: ShardSet
+    validation: ShardSet
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common."""
+        digests = {"digest": self.train.digest, "validation": self.validation.digest}
+        return {**digests, "classes": list(self.train.point_classes)}
+
+
+def open_ground(train: PathLike, validation: PathLike) -> Ground:
+    """Two folders of shards with point labels.
+
+    Raises:
+        OlivineError: no point labels, no frame, or other classes.
+    """
+    ground = Ground(open_shards(train), open_shards(validation))
+    for shards in (ground.train, ground.validation):
+        if not shards.point_classes or not shards.has_point_label:
+            raise OlivineError(
+                "the shards have no point labels",
+                where=shards.path,
+                remedy="build them from a data set with ground truth (nuScenes-lidarseg, SemanticKITTI, olivine synth)",
+            )
+    if ground.train.point_classes != ground.validation.point_classes:
+        raise OlivineError(
+            "the validation shards have other point classes than the training shards",
+            where=validation,
+            remedy="build both from one data set",
+        )
+    return ground
+
+
+def segment(
+    source: Source,
+    ground: Ground,
+    out: Path,
+    settings: SegmentationSettings,
+    fabric: Fabric,
+    *,
+    predictions: Path | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Train and score one backbone; what is finished in ``out`` is not done again.
+
+    Raises:
+        OlivineError: settings, checkpoint and shards that do not fit, or a folder that holds something else.
+        KeyboardInterrupt: stopped by a signal; the same call goes on.
+    """
+    device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
+    frames = training_frames(ground.train, settings.fraction)
+    dataset, classes = ground.train.dataset, ground.train.point_classes
+    plan = Plan(frames, settings.length(), settings.batch_of(dataset, len(frames), world))
+    kind = "probe" if settings.frozen else "finetune"
+    plain = settings_to_plain(settings)
+    identity = {"kind": kind, "settings": plain, "data": ground.identity, "source": source.identity}
+    writer = (
+        None
+        if predictions is None
+        else PredictionWriter(predictions, ground.validation, pre_trained=source.state is not None)
+    )
+
+    backbone = source.build(settings.seed).to(device)
+    head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)  # type: ignore[arg-type]
+    clouds = Clouds(ground.train, source.voxels, device, settings.seed if settings.augment else None)
+    held_out = Clouds(ground.validation, source.voxels, device)
+    model: nn.Module = head
+    train: Examples = clouds
+    validation: Examples = held_out
+    if settings.frozen:
+        train = FrozenFeatures(clouds, backbone, settings.memory)
+        validation = FrozenFeatures(held_out, backbone, 0)
+    else:
+        model = Segmenter(backbone, head)
+    if rank == 0:
+        if overwrite and (out / "run.json").is_file():
+            shutil.rmtree(out)
+        claim(out, settings, identity, resume=True, incidental=INCIDENTAL)
+    fabric.barrier()
+    finished = out / "scores.json"
+    if writer is None and finished.is_file() and load_checkpoint(out)["step"] == plan.steps:
+        return read_result(finished)
+    voxels = settings_to_plain(source.voxels)
+    constant = {**identity, "backbone": source.arguments, "voxels": voxels, "notes": list(source.notes)}
+    model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
+
+    scored = range(rank, len(ground.validation), world)
+    confusion = _evaluate(model, validation, ground.validation, scored, writer, f"scoring {source.name}")
+    confusion = over_processes(torch.from_numpy(confusion).to(device), fabric).cpu().numpy()
+    result = Result(
+        name=source.name if settings.frozen else f"fine-tuned, {source.name}",
+        source=source.path if source.state is not None else "",
+        scores=scores(confusion, classes, dataset),
+        classes=classes,
+        confusion=confusion.tolist(),
+        settings=asdict(settings),
+        train_frames=len(frames),
+        validation_frames=len(ground.validation),
+        provenance={
+            "backbone": source.arguments["name"],
+            "train_shards": ground.train.digest,
+            "validation_shards": ground.validation.digest,
+            "steps": plan.steps,
+            "batch": plan.batch,
+        },
+        notes=(*source.notes, *_incomplete(ground)),
+    )
+    if rank == 0:
+        if writer is not None:
+            writer.finish()
+        write_results(out, [result])
+    return result
+
+
+@torch.no_grad()
+def _evaluate(
+    model: nn.Module,
+    examples: Examples,
+    shards: ShardSet,
+    frames: range,
+    writer: PredictionWriter | None,
+    title: str,
+) -> NDArray[np.int64]:
+    """The confusion matrix over every original point of some frames, int64 [K + 1, K + 1]."""
+    count = len(shards.point_classes)
+    confusion = np.zeros((count + 1, count + 1), np.int64)
+    model.eval()
+    for frame in track(frames, title, unit="frames"):
+        example = examples.whole(frame)
+        # Class 0 is never predicted, as the devkits' scorers require.
+        predicted = model(*example.inputs)[:, 1:].argmax(1) + 1
+        at_points = predicted.index_select(0, example.inverse).cpu().numpy()
+        truth = shards.point_label(frame)
+        assert truth is not None
+        confusion += confusion_matrix(truth, at_points, count)
+        if writer is not None:
+            writer.write(frame, at_points)
+    return confusion
+
+
+def _incomplete(ground: Ground) -> list[str]:
+    return [
+        f"{shards.path} holds {len(shards)} of the {shards.manifest['planned_frames']} frames of its split"
+        for shards in (ground.train, ground.validation)
+        if not shards.complete
+    ]

@@ -1,0 +1,138 @@
+"""The settings of a probe and of a fine-tuning run, with the published values as defaults (REFERENCE, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from ..common import OlivineError
+from ..train.settings import PretrainSettings, RunSettings, read_yaml, settings_from_plain
+
+S = TypeVar("S", bound="SegmentationSettings")
+
+# Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
+INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")
+
+#: Frames of a step on either benchmark.
+PUBLISHED_BATCH = {"nuscenes": 16, "semantickitti": 10}
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What decides the training of a linear head on a backbone, frozen or not.
+
+    Attributes:
+        fraction: percent of the training frames, by the benchmark's published rule; see
+            :func:`~olivine.downstream.benchmarks.training_frames`.
+        epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
+        batch: frames of a step over all processes; None is the published 16 (nuScenes) or 10 (SemanticKITTI), but at
+            most a tenth of the frames, so that small sets get steps enough.
+        lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
+        augment: rotation about z and flips of x and y.
+        momentum, dampening, weight_decay: of SGD; the rates fall with a cosine to 0, changed every epoch.
+        seed: of the head, of the order, of the augmentation and of random weights.
+        accelerator, devices, nodes, precision: as Lightning Fabric takes them.
+        threads: CPU threads; 0 leaves PyTorch's choice.
+        checkpoint_minutes: ``last.pt`` is written at least this often, and at the end.
+        memory: bytes of a frozen backbone's features that are kept; beyond it they are computed again in each epoch.
+    """
+
+    fraction: float = 100.0
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float = 0.05
+    backbone_lr: float = 0.0
+    augment: bool = False
+    momentum: float = 0.9
+    dampening: float = 0.1
+    weight_decay: float = 1e-4
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: str = "auto"
+    nodes: int = 1
+    precision: str = "32-true"
+    threads: int = 0
+    checkpoint_minutes: float = 10.0
+    memory: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            OlivineError: a value is out of range; names it.
+        """
+        least = {"epochs": 1, "batch": 1, "lr": 0, "backbone_lr": 0, "momentum": 0, "weight_decay": 0, "seed": 0}
+        for member in fields(self):
+            value = getattr(self, member.name)
+            if member.name in least and value is not None and not value >= least[member.name]:
+                raise OlivineError(f"{member.name} is {value}", remedy=f"use at least {least[member.name]}")
+        if not 0 < self.fraction <= 100:
+            raise OlivineError(f"a fraction of {self.fraction:g} %", where="fraction", remedy="use 1, 5, 10, 25 or 100")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone stays as it is."""
+        return self.backbone_lr == 0
+
+    def length(self) -> int:
+        """Epochs of the run."""
+        return self.epochs or (100 if self.fraction == 1 else 50)
+
+    def batch_of(self, dataset: str, frames: int, processes: int) -> int:
+        """Frames of a step.
+
+        Raises:
+            OlivineError: they do not divide over the processes.
+        """
+        if self.batch is None:
+            batch = max(1, min(PUBLISHED_BATCH.get(dataset, 16), frames // 10)) // processes * processes
+        else:
+            batch = min(self.batch, frames)
+        if batch == 0 or batch % processes:
+            raise OlivineError(
+                f"a batch of {batch or self.batch or frames} frames does not divide over {processes} processes",
+                where="batch",
+                remedy="use another batch, or fewer devices",
+            )
+        return batch
+
+    def as_run(self) -> PretrainSettings:
+        """Seed and devices in the form that the pre-training's machinery takes."""
+        run = RunSettings(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            nodes=self.nodes,
+            precision=self.precision,
+            threads=self.threads,
+        )
+        return PretrainSettings(seed=self.seed, run=run)
+
+
+@dataclass(frozen=True)
+class ProbeSettings(SegmentationSettings):
+    """Linear probe: the head alone, on frozen features that are computed once (the public code augments)."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(SegmentationSettings):
+    """Fine-tuning: the whole network; the public configuration for nuScenes has ``backbone_lr`` 0.02."""
+
+    lr: float = 2.0
+    backbone_lr: float = 0.05
+    augment: bool = True
+
+
+def settings_of(kind: type[S], changes: Sequence[str], **named: Any) -> S:
+    """Settings from ``key=value`` changes (values are YAML) and from named values that are not None.
+
+    Raises:
+        OlivineError: an unknown key, or a wrong value.
+    """
+    plain = {name: value for name, value in named.items() if value is not None}
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise OlivineError("is not key=value", where=f"--set {change}", remedy="for example --set lr=0.5")
+        plain[key.strip()] = read_yaml(text, f"--set {change}")
+    return settings_from_plain(kind, plain, "settings")

@@ -1,0 +1,82 @@
+"""Synthetic data sets in both benchmarks' formats, as shards, and a small backbone with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+from olivine.pairs.build import build_pairs
+from olivine.pairs.settings import PairSettings
+from olivine.readers import index_dataset
+from olivine.synthetic.settings import SyntheticSettings
+from olivine.synthetic.write import write_dataset
+from olivine.train.checkpoint import save_checkpoint
+from olivine.train.settings import load_settings, settings_to_plain
+from olivine.train.setup import backbone_arguments, seeded_backbone
+
+
+@dataclass(frozen=True)
+class World:
+    """A synthetic data set and its shards, ``pairs/train`` and ``pairs/val``."""
+
+    root: Path
+    pairs: Path
+
+    @property
+    def splits(self) -> tuple[Path, Path]:
+        return self.pairs / "train", self.pairs / "val"
+
+
+def build_world(folder: Path, name: str, scenes: int) -> World:
+    settings = SyntheticSettings(format=name, scenes=scenes, frames=2, image_scale=0.05, workers=1)
+    write_dataset(settings, folder / name)
+    index, _ = index_dataset(folder / "labels" / "frames", name, folder / name, None)
+    generate_labels(index, folder / "labels", LabelSettings("oracle"))
+    for split in ("train", "val"):
+        summary = build_pairs(open_store(folder / "labels"), folder / "pairs" / split, PairSettings(), split=split)
+        assert not summary.failures
+    return World(folder / name, folder / "pairs")
+
+
+@pytest.fixture(scope="session")
+def nuscenes_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 4)
+
+
+@pytest.fixture(scope="session")
+def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_checkpoint("voxels.size_m=1", seed=3)``: a checkpoint of random weights on coarse voxels."""
+
+    def make(*changes: str, seed: int = 7, **content: object) -> Path:
+        settings = load_settings("cpu", ["voxels.size_m=0.8", *changes])
+        network = seeded_backbone(settings, seed)
+        plain = {"settings": settings_to_plain(settings), "backbone": backbone_arguments(settings)}
+        path = tmp_path_factory.mktemp("run") / "last.pt"
+        plain |= {"kind": "pretrain", "step": 40, "steps": 40, "backbone_state": network.state_dict()}
+        save_checkpoint(path, {**plain, **content})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The networks here are tiny; one thread is fastest, also beside other work."""
+    torch.set_num_threads(1)

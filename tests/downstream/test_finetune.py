@@ -1,0 +1,299 @@
+"""Promises of probe and fine-tuning: they learn, they resume to the bit, they refuse what does not fit."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from olivine.common import OlivineError
+from olivine.downstream import fit, segment
+from olivine.downstream.benchmarks import training_frames
+from olivine.downstream.data import Clouds
+from olivine.downstream.finetune import finetune
+from olivine.downstream.network import read_source
+from olivine.downstream.probe import linear_probe
+from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
+from olivine.pairs.shards import open_shards
+from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
+from olivine.train.settings import load_settings
+from olivine.train.voxelize import VoxelSettings
+
+SHORT = FinetuneSettings(epochs=2, batch=2, lr=0.5, accelerator="cpu")
+HEAD = ProbeSettings(epochs=4, batch=2, accelerator="cpu")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    content = load_checkpoint(path)
+    momentum = {f"momentum/{i}": s["momentum_buffer"] for i, s in content["optimizer_state"]["state"].items()}
+    return {**content["head_state"], **content.get("backbone_state", {}), **momentum}
+
+
+@pytest.fixture(scope="module")
+def whole(nuscenes_world, checkpoint, tmp_path_factory):
+    """A fine-tuning of six steps that nothing stopped."""
+    out = tmp_path_factory.mktemp("finetune") / "whole"
+    return out, finetune(checkpoint, *nuscenes_world.splits, out, SHORT)
+
+
+def stop_at(monkeypatch, step):
+    """A signal in the given step's loss."""
+    true_loss, calls = fit.segmentation_loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        if len(calls) == step + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_loss(*arguments)
+
+    monkeypatch.setattr(fit, "segmentation_loss", loss)
+
+
+# --- what they do ---------------------------------------------------------------------------------------------------
+
+
+def test_the_network_learns_and_every_labelled_point_is_scored(whole, nuscenes_world):
+    out, result = whole
+    loss = [float(row["loss"]) for row in rows(out / "steps.csv")]
+    assert len(loss) == 6 and np.mean(loss[-2:]) < loss[0] - 0.5
+    truth = [open_shards(nuscenes_world.pairs / "val").point_label(i) for i in range(result.validation_frames)]
+    assert result.scores.point_count == sum(int((t > 0).sum()) for t in truth) == np.sum(result.confusion)
+    held = {result.classes[c - 1] for t in truth for c in np.unique(t) if c}
+    assert set(result.scores.iou) == held and set(result.scores.absent) == set(result.classes) - held
+    assert "left out of the means: " + ", ".join(result.scores.absent) in (out / "scores.md").read_text()
+
+
+def test_head_and_backbone_have_rates_of_their_own_and_the_old_heads_stay(whole, checkpoint):
+    out, _ = whole
+    start, end = load_backbone(checkpoint)[0].state_dict(), load_backbone(out)[0].state_dict()
+    moved = {n for n in start if not torch.equal(start[n], end[n])}
+    assert {n for n in start if n.endswith("kernel")} - moved == {"final.kernel", "final_class_level.kernel"}
+    groups = load_checkpoint(out)["optimizer_state"]["param_groups"]
+    assert [g["lr"] / (0.5 * (1 + np.cos(np.pi / 2))) for g in groups] == pytest.approx([0.5, 0.05])
+
+
+def test_the_rate_falls_with_a_cosine_of_the_epochs(whole):
+    rates = [float(row["lr"]) for row in rows(whole[0] / "steps.csv")]
+    assert rates == pytest.approx([0.5] * 3 + [0.25] * 3)
+
+
+@pytest.mark.parametrize(("kind", "at"), [("finetune", 0), ("finetune", 3), ("probe", 4)])
+def test_a_run_stopped_at_a_step_and_resumed_ends_with_the_same_bits(
+    kind, at, whole, nuscenes_world, checkpoint, tmp_path, monkeypatch
+):
+    def run(out):
+        if kind == "finetune":
+            return finetune(checkpoint, *nuscenes_world.splits, out, SHORT)
+        return linear_probe(checkpoint, *nuscenes_world.splits, out, HEAD, random=False)[0]
+
+    inner = "pre-trained" if kind == "probe" else "."
+    expected = whole[0] if kind == "finetune" else tmp_path / "whole" / inner
+    result = whole[1] if kind == "finetune" else run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    found = tmp_path / "stopped" / inner
+    assert load_checkpoint(found)["step"] == at + 1 and not (found / "scores.json").exists()
+    assert run(tmp_path / "stopped").scores == result.scores
+    a, b = tensors(expected), tensors(found)
+    assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+    columns = ("step", "epoch", "loss", "lr")
+    steps = [[[row[c] for c in columns] for row in rows(f / "steps.csv")] for f in (expected, found)]
+    assert steps[0] == steps[1]
+
+
+def test_what_is_finished_is_not_done_again(whole, nuscenes_world, checkpoint, monkeypatch):
+    out, result = whole
+    monkeypatch.setattr(segment, "fit", None)
+    assert finetune(checkpoint, *nuscenes_world.splits, out, SHORT) == result
+
+
+def test_a_probe_keeps_features_or_computes_them_again_with_the_same_scores(nuscenes_world, checkpoint, tmp_path):
+    probes = [
+        linear_probe(checkpoint, *nuscenes_world.splits, tmp_path / str(m), replace(HEAD, memory=m), random=r)
+        for m, r in ((HEAD.memory, True), (0, False))
+    ]
+    assert [r.name for r in probes[0]] == ["random weights", "pre-trained"]
+    assert probes[0][1].scores == probes[1][0].scores != probes[0][0].scores
+    assert "backbone_state" not in load_checkpoint(tmp_path / "0" / "pre-trained")
+
+
+def test_random_weights_are_the_seeds_and_not_the_checkpoints(checkpoint):
+    fresh, trained = read_source(checkpoint, random=True), read_source(checkpoint)
+    states = [s.state_dict() for s in (fresh.build(0), fresh.build(0), fresh.build(1), trained.build(0))]
+    kernels = [s["conv0p1s1.kernel"] for s in states]
+    assert torch.equal(kernels[0], kernels[1])
+    assert not torch.equal(kernels[0], kernels[2]) and not torch.equal(kernels[0], kernels[3])
+    assert torch.equal(kernels[3], load_backbone(checkpoint)[1]["backbone_state"]["conv0p1s1.kernel"])
+
+
+def test_voxels_are_the_checkpoints_and_no_point_is_lost(make_checkpoint, nuscenes_world):
+    source = read_source(make_checkpoint("voxels.grid=cylindrical", "voxels.crop=false"))
+    shards = open_shards(nuscenes_world.pairs / "val")
+    example = Clouds(shards, source.voxels, torch.device("cpu")).whole(0)
+    points = shards.points(0).astype(np.float32)
+    rho, azimuth = np.hypot(points[:, 0], points[:, 1]), np.degrees(np.arctan2(points[:, 1], points[:, 0]))
+    cells = np.floor(np.stack([rho / np.float32(0.8), azimuth, points[:, 2] / np.float32(0.8)], 1))
+    assert len(example.label) == pytest.approx(len(np.unique(cells, axis=0)), rel=1e-3)
+    assert len(example.inverse) == len(points) and int(example.inverse.min()) == 0
+    far = Clouds(shards, VoxelSettings(crop=True, range_m=(-1, -1, -1, 1, 1, 1)), torch.device("cpu")).whole(0)
+    assert int(far.inverse.min()) == 0
+
+
+def test_a_voxels_label_is_its_first_points(nuscenes_world):
+    shards = open_shards(nuscenes_world.pairs / "train")
+    clouds = Clouds(shards, VoxelSettings(size_m=0.8), torch.device("cpu"), seed=3)
+    frames = [0, 3]
+    example = clouds.batch([(5, frame) for frame in frames])
+    label = np.concatenate([shards.point_label(frame) for frame in frames])
+    first = {}
+    for point, voxel in enumerate(example.inverse.tolist()):
+        first.setdefault(voxel, point)
+    assert example.label.tolist() == [label[first[v]] for v in range(len(first))]
+    again = clouds.batch([(5, frame) for frame in frames])
+    other = clouds.batch([(6, frame) for frame in frames])
+    assert torch.equal(example.inputs[1], again.inputs[1])
+    assert example.inputs[1].shape != other.inputs[1].shape or not torch.equal(example.inputs[1], other.inputs[1])
+
+
+# --- fractions ------------------------------------------------------------------------------------------------------
+
+
+def stand_in(dataset: str, scenes: int, frames: int):
+    ranges = {f"s{i}": range(i * frames, (i + 1) * frames) for i in range(scenes)}
+
+    class Shards(list):
+        pass
+
+    shards = Shards(range(scenes * frames))
+    shards.dataset, shards.scenes, shards.path = dataset, ranges, "shards"
+    return shards
+
+
+@pytest.mark.parametrize(("percent", "count"), [(1, 7), (5, 35), (10, 70), (25, 175), (100, 700)])
+def test_nuscenes_subsets_are_every_kth_scene_as_published(percent, count):
+    frames = training_frames(stand_in("nuscenes", 700, 2), percent)
+    every = round(100 / percent)
+    assert len(frames) == 2 * count
+    assert frames[:2] == [2 * (every - 1), 2 * (every - 1) + 1]
+    assert (frames[-1] + 1) // 2 == 700 // every * every
+
+
+def test_semantickitti_subsets_are_every_kth_frame_from_the_first():
+    assert training_frames(stand_in("semantickitti", 2, 150), 1) == [0, 100, 200]
+    assert training_frames(stand_in("semantickitti", 2, 150), 100) == list(range(300))
+
+
+def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_world, checkpoint, tmp_path):
+    with pytest.raises(OlivineError, match="1 % leaves no frame: it is every 100th scene, and there are 3"):
+        finetune(checkpoint, *nuscenes_world.splits, tmp_path, replace(SHORT, fraction=1))
+    with pytest.raises(OlivineError, match="30 % is not every k-th"):
+        training_frames(stand_in("nuscenes", 700, 2), 30)
+    with pytest.raises(OlivineError, match="fraction of 0 %"):
+        FinetuneSettings(fraction=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_epochs_and_batch_are_the_published_ones():
+    assert [FinetuneSettings(fraction=f).length() for f in (1, 5, 100)] == [100, 50, 50]
+    assert [FinetuneSettings().batch_of(d, 10_000, 1) for d in ("nuscenes", "semantickitti")] == [16, 10]
+    assert FinetuneSettings().batch_of("nuscenes", 40, 1) == 4
+    with pytest.raises(OlivineError, match="does not divide over 3 processes"):
+        FinetuneSettings(batch=8).batch_of("nuscenes", 100, 3)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def refuse(message, checkpoint, splits, out, settings=SHORT, **options):
+    with pytest.raises(OlivineError, match=message) as caught:
+        finetune(checkpoint, *splits, out, settings, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(whole, nuscenes_world, checkpoint, make_checkpoint, tmp_path):
+    splits = nuscenes_world.splits
+    paper = load_settings("paper")
+    refuse(r"another network: backbone\.name is srunet-small there", checkpoint, splits, tmp_path, network=paper)
+    other = load_settings("cpu", ["voxels.grid=cylindrical", "voxels.size_m=0.8"])
+    refuse(r"voxels\.grid is cartesian there and cylindrical", checkpoint, splits, tmp_path, network=other)
+    voxelnet = tmp_path / "voxelnet.pt"
+    save_checkpoint(voxelnet, {**load_checkpoint(checkpoint), "backbone": {"name": "voxelnet"}})
+    refuse("a VoxelNet gives no features to single voxels", voxelnet, splits, tmp_path / "out")
+    head = tmp_path / "head.pt"
+    save_checkpoint(head, {"kind": "probe", "head_state": {}})
+    refuse("a probe's checkpoint holds no backbone", head, splits, tmp_path / "out")
+    with pytest.raises(OlivineError, match="holds a probe's head alone"):
+        load_backbone(head)
+    refuse("no such checkpoint", tmp_path / "nowhere", splits, tmp_path / "out")
+
+
+def test_a_folder_of_another_run_is_refused_and_overwrite_replaces_it(
+    whole, nuscenes_world, checkpoint, make_checkpoint, tmp_path
+):
+    splits, out = nuscenes_world.splits, whole[0]
+    refuse("holds another run: seed is 0 there and 1 here", checkpoint, splits, out, replace(SHORT, seed=1))
+    refuse("holds another run: it starts from another checkpoint", make_checkpoint(seed=8), splits, out)
+    refuse("holds another run: it starts from another checkpoint", checkpoint, splits, out, random=True)
+    refuse("holds another run: its shards are others", checkpoint, splits[:1] * 2, out)
+    quick = replace(SHORT, epochs=1, batch=6)
+    finetune(checkpoint, *splits, tmp_path / "run", quick)
+    finetune(checkpoint, *splits, tmp_path / "run", replace(quick, seed=1), overwrite=True)
+    assert load_checkpoint(tmp_path / "run")["settings"]["seed"] == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    refuse("not empty and holds no run", checkpoint, splits, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_shards_without_point_labels_or_with_other_classes_are_refused(
+    nuscenes_world, kitti_world, checkpoint, tmp_path, monkeypatch
+):
+    splits = nuscenes_world.splits[0], kitti_world.splits[1]
+    refuse("other point classes", checkpoint, splits, tmp_path)
+    monkeypatch.setattr(
+        segment, "open_shards", lambda path: SimpleNamespace(point_classes=(), has_point_label=False, path=path)
+    )
+    refuse("train: the shards have no point labels", checkpoint, nuscenes_world.splits, tmp_path)
+
+
+def test_an_unfinished_run_says_how_far_it_got(nuscenes_world, make_checkpoint, tmp_path):
+    from olivine.defaults import choose_checkpoint
+
+    early = make_checkpoint(step=12)
+    assert choose_checkpoint(early)[1] == "as asked; step 12 of 40: the run is not finished"
+    (result,) = linear_probe(early, *nuscenes_world.splits, tmp_path, replace(HEAD, epochs=1), random=False)
+    assert "step 12 of 40: the run is not finished" in result.notes[0]
+    assert result.notes[0] in (tmp_path / "scores.md").read_text()
+
+
+def test_wrong_settings_are_refused_with_their_name():
+    for changes, message in (
+        (["lrr=1"], "no setting 'lrr'. Did you mean 'lr'"),
+        (["lr=fast"], "lr is 'fast', expected a number"),
+        (["lr"], "not key=value"),
+        (["batch=0"], "batch is 0"),
+        (["lr=-1"], "lr is -1"),
+    ):
+        with pytest.raises(OlivineError, match=message):
+            settings_of(FinetuneSettings, changes)
+    assert settings_of(FinetuneSettings, ["backbone_lr=0.02"], fraction=5).backbone_lr == 0.02
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(nuscenes_world, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "segmentation_loss", lambda logit, label: logit.sum() * torch.nan)
+    refuse("the loss of step 0 is not finite. Lower lr", checkpoint, nuscenes_world.splits, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
