@@ -25,8 +25,10 @@ from ..train.loop import pretrain
 from ..train.pixel_features import store_pixel_features
 from ..train.settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
 from ..train.setup import backbone_arguments, build_encoder, seeded_backbone
-from .metrics import Scores
+from .finetune import finetune
 from .probe import linear_probe
+from .settings import INCIDENTAL as HOW
+from .settings import SegmentationSettings
 from .study_config import StudySettings, slug, study_from_plain
 from .study_picture import draw_study
 from .study_rows import Row, Run, find_row, read_rows, write_row
@@ -93,10 +95,9 @@ def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int]) -> It
             for stage in study.stages:
                 if stage == "pretrain" and settings is not None:
                     yield Run(name, seed, stage, before)
-                elif stage == "probe":
-                    yield Run(name, seed, stage, {"pretrain": before, "probe": asdict(study.probe), **ground.digests})
-                elif stage == "finetune":
-                    yield Run(name, seed, stage, {"pretrain": before, "finetune": study.finetune, **ground.digests})
+                elif stage != "pretrain":
+                    settings_of_stage = _decisive(study.probe if stage == "probe" else study.finetune)
+                    yield Run(name, seed, stage, {"pretrain": before, stage: settings_of_stage, **ground.digests})
 
 
 def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSettings | None) -> dict[str, Any]:
@@ -108,6 +109,12 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
     decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
     encoder = {"weights": ground.encoder, "features": study.features}
     return {"settings": decisive, "encoder": encoder, "train": ground.train.digest}
+
+
+def _decisive(settings: SegmentationSettings | None) -> dict[str, Any]:
+    return {
+        key: value for key, value in asdict(settings or SegmentationSettings()).items() if key not in (*HOW, "seed")
+    }
 
 
 def run_study(study: StudySettings, out: PathLike, seeds: Sequence[int] | None = None) -> StudySummary:
@@ -221,12 +228,14 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
         return _pretrain(study, ground, settings, run.seed, folder, out)
     if settings is None and not (folder / "last.pt").is_file():
         _save_random(replace(study.random, seed=run.seed), folder / "last.pt")
+    shards = Path(study.shards)
+    where = (folder, shards / "train", shards / "val", folder / f"{run.stage}-{run.digest[:8]}")
     if run.stage == "probe":
-        probe = replace(study.probe, seed=run.seed)
-        shards = Path(study.shards)
-        result = linear_probe(folder, shards / "train", shards / "val", folder / "probe", probe, random=False)[0]
-        return _plain_scores(result.scores)
-    raise OlivineError(f"no stage {run.stage!r}")
+        result = linear_probe(*where, replace(study.probe, seed=run.seed), random=False)[0]
+    else:
+        assert study.finetune is not None
+        result = finetune(*where, replace(study.finetune, seed=run.seed))
+    return {**asdict(result.scores), "absent": list(result.scores.absent)}
 
 
 def _pretrain(
@@ -254,11 +263,6 @@ def _save_random(settings: PretrainSettings, path: Path) -> None:
     network = seeded_backbone(settings, settings.seed)
     content = {"settings": settings_to_plain(settings), "backbone": backbone_arguments(settings)}
     save_checkpoint(path, {"kind": "pretrain", "step": 0, **content, "backbone_state": network.state_dict()})
-
-
-def _plain_scores(scores: Scores) -> dict[str, Any]:
-    plain = asdict(scores)
-    return {**plain, "absent": list(scores.absent)}
 
 
 def _note_time(out: Path, run: Run, seconds: float, of: str) -> None:

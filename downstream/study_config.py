@@ -8,6 +8,7 @@ seeds: [0, 1, 2]
 features: stored                   # the frozen encoder's features at the pairs, computed once; or encoder
 set: {run.steps: 300}              # for every row
 probe: {epochs: 20}
+finetune: {fraction: 1}            # none without
 rows:
   random: null                     # weights from the seed, not pre-trained
   InfoNCE: {loss.wcd: false, loss.scr: false}
@@ -35,7 +36,7 @@ from ..train.settings import (
     settings_from_plain,
     settings_to_plain,
 )
-from .probe import ProbeSettings
+from .settings import FinetuneSettings, ProbeSettings
 
 Stage = Literal["pretrain", "probe", "finetune"]
 
@@ -77,7 +78,6 @@ class _Plain:
     preset: str = "cpu"
     seeds: tuple[int, ...] = (0,)
     features: Literal["stored", "encoder"] = "stored"
-    probe: ProbeSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class StudySettings:
         rows: name → settings of its pre-training (seed 0, no shards yet); None for random weights.
         random: settings of the random weights' network.
         probe: of the linear probe.
-        finetune: settings of the fine-tuning on few labels as plain values, or None for none.
+        finetune: of the fine-tuning on few labels; None for none.
         tables, claims: what is made of the scores.
         plain: as read, for the record.
     """
@@ -105,7 +105,7 @@ class StudySettings:
     rows: dict[str, PretrainSettings | None]
     random: PretrainSettings
     probe: ProbeSettings
-    finetune: dict[str, Any] | None
+    finetune: FinetuneSettings | None
     tables: tuple[Table, ...]
     claims: tuple[Claim, ...]
     plain: dict[str, Any] = field(repr=False)
@@ -174,7 +174,9 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
         {str(name): None if v is None else settings(name, _mapping(v, name, where)) for name, v in rows.items()},
         settings("", {}),
         settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
-        None if finetune is None else dict(_mapping(finetune, "finetune", where)),
+        None
+        if finetune is None
+        else settings_from_plain(FinetuneSettings, _mapping(finetune, "finetune", where), f"{where}: finetune"),
         tables,
         claims,
         plain,

@@ -138,6 +138,27 @@ def test_the_studies_of_the_package_are_right():
     assert not demo.rows["InfoNCE"].augment.crop  # stored features are of whole pictures
 
 
+def test_the_synthetic_study_is_the_papers_tables(ground):
+    study = load_study("study-synthetic")
+    runs = list(plan_study(study, ground, study.seeds))
+    assert len(runs) == 105  # 11 configurations pre-trained, probed and fine-tuned, random weights without the first
+    assert len({run.digest for run in runs}) == 105
+    table_5 = {
+        name: (s.loss.wcd, s.loss.scr, s.sampling.mode)
+        for name, s in study.rows.items()
+        if name in study.tables[0].rows and s is not None
+    }
+    assert table_5["base"][:2] == (False, False)
+    assert table_5["WCD"] == (True, False, "random")
+    assert table_5["SCR"][:2] == (False, True)
+    assert table_5["WCD+SCR"] == (True, True, "random")
+    assert table_5["WCD+DCAS"] == (True, False, "dcas")
+    assert table_5["all"] == (True, True, "dcas")
+    assert study.rows["ground truth"].data.labels == "truth"
+    assert study.rows["deterministic"].loss.distribution == "dirac"
+    assert not study.rows["shared heads"].loss.decoupled_heads
+
+
 # -- what is run
 
 
@@ -291,11 +312,12 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(s
         "shards": str(streets),
         "set": {"run.steps": 2, "voxels.size_m": 1.0, "run.batch": 2, "image.height": 40, "image.width": 72},
         "probe": {"epochs": 2},
+        "finetune": {"fraction": 100, "epochs": 1},
     }
     study = study_from_plain(plain, "streets.yaml")
     summary = run_study(study, tmp_path / "study", (0,))
     assert not summary.failures
-    assert summary.done == 5
+    assert summary.done == 8
     rows = {(row.row, row.stage): row.result for row in read_rows([tmp_path / "study"])}
     assert rows["whole", "probe"]["mean_iou"] != rows["base", "probe"]["mean_iou"]
     # Random weights are scored as `olivine probe` scores them.
@@ -305,5 +327,5 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(s
     assert direct[1].scores.mean_iou == rows["whole", "probe"]["mean_iou"]
     # A second seed reads the features that the first one stored.
     monkeypatch.setattr(image_encoder.ImageEncoder, "forward", None)
-    assert run_study(study, tmp_path / "study", (1,)).done == 5
+    assert run_study(study, tmp_path / "study", (1,)).done == 8
     assert "pictures are not augmented" in summary.table.read_text()
