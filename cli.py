@@ -117,6 +117,11 @@ def labelgen(
     batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the oracle's errors.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Make a sample again and compare; writes nothing.")] = False,
+    executor: Place = "local",
+    address: Address = None,
+    workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
+    merge: Merge = False,
+    plan: Plan = 0,
     shard: Part = "0/1",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -129,15 +134,13 @@ def labelgen(
     from .cluster.journal import logs_of
     from .cluster.ticket import check_environment
     from .labelgen.run import generate_labels, plan_labels
-    executor: Place = "local",
-    address: Address = None,
-    workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
-    merge: Merge = False,
-    plan: Plan = 0,
     from .labelgen.settings import LabelSettings
     from .labelgen.verify import verify_labels
     from .readers import index_dataset
 
+    check_environment()
+    gpus = defaults.gpus()
+    place = defaults.choose_executor(executor, address, workers, workers or len(gpus) or 1, gpus)
     dataset, root, why = defaults.choose_dataset(dataset, root)
     out = out or DATA / "labels" / dataset
     console.note(f"data set: {root} ({why})", as_json or bool(plan))
@@ -148,9 +151,6 @@ def labelgen(
         error=error,
         prompts=prompts,
         weights=weights,
-    check_environment()
-    gpus = defaults.gpus()
-    place = defaults.choose_executor(executor, address, workers, workers or len(gpus) or 1, gpus)
         detector=detector,
         detector_config=detector_config,
         detector_checkpoint=detector_checkpoint,
@@ -268,7 +268,11 @@ def build_pairs(
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
     check: Annotated[Path | None, typer.Option(help="Verify every byte and value of a set of shards; no more.")] = None,
     describe: Annotated[Path | None, typer.Option(help="Say what is in a set of shards; no more.")] = None,
+    executor: Place = "local",
+    address: Address = None,
     workers: Workers = 0,
+    merge: Merge = False,
+    plan: Plan = 0,
     shard: Part = "0/1",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -278,12 +282,11 @@ def build_pairs(
 
     Example: olivine build-pairs
     """
-    executor: Place = "local",
-    address: Address = None,
+    from .cluster.journal import logs_of
+    from .cluster.ticket import check_environment
     from .labelgen.store import open_store
-    merge: Merge = False,
-    plan: Plan = 0,
     from .pairs.build import build_pairs as build
+    from .pairs.build import plan_pairs
     from .pairs.check import check_shards, describe_shards
     from .pairs.settings import PairSettings
 
@@ -292,11 +295,10 @@ def build_pairs(
             if folder is not None:
                 console.finish(f"build-pairs --{action}", function(folder), None, as_json)
         return
-    from .cluster.journal import logs_of
-    from .cluster.ticket import check_environment
+    check_environment()
+    place = defaults.choose_executor(executor, address, workers, workers or defaults.cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
-    from .pairs.build import plan_pairs
         images=images,
         jpeg_quality=jpeg_quality,
         segments=segments,
@@ -305,8 +307,6 @@ def build_pairs(
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
         workers=workers or defaults.cores(),
     )
-    check_environment()
-    place = defaults.choose_executor(executor, address, workers, workers or defaults.cores())
     labels, why = defaults.choose_labels(labels, dataset)
     store = open_store(labels)
     index = store.index(root)
@@ -323,7 +323,10 @@ def build_pairs(
             console.say_plan(f"shards of {frames} {name} frames", out / name, as_json)
             continue
         options: dict[str, Any] = {"split": name, "part": defaults.part(shard), "overwrite": overwrite, "index": index}
+        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": merge}
         summaries.append((name, build(store, out / name, settings, **options)))
+        if merge:
+            summaries.append((f"{name} --check", check_shards(out / name)))
     if not dry_run:
         console.finish_many("build-pairs", summaries, out, as_json)
 
@@ -333,10 +336,7 @@ def pretrain(
     shards: Annotated[
         Path | None, typer.Option(help="Training shards [the largest train split in data/pairs].")
     ] = None,
-        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": merge}
     validation: Annotated[Path | None, typer.Option(help="Held-out shards [the val folder beside them].")] = None,
-        if merge:
-            summaries.append((f"{name} --check", check_shards(out / name)))
     config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     engine: Annotated[str | None, typer.Option(help="Sparse engine: torch or minkowski [the preset's].")] = None,
@@ -548,52 +548,6 @@ def export(
     print(f"{layout} weights: {out}" + (f"; no place there for {', '.join(left_out)}" if left_out else ""))
 
 
-@app.command()
-def report(
-    run: Annotated[Path | None, typer.Option(help="Run folder [the newest in runs/].")] = None,
-    labels: Labels = None,
-    shards: Annotated[Path | None, typer.Option(help="Shards to draw [the largest val split in data/pairs].")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("report"),
-    frames: Annotated[int, typer.Option(help="Frames to draw.")] = 3,
-    as_json: Json = False,
-) -> None:
-    """Draw label overlays, labelled points, the loss curve and the probe table.
-
-    Example: olivine report --out report
-    """
-    from .report.figures import draw_report
-
-    labels, _ = defaults.choose_labels(labels, None)
-    shards, _ = defaults.choose_shards(shards, "val")
-    folder = run or (defaults.newest_run() if defaults.has_run() else None)
-    console.finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)
-
-
-@app.command()
-def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Without importing every package.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say what is installed, what is missing, what would be used, and what mends it.
-
-    Example: olivine doctor
-    """
-    from .doctor import examine
-
-    findings = list(examine(quick))
-    if as_json:
-        print(json.dumps([f.as_dict() for f in findings]))
-    else:
-        for finding in findings:
-            print(f"{finding.state:8} {finding.topic:17} {finding.text}")
-            if finding.remedy:
-                print(f"{'':26} to mend: {finding.remedy}")
-    if any(f.state == "broken" for f in findings):
-        raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    main()
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     command: Annotated[list[str], typer.Argument(help="labelgen, build-pairs or pretrain, with its options.")],
@@ -654,3 +608,49 @@ def status(
     console.finish_many("status", [(str(s.out), s) for s in found], None, as_json)
 
 
+@app.command()
+def report(
+    run: Annotated[Path | None, typer.Option(help="Run folder [the newest in runs/].")] = None,
+    labels: Labels = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards to draw [the largest val split in data/pairs].")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("report"),
+    frames: Annotated[int, typer.Option(help="Frames to draw.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Draw label overlays, labelled points, the loss curve and the probe table.
+
+    Example: olivine report --out report
+    """
+    from .report.figures import draw_report
+
+    labels, _ = defaults.choose_labels(labels, None)
+    shards, _ = defaults.choose_shards(shards, "val")
+    folder = run or (defaults.newest_run() if defaults.has_run() else None)
+    console.finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)
+
+
+@app.command()
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Without importing every package.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what is missing, what would be used, and what mends it.
+
+    Example: olivine doctor
+    """
+    from .doctor import examine
+
+    findings = list(examine(quick))
+    if as_json:
+        print(json.dumps([f.as_dict() for f in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.state:8} {finding.topic:17} {finding.text}")
+            if finding.remedy:
+                print(f"{'':26} to mend: {finding.remedy}")
+    if any(f.state == "broken" for f in findings):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
