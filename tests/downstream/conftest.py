@@ -34,8 +34,8 @@ class World:
         return self.pairs / "train", self.pairs / "val"
 
 
-def build_world(folder: Path, name: str, scenes: int) -> World:
-    settings = SyntheticSettings(format=name, scenes=scenes, frames=2, image_scale=0.05, workers=1)
+def build_world(folder: Path, name: str, scenes: int, frames: int) -> World:
+    settings = SyntheticSettings(format=name, scenes=scenes, frames=frames, image_scale=0.05, workers=1)
     write_dataset(settings, folder / name)
     index, _ = index_dataset(folder / "labels" / "frames", name, folder / name, None)
     generate_labels(index, folder / "labels", LabelSettings("oracle"))
@@ -47,12 +47,13 @@ def build_world(folder: Path, name: str, scenes: int) -> World:
 
 @pytest.fixture(scope="session")
 def nuscenes_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 4)
+    """The ten scenes of v1.0-mini, a frame each: eight to train on, two to score on."""
+    return build_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 10, 1)
 
 
 @pytest.fixture(scope="session")
 def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2)
+    return build_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2, 2)
 
 
 @pytest.fixture(scope="session")

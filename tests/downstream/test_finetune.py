@@ -43,7 +43,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(nuscenes_world, checkpoint, tmp_path_factory):
-    """A fine-tuning of six steps that nothing stopped."""
+    """A fine-tuning of eight steps that nothing stopped."""
     out = tmp_path_factory.mktemp("finetune") / "whole"
     return out, finetune(checkpoint, *nuscenes_world.splits, out, SHORT)
 
@@ -67,7 +67,7 @@ def stop_at(monkeypatch, step):
 def test_the_network_learns_and_every_labelled_point_is_scored(whole, nuscenes_world):
     out, result = whole
     loss = [float(row["loss"]) for row in rows(out / "steps.csv")]
-    assert len(loss) == 6 and np.mean(loss[-2:]) < loss[0] - 0.5
+    assert len(loss) == 8 and np.mean(loss[-2:]) < loss[0] - 0.5
     truth = [open_shards(nuscenes_world.pairs / "val").point_label(i) for i in range(result.validation_frames)]
     assert result.scores.point_count == sum(int((t > 0).sum()) for t in truth) == np.sum(result.confusion)
     held = {result.classes[c - 1] for t in truth for c in np.unique(t) if c}
@@ -86,7 +86,7 @@ def test_head_and_backbone_have_rates_of_their_own_and_the_old_heads_stay(whole,
 
 def test_the_rate_falls_with_a_cosine_of_the_epochs(whole):
     rates = [float(row["lr"]) for row in rows(whole[0] / "steps.csv")]
-    assert rates == pytest.approx([0.5] * 3 + [0.25] * 3)
+    assert rates == pytest.approx([0.5] * 4 + [0.25] * 4)
 
 
 @pytest.mark.parametrize(("kind", "at"), [("finetune", 0), ("finetune", 3), ("probe", 4)])
@@ -198,7 +198,7 @@ def test_semantickitti_subsets_are_every_kth_frame_from_the_first():
 
 
 def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_world, checkpoint, tmp_path):
-    with pytest.raises(OlivineError, match="1 % leaves no frame: it is every 100th scene, and there are 3"):
+    with pytest.raises(OlivineError, match="1 % leaves no frame: it is every 100th scene, and there are 8"):
         finetune(checkpoint, *nuscenes_world.splits, tmp_path, replace(SHORT, fraction=1))
     with pytest.raises(OlivineError, match="30 % is not every k-th"):
         training_frames(stand_in("nuscenes", 700, 2), 30)
@@ -249,7 +249,7 @@ def test_a_folder_of_another_run_is_refused_and_overwrite_replaces_it(
     refuse("holds another run: it starts from another checkpoint", make_checkpoint(seed=8), splits, out)
     refuse("holds another run: it starts from another checkpoint", checkpoint, splits, out, random=True)
     refuse("holds another run: its shards are others", checkpoint, splits[:1] * 2, out)
-    quick = replace(SHORT, epochs=1, batch=6)
+    quick = replace(SHORT, epochs=1, batch=8)
     finetune(checkpoint, *splits, tmp_path / "run", quick)
     finetune(checkpoint, *splits, tmp_path / "run", replace(quick, seed=1), overwrite=True)
     assert load_checkpoint(tmp_path / "run")["settings"]["seed"] == 1
