@@ -25,6 +25,7 @@ PACKAGES = (
     ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
     ("segment-anything", "segment_anything", "grounded-sam", "labelgen"),
     ("transformers", "transformers", "grounded-sam", "labelgen"),
+    ("ray", "ray", "--executor ray", "cluster"),
 )
 
 

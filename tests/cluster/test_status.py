@@ -1,0 +1,164 @@
+"""How far a job is, seen from outside; plans; and what is said of bad input before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from olivine.cluster.plan import Plan, ranges
+from olivine.cluster.slurm import SlurmSettings, submit
+from olivine.cluster.status import find_jobs, read_status
+from olivine.cluster.ticket import Ticket, check_environment
+from olivine.common import OlivineError, write_json
+
+
+def _job(tmp_path: Path, done: int, units: int) -> Path:
+    """An output folder with ``done`` records, and its empty account."""
+    (tmp_path / "out/units").mkdir(parents=True)
+    for k in range(done):
+        (tmp_path / f"out/units/u{k}.json").write_text("{}")
+    logs = tmp_path / "out.logs"
+    (logs / "drivers").mkdir(parents=True)
+    write_json(logs / "job.json", {"job": "test", "out": "../out", "units": units})
+    return logs
+
+
+def _events(logs: Path, driver: str, events: list[tuple[float, str, str]]) -> Path:
+    path = logs / "drivers" / f"{driver}.jsonl"
+    lines = [{"time": t, "unit": u, "state": s, **({"error": "bad"} if s == "failed" else {})} for t, u, s in events]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_done_running_failed_rate_and_time_left(tmp_path: Path) -> None:
+    logs, now = _job(tmp_path, 4, 20), time.time()
+    here = f"{socket.gethostname()}-{os.getpid()}-abc"
+    begun = [(now - 100 + 15 * k, f"u{k}", "running") for k in range(6)]
+    ended = [(now - 85 + 15 * k, f"u{k}", "done") for k in range(4)]
+    _events(logs, here, sorted([*begun, *ended, (now - 5, "u5", "failed")]))
+    status = read_status(logs, now)
+    assert (status.units, status.done, status.running, status.waiting) == (20, 4, 1, 14)
+    assert [(f.unit, f.reason) for f in status.failures] == [("u5", "bad")]
+    assert status.rate == pytest.approx(5 / 100) and status.seconds_left == pytest.approx(15 / 0.05)
+
+
+def test_what_a_dead_driver_had_in_hand_is_waiting_again(tmp_path: Path) -> None:
+    logs, now = _job(tmp_path, 0, 3), time.time()
+    _events(logs, f"{socket.gethostname()}-999999999-abc", [(now, "u0", "running")])
+    gone = _events(logs, "elsewhere-12-abc", [(now, "u1", "running")])
+    _events(logs, "elsewhere-13-abc", [(now, "u2", "running")])
+    os.utime(gone, (now - 100, now - 100))  # no heartbeat any more
+    status = read_status(logs, now)
+    assert (status.running, status.waiting) == (1, 2) and status.seconds_left is None
+
+
+def test_a_failure_that_a_later_run_mended_is_none(tmp_path: Path) -> None:
+    logs, now = _job(tmp_path, 1, 1), time.time()
+    _events(logs, "a-1-a", [(now - 9, "u0", "failed")])
+    _events(logs, "b-1-a", [(now - 5, "u0", "running"), (now - 4, "u0", "done")])
+    assert read_status(logs, now).failures == [] and read_status(logs, now).done == 1
+
+
+def test_jobs_are_found_by_their_output_and_from_above(tmp_path: Path) -> None:
+    logs = _job(tmp_path, 0, 1)
+    assert find_jobs(tmp_path / "out") == find_jobs(tmp_path) == find_jobs(logs) == [logs]
+    with pytest.raises(OlivineError, match="no job has left an account here"):
+        find_jobs(tmp_path / "elsewhere")
+
+
+def test_a_plan_names_the_parts_with_something_left(tmp_path: Path) -> None:
+    # Units 0..9 of one split and 0..2 of another, in parts of every fourth: 5 is in part 1, 2 in part 2.
+    one, other = [k != 5 for k in range(10)], [k != 2 for k in range(3)]
+    plan = Plan.of(tmp_path, [one, other], 4, [tmp_path], ["olivine"])
+    assert (plan.units, plan.left, plan.open) == (13, 2, (1, 2))
+    assert Plan.from_plain(json.loads(json.dumps(plan.to_plain()))) == plan
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and ranges([]) == ""
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_does_not_see_the_drivers_folder_is_refused(tmp_path: Path) -> None:
+    ticket = Ticket.issue([tmp_path], ["olivine", "numpy"], tmp_path)
+    ticket.check()
+    with pytest.raises(OlivineError, match=r"does not see this folder.*share under the same path"):
+        Ticket.issue([tmp_path / "not mounted"], ["olivine"]).check()
+    (tmp_path / "ticket.json").unlink()  # a folder of that name is there, but another one
+    with pytest.raises(OlivineError, match="does not see this folder"):
+        ticket.check()
+
+
+def test_a_worker_with_other_packages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = Ticket.issue([tmp_path], ["olivine", "numpy"], tmp_path)
+    (tmp_path / "site/numpy-9.9.dist-info").mkdir(parents=True)
+    (tmp_path / "site/numpy-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with pytest.raises(OlivineError, match=r"has other packages: numpy 9\.9 \(here .*Install the same versions"):
+        ticket.check()
+    monkeypatch.setenv("OLIVINE_TICKET", str(tmp_path / "ticket.json"))
+    with pytest.raises(OlivineError, match="has other packages"):
+        check_environment()
+    monkeypatch.setenv("OLIVINE_TICKET", str(tmp_path / "gone/ticket.json"))
+    with pytest.raises(OlivineError, match="does not see this folder"):
+        check_environment()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ([], "cannot submit nothing"),
+        (["probe"], "cannot submit probe"),
+        (["labelgen", "--shard", "0/2"], "--shard cannot be submitted"),
+        (["labelgen", "--overwrite"], "--overwrite cannot be submitted"),
+        (["labelgen"], "no SLURM here"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said(command: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(OlivineError, match=says):
+        submit(command, SlurmSettings())
+
+
+@pytest.mark.parametrize(("change", "says"), [({"nodes": 0}, "--nodes 0"), ({"parts": -1}, "--parts -1")])
+def test_settings_of_slurm_are_checked(change: dict[str, int], says: str) -> None:
+    with pytest.raises(OlivineError, match=says):
+        SlurmSettings(**change)  # type: ignore[arg-type]
+
+
+def test_an_address_where_no_ray_cluster_answers_is_said_at_once() -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    for address, says in ((f"127.0.0.1:{free}", "no Ray cluster answers"), ("nonsense", "give host:port")):
+        program = f"from olivine.cluster.ray_actors import RayCluster; RayCluster({address!r}).connect()"
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert says.lower() in done.stderr.lower().splitlines()[-1] and time.monotonic() - started < 20
+
+
+def test_ray_is_imported_by_nothing_but_its_own_executor() -> None:
+    code = (
+        "import sys, olivine.cli, olivine.pairs.build, olivine.labelgen.run, olivine.cluster.ray_actors;"
+        "raise SystemExit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--executor", "dask"], "choose local or ray"),
+        (["--address", "127.0.0.1:6379"], "--address needs --executor ray"),
+    ],
+)
+def test_executors_are_named(options: list[str], says: str, olivine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = olivine("labelgen", *options, cwd=tmp_path, code=2)
+    assert says.lower() in done.stderr.lower()
