@@ -1,6 +1,6 @@
 """How fast synthetic frames are made: end to end at two sizes, and how the cost grows with pixels and objects.
 
-python benchmarks/synthetic_speed.py [--workers 2] [--frames 8]
+python benchmarks/synthetic_speed.py [--workers 2] [--frames 100]
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def thinned(world: World, share: float) -> World:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--frames", type=int, default=100)
     options = parser.parse_args()
     world = make_world(0, 0, 20.0)
     pictures(world, 0.05)  # compile
     end_to_end(0.05, 2, 1)
     end_to_end(0.25, options.frames, options.workers)
-    end_to_end(1.0, max(options.frames // 5, 4), options.workers)
+    end_to_end(1.0, max(options.frames // 10, 4), options.workers)
     print("\ncost of the six pictures with shadows, one core")
     for scale in (0.125, 0.25, 0.5, 1.0):
         pixels = sum(w * h for w, h, _ in (c.scaled(scale) for c in nuscenes_rig().cameras))

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from .compiled import compiled
 from .kinds import KIND
-from .parts import join
 from .raycast import Hierarchy, build_hierarchy, closest
 from .sun import SunGrid, sun_grid
 from .world import World
@@ -26,7 +25,7 @@ class Stage:
     Attributes:
         still, moving: search trees.
         shade: what throws shadows, of the still and of the moving parts.
-        kind, material, seed, instance, is_moving: int64 [P], of the still parts and then the moving ones.
+        kind, material, seed, instance: int64 [P], of the still parts and then the moving ones.
         color: float64 [P, 3].
     """
 
@@ -37,7 +36,6 @@ class Stage:
     material: NDArray[np.int64]
     seed: NDArray[np.int64]
     instance: NDArray[np.int64]
-    is_moving: NDArray[np.int64]
     color: NDArray[np.float64]
 
 
@@ -46,19 +44,19 @@ _NOTHING = Hierarchy(np.zeros((0, 20)), np.zeros((1, 6)), np.zeros((1, 2), np.in
 
 def stage_at(world: World, t: float) -> Stage:
     """The world at time ``t`` in seconds."""
-    moving = world.moving_at(t)
-    everything = world.still if moving is None else join([world.still, moving])
+    still, moving = world.still, world.moving_at(t)
     tree = _NOTHING if moving is None else build_hierarchy(moving)
+
+    def looks(name: str) -> NDArray[Any]:
+        """One column of the still and the moving parts."""
+        column: NDArray[Any] = getattr(still, name)
+        return column if moving is None else np.concatenate([column, getattr(moving, name)])
+
     return Stage(
         world.tree,
         tree,
         (world.shade, sun_grid(tree.solids, world.light.to_sun)),
-        everything.kind,
-        everything.material,
-        everything.seed,
-        everything.instance,
-        everything.moving,
-        everything.color,
+        *map(looks, ("kind", "material", "seed", "instance", "color")),
     )
 
 
