@@ -47,13 +47,14 @@ demo: setup
 
 # The study's streets: 100 for training, so that 1 % is one, and 34 for validation. The labels' errors are the default
 # ones with their lengths scaled, as the pictures are, to a quarter.
-STUDY  ?= data/study
+STUDY        ?= data/study
+STUDY_SEED   ?= 880001
+STUDY_SCENES ?= 134
+STUDY_ERROR  ?= boundary=0.5,missed=0.5,missed_area=9.4,confusion=0.05,leakage=0.1,leakage_distance=4
 study-ground: setup
-	$(OLIVINE) synth --seed $(STUDY_SEED) --scenes 134 --frames 2 --out $(STUDY)/nuscenes
+	$(OLIVINE) synth --seed $(STUDY_SEED) --scenes $(STUDY_SCENES) --frames 2 --out $(STUDY)/nuscenes
 	$(OLIVINE) labelgen --dataset nuscenes --root $(STUDY)/nuscenes --out $(STUDY)/labels --error $(STUDY_ERROR)
 	$(OLIVINE) build-pairs --labels $(STUDY)/labels --out $(STUDY)/pairs
-STUDY_SEED  ?= 880001
-STUDY_ERROR ?= boundary=0.5,missed=0.5,missed_area=9.4,confusion=0.05,leakage=0.1,leakage_distance=4
 
 lint: setup
 	$(BIN)/ruff check .
@@ -76,7 +77,7 @@ minkowski: setup
 	realpath $(VENV)/lib/python3*/site-packages > $$(echo $(MINKOWSKI)/lib/python3*/site-packages)/olivine-base.pth
 	$(MINKOWSKI)/bin/python -m pip install -q -U 'setuptools>=77,<81' wheel ninja
 	$(MINKOWSKI)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("MinkowskiEngine") is None)' || PATH=$$PWD/$(MINKOWSKI)/bin:$$PATH SETUPTOOLS_USE_DISTUTILS=stdlib MAX_JOBS=2 $(MINKOWSKI)/bin/python -m pip install --no-deps --no-build-isolation MinkowskiEngine==0.5.4
-	PYTHONPATH=$(VENV)/types $(MINKOWSKI)/bin/python -m pytest -m soak tests/sparse/test_minkowski_parity.py
+	PYTHONPATH=$(VENV)/types $(MINKOWSKI)/bin/python -m pytest -m soak tests/sparse/test_minkowski_parity.py tests/downstream/test_weights.py
 
 include cluster/cluster.mk
 

@@ -41,13 +41,13 @@ class EncoderTraining:
         invariance, variance, covariance: weights of VICReg's three terms.
     """
 
-    steps: int = 300
+    steps: int = 450
     batch: int = 12
     places: int = 96
     height: int = 80
     width: int = 144
-    area: tuple[float, float] = (0.1, 0.6)
-    colour: float = 0.2
+    area: tuple[float, float] = (0.35, 1.0)
+    colour: float = 0.1
     grey: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 1e-4

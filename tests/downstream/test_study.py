@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -282,35 +281,14 @@ def test_a_damaged_row_is_named(tmp_path):
 # -- the whole way, on streets
 
 
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory) -> Path:
-    """Shards of two training frames and one for validation."""
-    from olivine.labelgen.run import generate_labels
-    from olivine.labelgen.settings import LabelSettings
-    from olivine.labelgen.store import open_store
-    from olivine.pairs.build import build_pairs
-    from olivine.pairs.settings import PairSettings
-    from olivine.readers import index_dataset
-    from olivine.synthetic.settings import SyntheticSettings
-    from olivine.synthetic.write import write_dataset
-
-    folder = tmp_path_factory.mktemp("streets")
-    write_dataset(SyntheticSettings(scenes=3, frames=1, image_scale=0.1, workers=1, seed=41), folder / "world")
-    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "world", None)
-    generate_labels(index, folder / "labels", LabelSettings())
-    for split in ("train", "val"):
-        build_pairs(open_store(folder / "labels"), folder / "pairs" / split, PairSettings(workers=1), split=split)
-    return folder / "pairs"
-
-
-def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(streets, tmp_path, monkeypatch):
+def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(nuscenes_world, tmp_path, monkeypatch):
     from olivine.downstream.probe import ProbeSettings, linear_probe
     from olivine.train import image_encoder
 
     plain = {
         **PLAIN,
-        "shards": str(streets),
-        "set": {"run.steps": 2, "voxels.size_m": 1.0, "run.batch": 2, "image.height": 40, "image.width": 72},
+        "shards": str(nuscenes_world.pairs),
+        "set": {"run.steps": 2, "voxels.size_m": 1.0, "run.batch": 2, "image.height": 24, "image.width": 40},
         "probe": {"epochs": 2},
         "finetune": {"fraction": 100, "epochs": 1},
     }
@@ -322,7 +300,7 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(s
     assert rows["whole", "probe"]["mean_iou"] != rows["base", "probe"]["mean_iou"]
     # Random weights are scored as `olivine probe` scores them.
     run = next((tmp_path / "study" / "runs").glob("whole.*"))
-    direct = linear_probe(run, streets / "train", streets / "val", tmp_path / "probe", ProbeSettings(epochs=2))
+    direct = linear_probe(run, *nuscenes_world.splits, tmp_path / "probe", ProbeSettings(epochs=2))
     assert direct[0].scores.mean_iou == rows["random", "probe"]["mean_iou"]
     assert direct[1].scores.mean_iou == rows["whole", "probe"]["mean_iou"]
     # A second seed reads the features that the first one stored.
