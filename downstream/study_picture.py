@@ -21,7 +21,7 @@ def draw_study(study: StudySettings, scores: Scores) -> bytes:
     from matplotlib.figure import Figure
 
     heights = [max(2.0, 0.36 * len(table.rows) + 1.1) for table in study.tables]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained", dpi=80)
     panels = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for (left, right), table in zip(panels, study.tables):
         _scores_panel(left, table, scores)
@@ -40,7 +40,7 @@ def _scores_panel(axes: Axes, table: Table, scores: Scores) -> None:
             axes.plot(values, [place] * len(values), "o", color=_MEAN, markersize=4)
     axes.set_yticks(range(len(table.rows)), table.rows)
     axes.invert_yaxis()
-    axes.set_xlabel(f"mIoU of the {STAGE_NAMES[table.stage]} / %; a dot is a seed")
+    axes.set_xlabel(f"{STAGE_NAMES[table.stage]}, mIoU / %; a dot is a seed", fontsize="small")
     axes.set_title(table.title, loc="left", fontsize="medium")
 
 
@@ -58,4 +58,4 @@ def _differences_panel(axes: Axes, table: Table, scores: Scores) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(table.rows)), [""] * len(table.rows))
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.set_xlabel(f"points against {table.against}, 95 % interval; grey: not resolved")
+    axes.set_xlabel(f"against {table.against}, 95 % interval; grey: not resolved", fontsize="small")

@@ -70,7 +70,7 @@ def as_markdown(study: StudySettings, scores: Scores, facts: Sequence[str] = ())
 
 
 def _table_markdown(table: Table, scores: Scores) -> list[str]:
-    head = [STAGE_NAMES[table.stage], "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", ""]
+    head = [STAGE_NAMES[table.stage], "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", "note"]
     lines = [f"## {table.title}", ""] if table.title else []
     return lines + _markdown(head, [_table_cells(table, row, scores) for row in table.rows])
 
