@@ -527,7 +527,9 @@ def study(
 @app.command()
 def export(
     checkpoint: Checkpoint = None,
-    layout: Annotated[str, typer.Option(help="minkowski (SLidR, OLIVINE) or openpcdet.")] = "minkowski",
+    layout: Annotated[
+        str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict [by the backbone].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The file [<run>/<layout>.pt].")] = None,
     as_json: Json = False,
 ) -> None:
@@ -535,17 +537,33 @@ def export(
 
     Example: olivine export --layout minkowski --out backbone.pt
     """
-    from .train.backbones.layouts import export_weights
-    from .train.checkpoint import load_backbone
+    from .downstream.weights import export_backbone
 
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    out = out or folder / f"{layout}.pt"
-    network, _ = load_backbone(checkpoint)
-    left_out = export_weights(network, out, layout)
-    if as_json:
-        print(json.dumps({"command": "export", "layout": layout, "out": str(out), "left_out": left_out}))
-        return
-    print(f"{layout} weights: {out}" + (f"; no place there for {', '.join(left_out)}" if left_out else ""))
+    out = out or folder / f"{layout or 'exported'}.pt"
+    console.finish("export", export_backbone(checkpoint, out, layout), out, as_json)
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of SLidR, OLIVINE or OpenPCDet, or an export.")],
+    config: Annotated[
+        str | None, typer.Option(help="Preset or YAML file with its backbone and voxels [reference, or voxelnet].")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint [runs/<file>/last.pt].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint from other code bases' weights, to probe, fine-tune or export.
+
+    Example: olivine import-weights slidr.pt --config reference
+    """
+    from .downstream.weights import import_weights as run
+    from .train.settings import load_settings
+
+    settings = load_settings(config or "reference", set_ or []) if config or set_ else None
+    out = out or RUNS / file.stem / "last.pt"
+    console.finish("import-weights", run(file, out, settings), out, as_json)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -2,7 +2,7 @@
 
 | layout | container | names and shapes |
 |---|---|---|
-| `olivine` | plain dictionary | this package's: kernels [K, in, out], norms under `.bn` |
+| `olivine`, `state_dict` (export) | plain dictionary | this package's: kernels [K, in, out], norms under `.bn` |
 | `slidr` | `model_points` | the same names, one head (`final`), no prefix |
 | `olivine-lightning` | `state_dict` | the same names with the prefix `model_points.` |
 | `minkowski` (export) | `model_points` | as `slidr`, with both heads where there are two |
@@ -23,7 +23,7 @@ from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.
-EXPORT_LAYOUTS = ("minkowski", "openpcdet")
+EXPORT_LAYOUTS = ("minkowski", "openpcdet", "state_dict")
 
 _LIGHTNING, _OPENPCDET = "model_points.", "backbone_3d."
 _HEADS = ("final.", "final_class_level.")
@@ -149,6 +149,7 @@ def export_weights(network: nn.Module, path: PathLike, layout: str) -> list[str]
 
     ``minkowski``: a file that SLidR's and OLIVINE's loaders read (``model_points``). ``openpcdet``: a file whose
     ``model_state`` OpenPCDet's detectors with that trunk load as pre-trained weights; it has no place for the heads.
+    ``state_dict``: the tensors by this package's names and no more, for any network.
 
     Returns:
         The names of the parameters that the layout has no place for.
@@ -160,13 +161,15 @@ def export_weights(network: nn.Module, path: PathLike, layout: str) -> list[str]
     if layout not in EXPORT_LAYOUTS:
         raise OlivineError(f"no layout {layout!r}", remedy=f"choose one of {', '.join(EXPORT_LAYOUTS)}")
     family = "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
-    if family != layout:
+    if layout not in (family, "state_dict"):
         raise OlivineError(
             f"a {type(network).__name__} has no form in the layout {layout}", remedy=f"use --layout {family}"
         )
-    if layout == "minkowski":
-        content: dict[str, Any] = {"model_points": state}
-        dropped: list[str] = []
+    dropped: list[str] = []
+    if layout == "state_dict":
+        content: dict[str, Any] = dict(state)
+    elif layout == "minkowski":
+        content = {"model_points": state}
     else:
         converted = to_openpcdet(network)
         content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in converted.items()}}

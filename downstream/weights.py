@@ -1,0 +1,102 @@
+"""Backbones for other code bases, and from them: files in their layouts out, their published checkpoints in.
+
+The layouts themselves, names and shapes, are all in ``train/backbones/layouts.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..common import OlivineError, PathLike, sha256_file
+from ..train.backbones import build_backbone
+from ..train.backbones.layouts import export_weights, load_weights, read_weights
+from ..train.checkpoint import load_backbone, save_checkpoint
+from ..train.settings import PretrainSettings, load_settings, settings_to_plain
+from ..train.setup import backbone_arguments
+
+
+@dataclass(frozen=True)
+class WeightsSummary:
+    """What was written.
+
+    Attributes:
+        out: the file.
+        layout: of the other code base's file.
+        backbone: its name here.
+        voxels: what the backbone takes, for people.
+        parameters: tensors written, or read.
+        left_out: the network's parameters that the layout has no place for, or that the file did not hold and that
+            stay as the seed made them.
+    """
+
+    out: Path
+    layout: str
+    backbone: str
+    voxels: str
+    parameters: int
+    left_out: list[str]
+
+
+def export_backbone(checkpoint: PathLike, out: PathLike, layout: str | None = None) -> WeightsSummary:
+    """Write the backbone of a run, pre-trained or fine-tuned, in another code base's layout.
+
+    Args:
+        checkpoint: run folder or file.
+        layout: ``minkowski``, ``openpcdet``, or ``state_dict`` (a plain dictionary of this package's names); None is
+            the one of the first two that the backbone has.
+
+    Raises:
+        OlivineError: no checkpoint of a backbone, or a layout that is not the backbone's.
+    """
+    network, content = load_backbone(checkpoint)
+    name = content["backbone"]["name"]
+    layout = layout or ("openpcdet" if name.startswith("voxelnet") else "minkowski")
+    left_out = export_weights(network, out, layout)
+    voxels = content.get("voxels") or content["settings"]["voxels"]
+    written = len(network.state_dict()) - len(left_out)
+    return WeightsSummary(Path(out), layout, name, _describe(voxels), written, left_out)
+
+
+def import_weights(path: PathLike, out: PathLike, settings: PretrainSettings | None = None) -> WeightsSummary:
+    """Make a checkpoint of this package from a published file of SLidR, OLIVINE or OpenPCDet, or from an export.
+
+    Args:
+        path: the file; only tensors and plain values are read.
+        out: the checkpoint to write.
+        settings: the backbone and voxels it was made with, which no such file says. By default the preset
+            ``voxelnet`` for OpenPCDet's files and ``reference`` (SR-UNet34 on cylindrical voxels, as the public code
+            trains it) for the others.
+
+    Raises:
+        OlivineError: no 3D network in the file, or another one than the settings'.
+    """
+    layout, weights = read_weights(path)
+    settings = settings or load_settings("voxelnet" if layout == "openpcdet" else "reference")
+    head = weights.get("final.kernel")
+    if head is not None:  # as wide as the file has it
+        settings = replace(settings, backbone=replace(settings.backbone, out_channels=head.shape[-1]))
+    arguments = backbone_arguments(settings)
+    network = build_backbone(**arguments, seed=settings.seed)
+    if layout == "openpcdet" and not arguments["name"].startswith("voxelnet"):
+        raise OlivineError(
+            f"holds OpenPCDet's trunk, not a {arguments['name']}", where=path, remedy="use --config voxelnet"
+        )
+    left_out = load_weights(network, weights, layout=layout, where=path, heads=False)
+    voxels = settings_to_plain(settings.voxels)
+    content = {
+        "kind": "imported",
+        "settings": settings_to_plain(settings),
+        "backbone": arguments,
+        "voxels": voxels,
+        "backbone_state": network.state_dict(),
+        "source": {"file": Path(path).name, "sha256": sha256_file(path), "layout": layout, "left_out": left_out},
+    }
+    save_checkpoint(out, content)
+    loaded = len(network.state_dict()) - len(left_out)
+    return WeightsSummary(Path(out), layout, arguments["name"], _describe(voxels), loaded, left_out)
+
+
+def _describe(voxels: dict[str, object]) -> str:
+    feature = "mean" if voxels["feature"] == "mean" else "first point"
+    return f"{voxels['grid']}, {voxels['size_m']} m, {feature} of channels from {voxels['first_channel']}"
