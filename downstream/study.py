@@ -90,6 +90,8 @@ def open_ground(study: StudySettings) -> Ground:
 def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int]) -> Iterator[Run]:
     """Every run of the study for some seeds, seed by seed and row by row, in the order in which they are done."""
     for seed in seeds:
+        if seed < 0:
+            raise OlivineError(f"seed {seed} is negative", where="olivine study", remedy="give a number from 0 on")
         for name, settings in study.rows.items():
             before = _pretraining(study, ground, settings)
             for stage in study.stages:
@@ -244,7 +246,7 @@ def _pretrain(
     data = replace(settings.data, shards=str(Path(study.shards) / "train"))
     settings = replace(settings, seed=seed, data=data)
     if study.features == "stored":
-        encoder = build_encoder(settings, torch.device("cpu"))
+        encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         stored = store_pixel_features(ground.train, settings, encoder, out / "features")
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))
     summary = pretrain(settings, folder)

@@ -124,6 +124,11 @@ def test_a_wrong_study_is_refused_in_one_line(change, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_negative_seed_is_refused(small, ground):
+    with pytest.raises(OlivineError, match="seed -1 is negative"):
+        list(plan_study(small, ground, (-1,)))
+
+
 def test_missing_shards_name_the_command_that_makes_them(small, tmp_path):
     with pytest.raises(OlivineError, match=r"no shards here. Make them: make the-ground"):
         run_study(small, tmp_path)
