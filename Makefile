@@ -65,7 +65,7 @@ test: lint
 	$(BIN)/python -m pytest -m 'not soak'
 
 soak: setup $(VENV)/.installed-cluster
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -rs
 
 bench: setup
 	for program in benchmarks/*_speed.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done

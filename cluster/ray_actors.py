@@ -57,6 +57,7 @@ class RayCluster:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # times six seconds, for something that is no cluster
         try:
             import ray
         except ImportError:

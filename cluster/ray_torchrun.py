@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from .plan import ask_stage
 from .ray_actors import RayCluster
 from .ticket import Ticket
 
+PATIENCE = 60.0  # seconds to wait for machines
 PACKAGES = ("olivine", "torch", "numpy", "lightning-fabric")
 
 
@@ -56,7 +59,7 @@ def launch(command: Sequence[str], nodes: int, processes: int, address: str | No
 
     gpu = {"GPU": processes} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
     group = placement_group([{"CPU": processes, **gpu}] * nodes, strategy="STRICT_SPREAD" if nodes > 1 else "PACK")
-    if not ray.wait([group.ready()], timeout=60)[0]:
+    if not ray.wait([group.ready()], timeout=PATIENCE)[0]:
         what = f"{nodes} machines with {processes} {'GPUs' if gpu else 'cores'} each"
         raise OlivineError(f"the Ray cluster has no room for {what}", remedy="look at it with: ray status")
     summary = LaunchSummary(out, nodes, processes, logs_of(out))
@@ -72,12 +75,14 @@ def launch(command: Sequence[str], nodes: int, processes: int, address: str | No
     for problem in (place[1] for place in places if place[1] is not None):
         raise problem
     meeting = places[0][0]
-    parts = [
-        on(node, _torchrun).remote(  # type: ignore[attr-defined]
-            list(command), nodes, node, processes, meeting, Path.cwd(), (summary.logs / f"node-{node}.log").absolute()
-        )
-        for node in range(nodes)
-    ]
+    torchrun = [f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
+    torchrun += [f"--master-addr={meeting[0]}", f"--master-port={meeting[1]}"]
+    threads, folder = os.environ.get("OMP_NUM_THREADS"), Path.cwd()
+    parts = []
+    for node in range(nodes):
+        arguments = [*torchrun, f"--node-rank={node}", "-m", "olivine.cli", *command]
+        log = (summary.logs / f"node-{node}.log").absolute()
+        parts.append(on(node, _torchrun).remote(arguments, folder, log, threads))  # type: ignore[attr-defined]
     for node, part in enumerate(parts):
         try:
             code = ray.get(part)
@@ -104,19 +109,22 @@ def _place(ticket: Ticket) -> tuple[tuple[str, int], OlivineError | None]:
         return (ray.util.get_node_ip_address(), probe.getsockname()[1]), None
 
 
-def _torchrun(
-    command: list[str], nodes: int, node: int, processes: int, meeting: tuple[str, int], folder: Path, log: Path
-) -> int:
+def _torchrun(arguments: list[str], folder: Path, log: Path, threads: str | None) -> int:
     """One machine's part; returns its exit code."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}"]
-    torchrun += [f"--nproc-per-node={processes}", f"--master-addr={meeting[0]}", f"--master-port={meeting[1]}"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # that was Ray's
+    environment |= {"OMP_NUM_THREADS": threads} if threads else {}
     with open(log, "ab") as output:
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         return subprocess.run(
-            [*torchrun, "-m", "olivine.cli", *command],
+            [sys.executable, "-m", "torch.distributed.run", *arguments],
             cwd=folder,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
             check=False,
         ).returncode
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when Ray's worker is gone, which may be killed at any time."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -189,7 +189,6 @@ def generate_labels(
     """
     start = time.monotonic()
     labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
-    index = replace(index, root=index.root.absolute(), scenes=tuple(_absolute(scene) for scene in index.scenes))
     _check_part(part)
     if settings.camseg is not None and settings.camseg.resolve() == labels.resolve():
         raise OlivineError("is both --camseg and --labels", where=labels, remedy="choose another --labels folder")
@@ -289,13 +288,8 @@ def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, sum
                 summary.failures.append(Failure(f"{scene.name} {key}", reason))
 
 
-def _absolute(value: Any) -> Any:
-    """A dataclass with its paths absolute: workers have other working folders."""
-    paths = {f.name: path.absolute() for f in fields(value) if isinstance(path := getattr(value, f.name), Path)}
-    return replace(value, **paths)
-
-
 def _elsewhere(settings: LabelSettings) -> LabelSettings:
-    """The settings with every path absolute, also that of an error model's file."""
+    """The settings with every path absolute, also that of an error model's file: workers have other working folders."""
+    paths = {f.name: p.absolute() for f in fields(settings) if isinstance(p := getattr(settings, f.name), Path)}
     error = Path(settings.error)
-    return replace(_absolute(settings), error=str(error.absolute()) if error.is_file() else settings.error)
+    return replace(settings, **paths, error=str(error.absolute()) if error.is_file() else settings.error)

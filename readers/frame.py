@@ -360,7 +360,7 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
     Args:
         root: where the data set is now, if it has moved since.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()  # the index may be sent to a process with another working folder
     plain = read_json(directory / "index.json", remedy="run olivine labelgen first")
     if str(plain.get("schema", "")).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
         raise OlivineError(
@@ -368,7 +368,7 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
             where=directory / "index.json",
             remedy="delete the frames folder and run olivine labelgen again",
         )
-    base = Path(root if root is not None else plain["root"])
+    base = Path(root if root is not None else plain["root"]).absolute()
     scenes = tuple(
         Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
     )

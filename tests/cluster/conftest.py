@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ sys.path.insert(0, str(HELPERS))  # worker processes inherit it
 
 from cluster_functions import Task, Work  # noqa: E402
 
+LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the machine's outer address
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -48,8 +52,12 @@ def units() -> Callable[..., list[WorkUnit]]:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, by name."""
-    return lambda path: {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+    """Every file below a folder, by name; without the frame index's table, which says where the data set lies."""
+    return lambda path: {
+        str(f.relative_to(path)): f.read_bytes()
+        for f in sorted(path.rglob("*"))
+        if f.is_file() and f.parts[-2:] != ("frames", "index.json")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +111,30 @@ def fresh(world: Path, tmp_path: Path) -> Path:
     return tmp_path / "fresh"
 
 
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without cores to give, and two nodes of one core each; this process is no driver of it."""
+    ray = pytest.importorskip("ray", reason="no Ray here: pip install 'olivine[cluster]'")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Nodes inherit the path on which the tests' functions are.
+    helpers = str(Path(__file__).parent / "helpers")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{helpers}:{before}" if before else helpers
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": LOOPBACK})
+    cluster.nodes = [cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK) for _ in range(2)]
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def slurm() -> Iterator[dict[str, str]]:
     """SLURM with munge: one controller and two machines of one core each, all on the loopback address.
 
     Yields the environment in which its commands find it. Nothing outside a folder of its own is touched.
@@ -115,7 +145,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         pytest.skip(f"no SLURM here ({', '.join(absent)}): apt-get install slurm-wlm munge")
     if os.geteuid():
         pytest.skip("SLURM's daemons need root")
-    folder = tmp_path_factory.mktemp("slurm")
+    folder = Path(tempfile.mkdtemp(prefix="olivine-slurm-"))
+    folder.chmod(0o755)  # munge's clients may be anybody, and pytest's own folders are closed to them
     key, munge = folder / "munge.key", folder / "munge.socket"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -160,7 +191,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         subprocess.run(["scancel", "--user=root"], check=False, env={**os.environ, **env})
         for pid in [*sorted(folder.glob("slurm*.pid")), folder / "munge.pid"]:
             if pid.is_file():
-                os.kill(int(pid.read_text()), 15)
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -29,6 +29,8 @@ def olivine(*arguments, cwd):
         (["study"], "no shards here. Make them: olivine synth"),
         (["study", "--merge"], "olivine study --merge A B"),
         (["study", "--config", "study-dmo"], "use one of study-demo"),
+        (["status"], "no job has left an account here"),
+        (["launch", "probe"], "cannot launch probe"),
         (["nonsense"], "No such command 'nonsense'"),
         (["labelgen", "--nonsense"], "No such option"),
         (["synth", "--scenes", "0"], "scenes"),
