@@ -293,9 +293,9 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
     plain = {
         **PLAIN,
         "shards": str(nuscenes_world.pairs),
-        "set": {"run.steps": 2, "voxels.size_m": 1.0, "run.batch": 2, "image.height": 24, "image.width": 40},
+        "set": {"run.steps": 2, "voxels.size_m": 2.0, "run.batch": 2, "image.height": 24, "image.width": 40},
         "probe": {"epochs": 2},
-        "finetune": {"fraction": 100, "epochs": 1},
+        "finetune": {"fraction": 25, "epochs": 1},
     }
     study = study_from_plain(plain, "streets.yaml")
     summary = run_study(study, tmp_path / "study", (0,))
