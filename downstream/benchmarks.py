@@ -37,10 +37,11 @@ def training_frames(shards: ShardSet, percent: float) -> list[int]:
     scenes = list(shards.scenes.values())
     chosen = [frame for scene in scenes[every - 1 :: every] for frame in scene]
     if not chosen:
+        enough = next((p for p in (5, 10, 25, 50) if 100 // p <= len(scenes)), 100)
         raise OlivineError(
             f"{percent:g} % leaves no frame: it is every {every}th scene, and there are {len(scenes)}",
             where=shards.path,
-            remedy=f"use a larger fraction, from {100 / max(1, len(scenes)):.3g} % on",
+            remedy=f"use a larger fraction, from {enough} % on",
         )
     return chosen
 

@@ -34,10 +34,10 @@ class World:
         return self.pairs / "train", self.pairs / "val"
 
 
-def build_world(folder: Path, name: str, scenes: int, frames: int) -> World:
+def make_world(folder: Path, name: str, scenes: int, frames: int, *, read_as: str | None = None) -> World:
     settings = SyntheticSettings(format=name, scenes=scenes, frames=frames, image_scale=0.05, workers=1)
     write_dataset(settings, folder / name)
-    index, _ = index_dataset(folder / "labels" / "frames", name, folder / name, None)
+    index, _ = index_dataset(folder / "labels" / "frames", read_as or name, folder / name, None)
     generate_labels(index, folder / "labels", LabelSettings("oracle"))
     for split in ("train", "val"):
         summary = build_pairs(open_store(folder / "labels"), folder / "pairs" / split, PairSettings(), split=split)
@@ -46,14 +46,20 @@ def build_world(folder: Path, name: str, scenes: int, frames: int) -> World:
 
 
 @pytest.fixture(scope="session")
+def build_world() -> Callable[..., World]:
+    """``build_world(folder, format, scenes, frames, read_as="kitti")``."""
+    return make_world
+
+
+@pytest.fixture(scope="session")
 def nuscenes_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The ten scenes of v1.0-mini, a frame each: eight to train on, two to score on."""
-    return build_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 10, 1)
+    return make_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 10, 1)
 
 
 @pytest.fixture(scope="session")
 def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2, 2)
+    return make_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2, 2)
 
 
 @pytest.fixture(scope="session")

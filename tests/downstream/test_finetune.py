@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,7 @@ from olivine.downstream.data import Clouds
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
 from olivine.downstream.probe import linear_probe
+from olivine.downstream.results import read_result
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.pairs.shards import open_shards
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
@@ -198,7 +202,9 @@ def test_semantickitti_subsets_are_every_kth_frame_from_the_first():
 
 
 def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_world, checkpoint, tmp_path):
-    with pytest.raises(OlivineError, match="1 % leaves no frame: it is every 100th scene, and there are 8"):
+    with pytest.raises(
+        OlivineError, match=r"1 % leaves no frame: it is every 100th scene, and there are 8\. .* from 25 % on"
+    ):
         finetune(checkpoint, *nuscenes_world.splits, tmp_path, replace(SHORT, fraction=1))
     with pytest.raises(OlivineError, match="30 % is not every k-th"):
         training_frames(stand_in("nuscenes", 700, 2), 30)
@@ -297,3 +303,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(nuscenes_world, checkpoint, tmp
     monkeypatch.setattr(fit, "segmentation_loss", lambda logit, label: logit.sum() * torch.nan)
     refuse("the loss of step 0 is not finite. Lower lr", checkpoint, nuscenes_world.splits, tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_the_commands_answer_bad_input_with_one_line_and_code_2(
+    nuscenes_world, build_world, checkpoint, tmp_path, monkeypatch, capsys
+):
+    from olivine.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    unlabelled = build_world(tmp_path / "kitti", "semantickitti", 2, 1, read_as="kitti").pairs
+    (tmp_path / "noise.pt").write_bytes(b"noise")
+    run = ["--checkpoint", str(checkpoint)]
+    for arguments, says in (
+        (["finetune", *run, "--shards", str(unlabelled)], "the shards have no point labels. Build them from"),
+        (["probe", *run, "--shards", str(unlabelled)], "the shards have no point labels. Build them from"),
+        (["finetune", *run, "--shards", str(nuscenes_world.pairs), "--fraction", "1"], "1 % leaves no frame"),
+        (["probe", *run, "--shards", str(nuscenes_world.pairs), "--config", "paper"], "of another network"),
+        (["finetune", "--checkpoint", "noise.pt"], "cannot be read as a checkpoint"),
+        (["finetune", *run, "--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["import-weights", "noise.pt"], "cannot be read as a checkpoint"),
+        (["export", *run, "--layout", "openpcdet"], "Use --layout minkowski"),
+    ):
+        monkeypatch.setattr("sys.argv", ["olivine", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("olivine: ")]
+        assert caught.value.code == 2 and len(lines) == 1 and says.lower() in lines[0].lower(), (arguments, lines)
+
+
+PROGRAM = """
+import json, sys, torch
+torch.set_num_threads(1)
+from olivine.downstream.finetune import finetune
+from olivine.downstream.settings import FinetuneSettings
+finetune(*sys.argv[2:], FinetuneSettings(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.soak
+def test_two_processes_train_and_score_as_one_but_for_lovasz_over_parts(nuscenes_world, checkpoint, tmp_path):
+    """The same frames, steps and points; the loss of a part is over its own voxels, so weights differ a little."""
+    one = finetune(checkpoint, *nuscenes_world.splits, tmp_path / "one", SHORT)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    plain = json.dumps({"epochs": 2, "batch": 2, "lr": 0.5, "accelerator": "cpu"})
+    command = [*torchrun, tmp_path / "program.py", plain, checkpoint, *nuscenes_world.splits, tmp_path / "two"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = read_result(tmp_path / "two" / "scores.json")
+    assert two.scores.point_count == one.scores.point_count
+    assert two.provenance == one.provenance
+    losses = [[float(r["loss"]) for r in rows(tmp_path / n / "steps.csv")] for n in ("one", "two")]
+    assert len(losses[1]) == len(losses[0]) and losses[1][0] == pytest.approx(losses[0][0], rel=0.1)
+    assert two.scores.mean_iou == pytest.approx(one.scores.mean_iou, abs=0.05)

@@ -1,6 +1,7 @@
 """Scores and losses against direct evaluations of their definitions."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -84,6 +85,46 @@ def test_lovasz_gradients_are_right():
     probability = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
     label = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 0, 1])
     assert torch.autograd.gradcheck(lambda p: lovasz_softmax(p, label), probability.requires_grad_())
+
+
+def direct_loss(logit, label):
+    """Cross-entropy plus the Lovász extension over the labelled rows, in Python's floats."""
+    kept = [i for i, c in enumerate(label) if c > 0]
+    rows = [[math.exp(x - max(logit[i])) for x in logit[i]] for i in kept]
+    probability = [[x / sum(row) for x in row] for row in rows]
+    truth = [label[i] for i in kept]
+    entropy = -sum(math.log(p[c]) for p, c in zip(probability, truth)) / len(kept)
+    return entropy + direct_lovasz(probability, truth)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_losses_gradient_is_that_of_the_definition(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logit = torch.randn(18, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(0, 4, (18,), generator=generator)
+    loss = segmentation_loss(logit, label)
+    loss.backward()
+    plain, step = logit.tolist(), 1e-6
+    assert loss.item() == pytest.approx(direct_loss(plain, label.tolist()), rel=1e-12)
+    for i, k in itertools.product(range(18), range(4)):
+        values = []
+        for sign in (1, -1):
+            moved = [list(row) for row in plain]
+            moved[i][k] += sign * step
+            values.append(direct_loss(moved, label.tolist()))
+        assert logit.grad[i, k].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=2e-8)
+
+
+def test_float32_is_close_to_float64_on_many_points():
+    generator = torch.Generator().manual_seed(0)
+    logit = torch.randn(60_000, 17, generator=generator, dtype=torch.float64, requires_grad=True)
+    single = logit.detach().float().requires_grad_()
+    label = torch.randint(0, 17, (60_000,), generator=generator)
+    losses = [segmentation_loss(x, label) for x in (logit, single)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    assert float((single.grad - logit.grad).norm() / logit.grad.norm()) < 1e-4
 
 
 def test_lovasz_of_hard_predictions_is_one_minus_the_jaccard_index():
