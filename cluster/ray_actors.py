@@ -57,7 +57,8 @@ class RayCluster:
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # times six seconds, for something that is no cluster
+        if self.address is not None:
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of 40 s each, for something that is no cluster
         try:
             import ray
         except ImportError:
@@ -200,10 +201,8 @@ class Actors(Generic[U, R]):
                 ray.kill(worker.actor)  # also where it was only out of reach
                 self._start()
                 if unit is not None:
-                    text = " ".join(str(error).split())
-                    replies.append(
-                        (unit, Reply(error=f"its worker {worker.name} died ({text[:200]})", lost=worker.name))
-                    )
+                    why = f"its worker {worker.name} died ({' '.join(str(error).split())[:200]})"
+                    replies.append((unit, Reply(error=why, lost=worker.name)))
                 continue
             except Exception as error:  # an actor of another olivine, an answer that cannot be read
                 answer = Reply(error=" ".join(f"{type(error).__name__}: {error}".split())[:500])

@@ -97,7 +97,8 @@ def test_a_unit_that_always_fails_is_set_aside_and_a_later_run_does_it_alone(
     assert (logs / "unit-1.log").read_text().count("Traceback") == 3
     with Journal(logs, "test", out, 6) as journal:
         left = [unit for unit in units(6) if not (out / f"{unit.content.number}.txt").exists()]
-        assert [o.unit.key for o in execute(job, left, place, journal=journal)] == ["unit-1", "unit-3"]
+        done = [o.unit.key for o in execute(job, left, place, journal=journal) if not o.error]
+    assert sorted(done) == ["unit-1", "unit-3"]
 
 
 def test_workers_with_other_packages_or_without_the_folder_are_refused_before_any_work(
