@@ -458,9 +458,30 @@ def finetune(
     _say_scores([run(checkpoint, base / "train", base / "val", out, settings, **options)], out, as_json)
 
 
-def _choose_backbone(checkpoint: Path | None, as_json: bool) -> tuple[Path, Path]:
+@app.command()
+def predict(
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a fine-tuning [the newest].")] = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards, labelled or not [the test split, or val].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the submission [<run>/predictions-<split>].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a fine-tuned network's predictions for every point, in the benchmark's own format.
+
+    Example: olivine predict --shards data/pairs/nuscenes/test
+    """
+    from .downstream.predict import predict as run
+
+    checkpoint, folder = _choose_backbone(checkpoint, as_json, "*/finetune-*")
+    held_out = "test" if any((DATA / "pairs").glob("*/test/manifest.json")) else "val"
+    shards, why = defaults.choose_shards(shards, held_out)
+    console.note(f"shards: {shards} ({why})", as_json)
+    out = out or folder / f"predictions-{shards.name}"
+    console.finish("predict", run(checkpoint, shards, out), out, as_json)
+
+
+def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:
     """The checkpoint and its run's folder."""
-    checkpoint, why = defaults.choose_checkpoint(checkpoint)
+    checkpoint, why = defaults.choose_checkpoint(checkpoint, runs)
     console.note(f"checkpoint: {checkpoint} ({why})", as_json)
     return checkpoint, checkpoint if checkpoint.is_dir() else checkpoint.parent
 

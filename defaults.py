@@ -61,9 +61,9 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
     return chosen, why if wanted else f"{why}; there is no {split} split"
 
 
-def choose_checkpoint(checkpoint: Path | None) -> tuple[Path, str]:
+def choose_checkpoint(checkpoint: Path | None, pattern: str = "*") -> tuple[Path, str]:
     """The run folder or checkpoint, the reason, and how far it got where its run is not finished."""
-    chosen, why = (newest_run(), "the newest run") if checkpoint is None else (checkpoint, "as asked")
+    chosen, why = (newest_run(pattern), "the newest run") if checkpoint is None else (checkpoint, "as asked")
     from .train.checkpoint import load_checkpoint, progress_of
 
     progress = progress_of(load_checkpoint(chosen))
@@ -75,11 +75,12 @@ def has_run() -> bool:
     return any(RUNS.glob("*/last.pt"))
 
 
-def newest_run() -> Path:
+def newest_run(pattern: str = "*") -> Path:
     """The run in ``runs/`` that was written last."""
-    runs = [p.parent for p in RUNS.glob("*/last.pt")]
+    runs = [p.parent for p in RUNS.glob(f"{pattern}/last.pt")]
     if not runs:
-        raise OlivineError("no run in runs/", remedy="run olivine pretrain first, or name the checkpoint")
+        command = "finetune" if "finetune" in pattern else "pretrain"
+        raise OlivineError("no run in runs/", remedy=f"run olivine {command} first, or name the checkpoint")
     return max(runs, key=lambda p: (p / "last.pt").stat().st_mtime)
 
 

@@ -71,21 +71,22 @@ class PredictionWriter:
     Args:
         folder: of the submission.
         shards: the frames.
+        raw: the raw ids that mean each class 0..K, as labelled shards of the data set carry them.
         pre_trained: whether camera images and other data than the benchmark's went into the weights.
 
     Raises:
         OlivineError: the data set has no such format.
     """
 
-    def __init__(self, folder: Path, shards: ShardSet, *, pre_trained: bool) -> None:
+    def __init__(self, folder: Path, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
         self.folder, self._shards = Path(folder), shards
         self._pre_trained = pre_trained
-        attributes = shards.shard(0).attributes
         if shards.dataset == "semantickitti":
-            self._raw = _raw_ids(shards.point_classes, attributes["point_class_raw"])
+            self._raw = _raw_ids(shards.point_classes, raw)
         elif shards.dataset == "nuscenes":
             # The devkit has lists of its own for the small version.
-            self._split = f"mini_{shards.split}" if attributes["version"] == "v1.0-mini" else shards.split
+            mini = shards.shard(0).attributes["version"] == "v1.0-mini"
+            self._split = f"mini_{shards.split}" if mini else shards.split
         else:
             raise OlivineError(f"{shards.dataset} has no format for predictions", where=shards.path)
 

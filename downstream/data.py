@@ -51,7 +51,7 @@ class Clouds:
     """Voxels of clouds, rotated and flipped where asked for.
 
     Args:
-        shards: with point labels.
+        shards: with point labels; without, every label is 0.
         voxels: as the backbone was trained with; nothing is cropped, so that every point has a voxel.
         seed: of the augmentation; None for none.
     """
@@ -77,9 +77,8 @@ class Clouds:
             generator = generator_of(self.seed or 0, epoch, frame)
             points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
             label = self.shards.point_label(frame)
-            assert label is not None
             clouds.append(points)
-            labels.append(label)
+            labels.append(np.zeros(len(points), np.uint8) if label is None else label)
         cloud = torch.from_numpy(np.concatenate(clouds)).to(self.device)
         truth = torch.from_numpy(np.concatenate(labels)).to(self.device)
         voxels = voxelize(cloud, [len(points) for points in clouds], self.voxels)

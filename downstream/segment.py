@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike, track
+from ..common import OlivineError, PathLike
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
 from ..train.run_folder import claim
@@ -23,6 +23,7 @@ from .data import Clouds, Examples, FrozenFeatures
 from .fit import Plan, fit
 from .metrics import confusion_matrix, scores
 from .network import Segmenter, Source, new_head
+from .predict import predicted_points
 from .results import Result, read_result, write_results
 from .settings import INCIDENTAL, SegmentationSettings
 
@@ -90,11 +91,10 @@ def segment(
     kind = "probe" if settings.frozen else "finetune"
     plain = settings_to_plain(settings)
     identity = {"kind": kind, "settings": plain, "data": ground.identity, "source": source.identity}
-    writer = (
-        None
-        if predictions is None
-        else PredictionWriter(predictions, ground.validation, pre_trained=source.state is not None)
-    )
+    raw = ground.train.shard(0).attributes["point_class_raw"]
+    writer = None
+    if predictions is not None:
+        writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
 
     backbone = source.build(settings.seed).to(device)
     head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)  # type: ignore[arg-type]
@@ -117,7 +117,8 @@ def segment(
     if writer is None and finished.is_file() and load_checkpoint(out)["step"] == plan.steps:
         return read_result(finished)
     voxels = settings_to_plain(source.voxels)
-    constant = {**identity, "backbone": source.arguments, "voxels": voxels, "notes": list(source.notes)}
+    labels = {"dataset": dataset, "point_class_raw": raw}
+    constant = {**identity, "backbone": source.arguments, "voxels": voxels, "labels": labels}
     model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
     scored = range(rank, len(ground.validation), world)
@@ -148,7 +149,6 @@ def segment(
     return result
 
 
-@torch.no_grad()
 def _evaluate(
     model: nn.Module,
     examples: Examples,
@@ -160,17 +160,12 @@ def _evaluate(
     """The confusion matrix over every original point of some frames, int64 [K + 1, K + 1]."""
     count = len(shards.point_classes)
     confusion = np.zeros((count + 1, count + 1), np.int64)
-    model.eval()
-    for frame in track(frames, title, unit="frames"):
-        example = examples.whole(frame)
-        # Class 0 is never predicted, as the devkits' scorers require.
-        predicted = model(*example.inputs)[:, 1:].argmax(1) + 1
-        at_points = predicted.index_select(0, example.inverse).cpu().numpy()
+    for frame, predicted in predicted_points(model, examples, frames, title):
         truth = shards.point_label(frame)
         assert truth is not None
-        confusion += confusion_matrix(truth, at_points, count)
+        confusion += confusion_matrix(truth, predicted, count)
         if writer is not None:
-            writer.write(frame, at_points)
+            writer.write(frame, predicted)
     return confusion
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from olivine.common import OlivineError
+from olivine.downstream import predict
 from olivine.downstream.benchmarks import PredictionWriter
 from olivine.downstream.finetune import finetune
 from olivine.downstream.metrics import confusion_matrix, scores
@@ -92,9 +94,33 @@ def test_a_finished_run_writes_predictions_without_training_again(kitti_world, c
     assert len(list((tmp_path / "out").rglob("*.label"))) == second.validation_frames
 
 
+def test_a_fine_tuned_network_predicts_unlabelled_shards_as_it_did_the_scored_ones(
+    kitti_world, nuscenes_world, checkpoint, tmp_path
+):
+    settings = FinetuneSettings(epochs=1, batch=2, lr=0.5, accelerator="cpu")
+    finetune(checkpoint, *kitti_world.splits, tmp_path / "run", settings, predictions=tmp_path / "a")
+    # A test split's shards name the classes but hold no label, and no raw id of a class.
+    bare = open_shards(kitti_world.splits[1])
+    bare.point_label = lambda frame: None
+    bare.shard(0).attributes["point_class_raw"] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "open_shards", lambda path: bare)
+        summary = predict.predict(tmp_path / "run", "test", tmp_path / "b", accelerator="cpu")
+    files = [sorted(p for p in (tmp_path / name).rglob("*.label")) for name in "ab"]
+    assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]] and len(files[0]) == summary.frames
+    assert sum(summary.shares.values()) == pytest.approx(100)
+    for source, shards, message in (
+        (checkpoint, kitti_world.splits[1], "holds no head for classes"),
+        (tmp_path / "run", nuscenes_world.splits[1], "the classes of semantickitti, these shards are nuscenes's"),
+    ):
+        with pytest.raises(OlivineError, match=message):
+            predict.predict(source, shards, tmp_path / "c", accelerator="cpu")
+
+
 def test_every_semantickitti_class_is_written_as_its_published_id(kitti_world, tmp_path):
     shards = open_shards(kitti_world.splits[1])
-    writer = PredictionWriter(tmp_path, shards, pre_trained=True)
+    raw = shards.shard(0).attributes["point_class_raw"]
+    writer = PredictionWriter(tmp_path, shards, raw, pre_trained=True)
     writer.write(0, np.arange(1, 20))
     (file,) = tmp_path.rglob("*.label")
     assert file.relative_to(tmp_path).as_posix() == "sequences/08/predictions/000000.label"
@@ -106,6 +132,6 @@ def test_the_submission_says_what_went_into_the_weights(nuscenes_world, tmp_path
 
     shards = open_shards(nuscenes_world.splits[1])
     for name, pre_trained in (("a", True), ("b", False)):
-        PredictionWriter(tmp_path / name, shards, pre_trained=pre_trained).finish()
+        PredictionWriter(tmp_path / name, shards, [], pre_trained=pre_trained).finish()
         meta = json.loads((tmp_path / name / "mini_val" / "submission.json").read_text())["meta"]
         assert meta["use_lidar"] and meta["use_camera"] is meta["use_external"] is pre_trained

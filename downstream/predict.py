@@ -1,0 +1,98 @@
+"""A class for every original point: of frames while they are scored, or of any shards by a fine-tuned network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..common import OlivineError, PathLike, track
+from ..pairs.shards import open_shards
+from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
+from ..train.settings import settings_from_plain
+from ..train.setup import make_fabric
+from ..train.voxelize import VoxelSettings
+from .benchmarks import PredictionWriter
+from .data import Clouds, Examples
+from .network import Segmenter, new_head
+from .settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What was written.
+
+    Attributes:
+        frames, points: predicted.
+        shares: percent of the points given each class.
+        notes: what a reader should know of the checkpoint.
+    """
+
+    out: Path
+    frames: int
+    points: int
+    shares: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def predicted_points(
+    model: nn.Module, examples: Examples, frames: range, title: str
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each frame with the class 1..K of its every original point, int64 [N].
+
+    Class 0 is never predicted, as the devkits' scorers require.
+    """
+    model.eval()
+    for frame in track(frames, title, unit="frames"):
+        example = examples.whole(frame)
+        predicted = model(*example.inputs)[:, 1:].argmax(1) + 1
+        yield frame, predicted.index_select(0, example.inverse).cpu().numpy()
+
+
+def predict(checkpoint: PathLike, shards: PathLike, out: PathLike, *, accelerator: str = "auto") -> PredictSummary:
+    """Write a fine-tuned network's predictions for shards, labelled or not, in the benchmark's format.
+
+    Args:
+        checkpoint: folder or file of a fine-tuning.
+        shards: folder of shards, for example of the test split.
+        out: the submission's folder; see :class:`~olivine.downstream.benchmarks.PredictionWriter`.
+        accelerator: as Lightning Fabric takes it; one device.
+
+    Raises:
+        OlivineError: the checkpoint is of no fine-tuning, or of another data set's classes.
+    """
+    path = checkpoint_file(checkpoint)
+    backbone, content = load_backbone(path)
+    if "head_state" not in content:
+        raise OlivineError(
+            "holds no head for classes", where=path, remedy="give a fine-tuned one: olivine finetune makes them"
+        )
+    frames, classes = open_shards(shards), tuple(content["data"]["classes"])
+    if frames.dataset != content["labels"]["dataset"] or frames.point_classes not in ((), classes):
+        raise OlivineError(
+            f"was trained on the classes of {content['labels']['dataset']}, these shards are {frames.dataset}'s",
+            where=path,
+            remedy="fine-tune on this data set",
+        )
+    device = make_fabric(FinetuneSettings(accelerator=accelerator, devices="1").as_run()).device
+    head = new_head(backbone.feature_channels, len(classes) + 1, 0)  # type: ignore[arg-type]
+    load_state(head, content["head_state"], path)
+    model = Segmenter(backbone, head).to(device)
+    clouds = Clouds(frames, settings_from_plain(VoxelSettings, content["voxels"], str(path)), device)
+    raw = content["labels"]["point_class_raw"]
+    writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
+    count = np.zeros(len(classes) + 1, np.int64)
+    for frame, predicted in predicted_points(model, clouds, range(len(frames)), "predict"):
+        writer.write(frame, predicted)
+        count += np.bincount(predicted, minlength=len(count))
+    writer.finish()
+    total = int(count.sum())
+    shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
+    progress = progress_of(content)
+    return PredictSummary(Path(out), len(frames), total, shares, (progress,) if progress else ())
