@@ -290,6 +290,8 @@ def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, sum
 
 def _elsewhere(settings: LabelSettings) -> LabelSettings:
     """The settings with every path absolute, also that of an error model's file: workers have other working folders."""
-    paths = {f.name: p.absolute() for f in fields(settings) if isinstance(p := getattr(settings, f.name), Path)}
+    paths: dict[str, Any] = {
+        f.name: p.absolute() for f in fields(settings) if isinstance(p := getattr(settings, f.name), Path)
+    }
     error = Path(settings.error)
     return replace(settings, **paths, error=str(error.absolute()) if error.is_file() else settings.error)
