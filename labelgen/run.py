@@ -213,7 +213,7 @@ def generate_labels(
     work = LabelWork(labels, name, settings, index.root, discard)
     packages = tuple(sorted({*PACKAGES, *new["packages"]}))
     job: Job[Scene, SceneResult] = Job(
-        "labels",
+        "labelgen",
         work.worker,
         noun="image",
         wide=True,
