@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, defaults
-from .common import OlivineError
+from .common import OlivineError, cores
 from .defaults import DATA, RUNS
 
 _OPTIONS: dict[str, Any] = {
@@ -296,7 +296,7 @@ def build_pairs(
                 console.finish(f"build-pairs --{action}", function(folder), None, as_json)
         return
     check_environment()
-    place = defaults.choose_executor(executor, address, workers, workers or defaults.cores())
+    place = defaults.choose_executor(executor, address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
         images=images,
@@ -305,7 +305,7 @@ def build_pairs(
         visibility=visibility,
         distance=distance,
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
-        workers=workers or defaults.cores(),
+        workers=workers or cores(),
     )
     labels, why = defaults.choose_labels(labels, dataset)
     store = open_store(labels)

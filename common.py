@@ -151,6 +151,7 @@ def atomic_directory(path: PathLike) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
+
 def cores() -> int:
     """Processor cores this process may use; under SLURM those of its task."""
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

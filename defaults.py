@@ -115,12 +115,6 @@ def number(option: str, text: str) -> float:
         raise OlivineError(f"{option} {text} is not a number", remedy=f"give {option} auto or a number") from None
 
 
-def cores() -> int:
-    """Cores that this process may use; under SLURM those of its task."""
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(free, int(os.environ.get("SLURM_CPUS_PER_TASK") or free))
-
-
 def gpus() -> tuple[str, ...]:
     """The GPUs that this process may use, as CUDA names them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
