@@ -102,6 +102,12 @@ def fit(
     )
     if last.is_file():
         found = load_checkpoint(last)
+        if found["steps"] != steps:  # a batch that is chosen here depends on the number of processes
+            raise OlivineError(
+                f"a run of {found['steps']} steps there and {steps} here, on other devices",
+                where=last,
+                remedy="give the batch it was started with: --set batch=…",
+            )
         for name, part in parts.items():
             load_state(part, found[f"{name}_state"], last)
         optimizer.load_state_dict(found["optimizer_state"])

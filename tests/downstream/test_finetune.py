@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,14 @@ def test_a_folder_of_another_run_is_refused_and_overwrite_replaces_it(
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refuse("not empty and holds no run", checkpoint, splits, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_a_run_of_another_length_is_not_gone_on_with(whole, nuscenes_world, checkpoint, tmp_path):
+    """The batch that is chosen here depends on the number of processes, and the number of steps on the batch."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "scores.json").unlink()
+    save_checkpoint(tmp_path / "run" / "last.pt", {**load_checkpoint(whole[0]), "step": 3, "steps": 9})
+    refuse(r"9 steps there and 8 here.* Give the batch", checkpoint, nuscenes_world.splits, tmp_path / "run")
 
 
 def test_shards_without_point_labels_or_with_other_classes_are_refused(
