@@ -137,17 +137,20 @@ class TinyNetworks:
 
 
 def write_text_encoder(folder: Path, max_tokens: int = 256) -> None:
-    """A BERT of two narrow layers; its word pieces split several of the 13 prompts."""
+    """A BERT of two narrow layers; its word pieces split several of the 13 prompts.
+
+    Special tokens and full stops have bert-base-uncased's numbers, which transformers' GroundingDino takes for granted.
+    """
     from transformers import BertConfig
 
     words = ["bicycle", "bus", "car", "truck", "road", "traffic", "cone", "building", "side", "##walk", "ped", "##est",
              "##rian", "motor", "##cycle", "bar", "##rier", "ter", "##rain", "veg", "##etation", "per", "##son", "tree"]  # fmt: skip
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words]) + "\n"
-    )
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    vocabulary = [special.get(k, f"[unused{k}]") for k in range(1030)] + words
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     BertConfig(
-        vocab_size=7 + len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=max_tokens,
     ).save_pretrained(folder)  # fmt: skip
 
@@ -236,6 +239,7 @@ def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> TinyNetworks:
                 if "feat_map.weight" in name:
                     value.mul_(0.25)
         torch.save({"model": detector.state_dict()}, folder / "detector.pth")
+        torch.manual_seed(4)
         sam = Sam(
             ImageEncoderViT(
                 depth=2, embed_dim=64, img_size=256, mlp_ratio=4, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
