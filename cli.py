@@ -316,7 +316,7 @@ def build_pairs(
         splits = [split] if split else index.splits()
         print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
         return
-    summaries = []
+    summaries: list[tuple[str, Any]] = []
     for name in [split] if split else index.splits():
         if dry_run:
             frames = sum(scene.frame_count for scene in index.select(name))
