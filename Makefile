@@ -83,3 +83,4 @@ include cluster/cluster.mk
 
 clean:
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	find $(PACKAGES) -name '*.nb[ic]' -delete

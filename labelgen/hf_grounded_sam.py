@@ -62,6 +62,20 @@ def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -
     return model.eval()
 
 
+def _check_marks(tokenizer: Any, folder: Path) -> None:
+    """transformers has the numbers of the tokens that end a phrase as constants; with others no word sees its phrase."""
+    from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
+
+    found = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
+    if found != SPECIAL_TOKENS:
+        raise OlivineError(
+            f"its tokenizer numbers [CLS], [SEP], . and ? as {found}; transformers' GroundingDINO takes {SPECIAL_TOKENS}"
+            " for granted",
+            where=folder,
+            remedy="use bert-base-uncased's vocabulary, or --labeler grounded-sam",
+        )
+
+
 class HfDinoDetector:
     """GroundingDINO of transformers."""
 
@@ -135,6 +149,7 @@ class HfGroundedSam(GroundedSam):
         detector = load_pretrained(GroundingDinoForObjectDetection.from_pretrained, folder, "GroundingDINO")
         sam = load_pretrained(SamModel.from_pretrained, self.files["sam"].path, "SAM")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        _check_marks(tokenizer, folder)
         s = self.settings
         return (
             HfDinoDetector(detector, tokenizer, s.short_side, s.long_side, self.device),

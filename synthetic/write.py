@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..common import (
     OlivineError,
     PathLike,
     atomic_directory,
+    children_deaf_to_ctrl_c,
     children_share_cores,
     cores,
     read_json,
@@ -196,9 +196,9 @@ def _in_turn(units: list[Unit]) -> Iterator[Made]:
 def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
     # Fresh interpreters: forking a process that runs threads (numba's, torch's) can hang the child.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     try:
-        with children_share_cores(workers):
+        with children_share_cores(workers), children_deaf_to_ctrl_c():
             waiting = [pool.submit(_unit_list, unit) for unit in units]
         for done in concurrent.futures.as_completed(waiting):
             yield from done.result()
@@ -208,11 +208,6 @@ def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _quiet() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unit_list(unit: Unit) -> list[Made]:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,16 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
         nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and _gpus(run.accelerator) > 1)
     )
     try:
-        fabric = Fabric(
-            accelerator=run.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=run.precision,  # type: ignore[arg-type]
-            strategy="ddp" if several else "auto",
-        )
+        with warnings.catch_warnings():
+            # On a machine with SLURM's commands Fabric advises srun at every start; docs/cluster.md has our way.
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
+            fabric = Fabric(
+                accelerator=run.accelerator,
+                devices=devices,
+                num_nodes=nodes,
+                precision=run.precision,  # type: ignore[arg-type]
+                strategy="ddp" if several else "auto",
+            )
         fabric.launch()
     except OlivineError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +212,18 @@ def test_hf_weights_that_are_missing_or_of_another_model_are_named(hf_settings, 
     swapped = replace(hf_settings, sam_checkpoint=hf_settings.detector_checkpoint)
     with pytest.raises(OlivineError, match=r"another model than SAM|is no SAM"):
         generate_labels(keyframe_index, tmp_path / "labels", swapped)
+
+
+def test_hf_weights_whose_tokens_are_numbered_otherwise_are_refused(hf_settings, make_world, tmp_path):
+    """transformers would mask the text as if it had no full stops, and say nothing."""
+    folder = tmp_path / "detector"
+    shutil.copytree(hf_settings.detector_checkpoint, folder)
+    words = (folder / "vocab.txt").read_text().split("\n")
+    words[1012], words[1013] = words[1013], words[1012]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(OlivineError, match=r"numbers .* as \[101, 102, 1013, 1029\]") as caught:
+        generate_labels(make_world(1, 1).index, tmp_path / "labels", replace(hf_settings, detector_checkpoint=folder))
+    assert str(folder) in str(caught.value)
 
 
 def test_separate_prompting_asks_once_for_each_prompt(settings, make_world, tmp_path):
