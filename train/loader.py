@@ -9,7 +9,6 @@ permutation costs no more than a local one, because a shard holds each frame in 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike
+from ..common import OlivineError, PathLike, children_deaf_to_ctrl_c
 from .augment import AugmentSettings, Sample, generator_of, make_sample
 from .slots import Slots
 
@@ -99,7 +98,7 @@ class FrameStream:
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
             context = get_context("spawn")
-            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras)
+            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * settings.pictures
             # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
             self.slots = Slots(context, frames, picture_bytes + _CLOUD_BYTES)
@@ -163,7 +162,7 @@ class FrameStream:
             raise OlivineError(
                 "a loader worker was killed (most often for lack of memory)",
                 where=self.path,
-                remedy="run again with fewer of them: --set loader.workers=0",
+                remedy="run again with fewer of them: --set data.workers=0",
             ) from None
 
     def _sample(self, epoch: int, frame: int) -> Sample:
@@ -172,7 +171,8 @@ class FrameStream:
     def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
         assert self.pool is not None
         slot = self.slots.take()
-        return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
+        with children_deaf_to_ctrl_c():  # the pool starts its workers here, one by one
+            return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
 def _open(path: str) -> ShardSet:
@@ -191,8 +191,7 @@ _worker: list[tuple[ShardSet, Slots]] = []
 
 
 def _start_worker(path: str, slots: Slots) -> None:
-    """Open the shards, leave Ctrl-C to the parent, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Open the shards, and end when the parent is gone."""
     parent = os.getppid()
 
     def watch() -> None:
