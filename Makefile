@@ -59,7 +59,7 @@ study-ground: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli common console defaults doctor,-m olivine.$(m))
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli cli_cluster common console defaults doctor options,-m olivine.$(m))
 
 test: lint
 	$(BIN)/python -m pytest -m 'not soak'

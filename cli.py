@@ -9,9 +9,30 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, defaults
+from . import cli_cluster, console, defaults
 from .common import OlivineError, cores
 from .defaults import DATA, RUNS
+from .options import (
+    Address,
+    Checkpoint,
+    DryRun,
+    Folder,
+    Fraction,
+    Json,
+    Labelled,
+    Labels,
+    Merge,
+    Moved,
+    Names,
+    Network,
+    Overwrite,
+    Part,
+    Place,
+    Plan,
+    Predictions,
+    Tuned,
+    Workers,
+)
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -26,30 +47,6 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(name="weights", help="The foundation models' weights: list, fetch, check.", **_OPTIONS)
 app.add_typer(weights_app)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
-Workers = Annotated[int, typer.Option(help="Processes; 0 for one a core.")]
-Part = Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")]
-Place = Annotated[str, typer.Option("--executor", help="Where units are done: local (processes) or ray.")]
-Address = Annotated[str | None, typer.Option(help="ray: the cluster's host:port, or auto [starts one here].")]
-Merge = Annotated[bool, typer.Option("--merge", help="Make nothing: enter and check what all parts made.")]
-Plan = Annotated[int, typer.Option(hidden=True, help="Print which of so many parts have work left, as JSON.")]
-Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder [~/.cache/olivine/weights].")]
-Names = Annotated[list[str] | None, typer.Argument(help="Models, as `olivine weights list` names them.")]
-Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
-Labels = Annotated[Path | None, typer.Option(help="Label folder [the largest in data/labels].")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")]
-Labelled = Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")]
-Fraction = Annotated[float, typer.Option(help="Percent of the training labels: 1, 5, 10, 25 or 100.")]
-Tuned = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as lr=0.5.")]
-Network = Annotated[
-    str | None, typer.Option(help="Preset or YAML file whose backbone and voxels the checkpoint must have.")
-]
-Predictions = Annotated[
-    Path | None, typer.Option(help="Also write the validation frames' predictions here, in the benchmark's format.")
-]
 
 
 def main() -> None:
@@ -285,8 +282,8 @@ def build_pairs(
     from .cluster.journal import logs_of
     from .cluster.ticket import check_environment
     from .labelgen.store import open_store
+    from .pairs.build import accounts_of, plan_pairs
     from .pairs.build import build_pairs as build
-    from .pairs.build import plan_pairs
     from .pairs.check import check_shards, describe_shards
     from .pairs.settings import PairSettings
 
@@ -312,12 +309,15 @@ def build_pairs(
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset
     console.note(f"labels: {labels} ({why})", as_json or bool(plan))
+    splits = [split] if split else index.splits()
     if plan:
-        splits = [split] if split else index.splits()
         print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
         return
     summaries: list[tuple[str, Any]] = []
-    for name in [split] if split else index.splits():
+    if not dry_run:
+        for account in accounts_of(store, out, logs_of(out), settings, splits, index, overwrite):
+            account.open()
+    for name in splits:
         if dry_run:
             frames = sum(scene.frame_count for scene in index.select(name))
             console.say_plan(f"shards of {frames} {name} frames", out / name, as_json)
@@ -587,64 +587,7 @@ def import_weights(
     console.finish("import-weights", run(file, out, settings), out, as_json)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
-def submit(
-    command: Annotated[list[str], typer.Argument(help="labelgen, build-pairs or pretrain, with its options.")],
-    partition: Annotated[str | None, typer.Option(help="SLURM's partition [its default].")] = None,
-    nodes: Annotated[int, typer.Option(help="Machines at once.")] = 1,
-    gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
-    cpus: Annotated[int, typer.Option(help="Cores of one task.")] = 1,
-    parts: Annotated[int, typer.Option(help="Array tasks; 0 for four a place.")] = 0,
-    time: Annotated[str | None, typer.Option(help="Limit of one job [the partition's].")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Come back when the last job has ended.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Submit a stage to SLURM: an array over its parts, and a job that merges and checks; pretrain by torchrun.
-
-    Example: olivine submit --partition gpu --nodes 4 --gpus 8 -- labelgen --dataset nuscenes
-    """
-    from .cluster.slurm import SlurmSettings, submit
-
-    settings = SlurmSettings(partition, nodes, gpus, cpus, parts, time, wait)
-    summary = submit(command, settings)
-    console.finish("submit", summary, summary.logs, as_json)
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def launch(
-    command: Annotated[list[str], typer.Argument(help="pretrain, with its options.")],
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
-    gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
-    """Run pretrain by torchrun on the machines of a Ray cluster.
-
-    Example: olivine launch --nodes 2 --gpus 8 --address auto -- pretrain --config paper
-    """
-    from .cluster.ray_torchrun import launch
-
-    summary = launch(command, nodes, max(1, gpus), address)
-    console.finish("launch", summary, summary.logs, as_json)
-
-
-@app.command()
-def status(
-    folder: Annotated[Path, typer.Argument(help="What a stage writes to, or a folder above.")] = DATA,
-    watch: Annotated[bool, typer.Option("--watch", help="A progress bar, until nothing is left.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say what is done, running and failed of the jobs that write here, from any terminal.
-
-    Example: olivine status data/labels/nuscenes --watch
-    """
-    from .cluster.status import find_jobs, read_status, show_progress
-
-    jobs = find_jobs(folder)
-    if watch:
-        show_progress(jobs)
-    found = [read_status(job) for job in jobs]
-    console.finish_many("status", [(str(s.out), s) for s in found], None, as_json)
+cli_cluster.register(app)
 
 
 @app.command()

@@ -250,11 +250,13 @@ def digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None = None, unit: str = "it") -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int | None = None, unit: str = "it", before: int = 0
+) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error for the length of a block: rate and time left.
 
-    On a terminal a bar; elsewhere (a log file) a line every ten seconds. Yields a function that
-    is told how many more are done.
+    On a terminal a bar; elsewhere (a log file) a line every ten seconds. ``before`` of the total
+    are done already, and count for no rate. Yields a function that is told how many more are done.
     """
     start = last = time.monotonic()
     count = 0
@@ -264,7 +266,7 @@ def progress(description: str, total: int | None = None, unit: str = "it") -> It
 
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, rate="")
+            task = bar.add_task(description, total=total, completed=before, rate="")
 
             def draw(more: int) -> None:
                 nonlocal count
@@ -281,9 +283,9 @@ def progress(description: str, total: int | None = None, unit: str = "it") -> It
         if now - last >= 10:
             last = now
             rate = count / (now - start)
-            left = f", {max(total - count, 0) / rate:.0f} s left" if total and rate else ""
+            left = f", {max(total - before - count, 0) / rate:.0f} s left" if total and rate else ""
             of = f"/{total}" if total else ""
-            print(f"{description}: {count}{of}, {rate:.2f} {unit}/s{left}", file=sys.stderr, flush=True)
+            print(f"{description}: {before + count}{of}, {rate:.2f} {unit}/s{left}", file=sys.stderr, flush=True)
 
     yield say
 

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +47,59 @@ def driver_lives(path: Path) -> bool:
     return silent < SILENT
 
 
+@dataclass(frozen=True)
+class Account:
+    """What an account begins with.
+
+    Attributes:
+        folder: from :func:`logs_of`.
+        job: the job's name.
+        out: the output folder, in whose ``units/`` every finished unit has its record.
+        units: how many the whole job has, all parts together.
+    """
+
+    folder: Path
+    job: str
+    out: Path
+    units: int
+
+    def open(self) -> None:
+        """Write ``job.json``: from now on `olivine status` knows of the job, also where nobody has begun it.
+
+        Raises:
+            OlivineError: the folder cannot be written.
+        """
+        folder = self.folder.absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, folder) from None
+        out = os.path.relpath(self.out.absolute(), folder)
+        write_json(folder / "job.json", {"job": self.job, "out": out, "units": self.units})
+
+
 class Journal:
     """One driver's part of a job's account; a context manager.
 
     Args:
-        folder: from :func:`logs_of`, made where absent.
-        job: the job's name.
-        out: the output folder, in whose ``units/`` every finished unit has its record.
-        units: how many the whole job has, all parts together.
+        folder, job, out, units: of its :class:`Account`, which is opened.
 
     Raises:
         OlivineError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, job: str, out: Path, units: int) -> None:
+        Account(folder, job, out, units).open()
         self.folder = folder.absolute()
         self._events = folder / "drivers" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
         self._claims = folder / "claims"
         self._end = threading.Event()
         try:
-            self._events.parent.mkdir(parents=True, exist_ok=True)
+            self._events.parent.mkdir(exist_ok=True)
             self._claims.mkdir(exist_ok=True)
             self._file = open(self._events, "a", buffering=1)  # noqa: SIM115  closed in __exit__
         except OSError as error:
             raise disk_error(error, folder) from None
-        out = Path(os.path.relpath(out.absolute(), self.folder))
-        write_json(folder / "job.json", {"job": job, "out": str(out), "units": units})
         self._held: set[str] = set()
 
     def __enter__(self) -> Journal:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError
+from .journal import Account
 
 SEVERAL = 1000  # a part's number must stay under what a cluster takes as an array's last index
 
@@ -20,13 +21,15 @@ class Plan:
     """A stage's work, cut into ``parts``.
 
     Attributes:
-        logs: the folder of its account.
+        logs: the folder of its accounts, or of the only one.
+        accounts: one for each row of units.
         units: of the whole job; ``left`` of them unfinished.
         parts: how many there are; ``open`` are those with unfinished units.
         paths, packages: as for :class:`~olivine.cluster.work.Job`.
     """
 
     logs: Path
+    accounts: tuple[Account, ...]
     units: int
     left: int
     parts: int
@@ -36,31 +39,40 @@ class Plan:
 
     @classmethod
     def of(
-        cls, logs: Path, jobs: Sequence[Iterable[bool]], parts: int, paths: Sequence[Path], packages: Sequence[str]
+        cls,
+        logs: Path,
+        jobs: Sequence[tuple[Account, Iterable[bool]]],
+        parts: int,
+        paths: Sequence[Path],
+        packages: Sequence[str],
     ) -> Plan:
         """The plan of one or several rows of units (a stage may have one for each split).
 
         Args:
-            jobs: for each row, whether each of its units is finished.
+            jobs: for each row its account, and whether each of its units is finished.
         """
         if not 1 <= parts <= SEVERAL:
             raise OlivineError(f"{parts} parts", remedy=f"give 1 to {SEVERAL}")
-        rows = [list(row) for row in jobs]
+        rows = [list(row) for _, row in jobs]
         left = {number % parts for row in rows for number, finished in enumerate(row) if not finished}
         units = sum(len(row) for row in rows)
         unfinished = sum(not finished for row in rows for finished in row)
-        return cls(logs, units, unfinished, parts, tuple(sorted(left)), tuple(paths), tuple(packages))
+        accounts = tuple(account for account, _ in jobs)
+        return cls(logs, accounts, units, unfinished, parts, tuple(sorted(left)), tuple(paths), tuple(packages))
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON, with absolute paths."""
         paths = [str(path.absolute()) for path in self.paths]
-        return {**asdict(self), "logs": str(self.logs.absolute()), "paths": paths}
+        accounts = [(str(a.folder.absolute()), a.job, str(a.out.absolute()), a.units) for a in self.accounts]
+        return {**asdict(self), "logs": str(self.logs.absolute()), "accounts": accounts, "paths": paths}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Plan:
         """What :meth:`to_plain` gave."""
         lists = {key: tuple(plain[key]) for key in ("open", "packages")}
-        return cls(**{**plain, **lists, "logs": Path(plain["logs"]), "paths": tuple(map(Path, plain["paths"]))})
+        accounts = tuple(Account(Path(folder), job, Path(out), n) for folder, job, out, n in plain["accounts"])
+        paths = {"logs": Path(plain["logs"]), "paths": tuple(map(Path, plain["paths"]))}
+        return cls(**{**plain, **lists, **paths, "accounts": accounts})
 
 
 def ranges(numbers: Sequence[int]) -> str:

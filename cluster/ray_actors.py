@@ -68,8 +68,14 @@ class RayCluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address is None:
             cores = self.workers or len(os.sched_getaffinity(0))
+            # Without "local" Ray would take up with whatever cluster runs on this machine, and refuse the options;
             # 127.0.0.1 would be replaced by the machine's outer address.
-            options |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.2"}
+            options |= {
+                "address": "local",
+                "num_cpus": cores,
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.2",
+            }
             options |= {"object_store_memory": 128 << 20}  # what crosses is small
         else:
             _probe(self.address)

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .plan import ask_stage
 from .ray_actors import RayCluster
 from .ticket import Ticket
 
-PATIENCE = 60.0  # seconds to wait for machines
+PATIENCE = 60.0  # seconds to wait for machines that are at other work
 PACKAGES = ("olivine", "torch", "numpy", "lightning-fabric")
 
 
@@ -40,12 +41,22 @@ class LaunchSummary:
     failures: list[Failure] = field(default_factory=list)
 
 
-def launch(command: Sequence[str], nodes: int, processes: int, address: str | None) -> LaunchSummary:
+def launch(
+    command: Sequence[str],
+    nodes: int,
+    processes: int,
+    address: str | None,
+    *,
+    say: Callable[[str], object] = lambda text: None,
+    patience: float = PATIENCE,
+) -> LaunchSummary:
     """Run ``olivine pretrain`` by torchrun, with ``processes`` on each of ``nodes`` machines.
 
     Args:
         command: ``pretrain`` and its options; its folders must be shared.
         address: of the cluster; None starts one on this machine.
+        say: told that machines are waited for, and how long.
+        patience: seconds to wait for machines that are at other work.
 
     Raises:
         OlivineError: no cluster answers, it has no such machines, or one of them lacks a folder or a package.
@@ -57,11 +68,16 @@ def launch(command: Sequence[str], nodes: int, processes: int, address: str | No
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    gpu = {"GPU": processes} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
-    group = placement_group([{"CPU": processes, **gpu}] * nodes, strategy="STRICT_SPREAD" if nodes > 1 else "PACK")
-    if not ray.wait([group.ready()], timeout=PATIENCE)[0]:
-        what = f"{nodes} machines with {processes} {'GPUs' if gpu else 'cores'} each"
-        raise OlivineError(f"the Ray cluster has no room for {what}", remedy="look at it with: ray status")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = any(machine.get("GPU", 0) >= 1 for machine in machines)
+    what = check_room(machines, nodes, processes)
+    needs = {"CPU": processes, **({"GPU": processes} if gpu else {})}
+    group = placement_group([needs] * nodes, strategy="STRICT_SPREAD" if nodes > 1 else "PACK")
+    if not group.wait(2):
+        say(f"the Ray cluster is at other work; waiting up to {patience:g} s for {what}")
+        if not group.wait(patience):
+            remedy = "wait until other jobs have ended, or ask for less; look at it with: ray status"
+            raise OlivineError(f"the Ray cluster did not have {what} free within {patience:g} s", remedy=remedy)
     summary = LaunchSummary(out, nodes, processes, logs_of(out))
     summary.logs.mkdir(parents=True, exist_ok=True)
     ticket = Ticket.issue((Path.cwd(),), PACKAGES, summary.logs)
@@ -94,6 +110,34 @@ def launch(command: Sequence[str], nodes: int, processes: int, address: str | No
             text = f"{reason}; see {summary.logs / f'node-{node}.log'}, and run the command again to go on"
             summary.failures.append(Failure(f"machine {node}", text))
     return summary
+
+
+def check_room(machines: Iterable[Mapping[str, float]], nodes: int, processes: int) -> str:
+    """What is asked for, in words; raises where the whole cluster, idle, could not give it.
+
+    Nothing that a running job does can mend that, so nobody is kept waiting for it.
+
+    Args:
+        machines: what each living machine of the cluster has, as Ray counts: ``CPU``, ``GPU``.
+    """
+    if nodes < 1:
+        raise OlivineError(f"--nodes {nodes}", remedy="give at least 1")
+    rooms = [(int(machine.get("CPU", 0)), int(machine.get("GPU", 0))) for machine in machines]
+    gpu = any(gpus for _, gpus in rooms)
+    noun = "GPU" if gpu else "core"
+
+    def words(count: int, room: int) -> str:
+        return f"{count} machine{'s' * (count != 1)} with {room} {noun}{'s' * (room != 1)}"
+
+    # With GPUs, each process takes a core too.
+    places = [min(room) if gpu else room[0] for room in rooms]
+    what = words(nodes, processes) + " each" * (nodes != 1)
+    if sum(room >= processes for room in places) < nodes:
+        there = Counter(room for room in places if room)
+        has = ", ".join(words(count, room) for room, count in sorted(there.items())) or f"no {noun} to give"
+        remedy = "ask for no more than that, or start Ray on more machines with: ray start --address=HEAD:PORT"
+        raise OlivineError(f"the Ray cluster has no room for {what}: it has {has}", remedy=remedy)
+    return what
 
 
 def _place(ticket: Ticket) -> tuple[tuple[str, int], OlivineError | None]:

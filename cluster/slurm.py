@@ -94,6 +94,8 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     if not plan.open:
         return result
     result.logs.mkdir(parents=True, exist_ok=True)
+    for account in plan.accounts:
+        account.open()
     Ticket.issue(plan.paths, plan.packages, plan.logs)
     ticket = f"--export=ALL,{VARIABLE}={plan.logs / 'ticket.json'}"
     stage = [sys.executable, "-m", "olivine.cli", *command]
@@ -170,6 +172,14 @@ def _check_cluster(settings: SlurmSettings) -> bool:
     if (nodes := sum(int(row[1]) for row in mine)) < settings.nodes:
         raise OlivineError(f"partition {mine[0][0]} has {nodes} nodes", where="--nodes", remedy=f"ask for {nodes}")
     return any("gpu" in row[2] for row in mine)
+
+
+def has_jobs() -> bool:
+    """Whether a job that :func:`submit` made runs or waits; False where there is no SLURM."""
+    if shutil.which("squeue") is None:
+        return False
+    names = ",".join(f"olivine-{script}" for script in ("array", "merge", "pretrain"))
+    return bool(_run(["squeue", "--noheader", f"--name={names}", "--format=%i"]).stdout.strip())
 
 
 def _plan(command: Sequence[str], parts: int) -> Plan:

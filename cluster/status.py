@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ..common import Failure, OlivineError, progress, read_json
 from .journal import driver_lives, logs_of, read_events
+from .slurm import has_jobs
 
 RECENT = 600.0  # seconds over which the rate is taken
+IDLE = 10.0  # seconds without a driver after which a job is taken for ended: from one command of a Makefile to the next
 
 
 @dataclass
@@ -22,6 +24,7 @@ class JobStatus:
         done: have their record in the output folder.
         running: given out by a driver that lives.
         waiting: the rest.
+        drivers: commands at work on it, on all machines.
         rate: units a second over the last minutes; 0 where none came.
         seconds_left: at that rate, None where nobody works on it.
         failures: units set aside, or with something left out, each with the last reason.
@@ -33,6 +36,7 @@ class JobStatus:
     done: int = 0
     running: int = 0
     waiting: int = 0
+    drivers: int = 0
     rate: float = 0.0
     seconds_left: float | None = None
     failures: list[Failure] = field(default_factory=list)
@@ -82,28 +86,43 @@ def read_status(logs: Path, now: float | None = None) -> JobStatus:
             first = min(first, moment)
             if state != "running":
                 ended.append(moment)
-    lives = {driver: driver_lives(driver) for driver in {entry[3] for entry in last.values()}}
+    lives = {driver: driver_lives(driver) for driver in (logs / "drivers").glob("*.jsonl")}
+    status.drivers = sum(lives.values())
     status.running = sum(entry[1] == "running" and lives[entry[3]] for entry in last.values())
     status.failures = [Failure(u, error) for u, (_, state, error, _) in sorted(last.items()) if state == "failed"]
     failed = {failure.unit for failure in status.failures}
     status.done = len(records - failed)
     status.waiting = max(0, status.units - len(records | failed) - status.running)
     status.rate = len(ended) / (now - first) if ended and now > first else 0.0
-    if any(lives.values()) and status.rate:
+    if status.drivers and status.rate:
         status.seconds_left = status.unfinished / status.rate
     return status
 
 
-def show_progress(logs: list[Path], seconds: float = 1.0) -> None:
-    """One bar for the jobs together, until nothing is left."""
-    units = sum(read_json(folder / "job.json")["units"] for folder in logs)
-    with progress("units", units, "unit") as advance:
-        told = 0
+def watch_jobs(path: Path, seconds: float = 1.0, idle: float = IDLE) -> list[JobStatus]:
+    """One bar for the jobs that write to ``path`` or below, until nothing is left or nobody works on it.
+
+    Args:
+        seconds: between two looks.
+        idle: seconds without a driver, and without a job of SLURM's that may bring one, after which this ends.
+
+    Returns:
+        The jobs as last seen.
+
+    Raises:
+        OlivineError: there are no jobs.
+    """
+    found = [read_status(folder) for folder in find_jobs(path)]
+    total, left = (sum(getattr(status, name) for status in found) for name in ("units", "unfinished"))
+    with progress("units", total, "unit", before=total - left) as advance:
+        seen = time.monotonic()
         while True:
-            found = [read_status(folder) for folder in logs]
             unfinished = sum(status.unfinished for status in found)
-            advance(units - unfinished - told)
-            told = units - unfinished
-            if not unfinished:
-                return
+            advance(left - unfinished)
+            left = unfinished
+            if any(status.drivers for status in found):
+                seen = time.monotonic()
+            if not unfinished or (time.monotonic() - seen > idle and not has_jobs()):
+                return found
             time.sleep(seconds)
+            found = [read_status(folder) for folder in find_jobs(path)]

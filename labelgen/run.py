@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cluster.journal import Journal, logs_of
+from ..cluster.journal import Account, Journal, logs_of
 from ..cluster.local import Local
 from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
@@ -254,7 +254,8 @@ def plan_labels(index: FrameIndex, labels: Path, parts: int) -> Plan:
     """What of the label maps is left, cut into parts."""
     finished = ((labels / "units" / f"{scene.name}.json").is_file() for scene in index.scenes)
     paths = (labels.absolute(), index.root.absolute())
-    return Plan.of(logs_of(labels), [finished], parts, paths, PACKAGES)
+    account = Account(logs_of(labels), "labelgen", labels, len(index.scenes))
+    return Plan.of(account.folder, [(account, finished)], parts, paths, PACKAGES)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cluster.journal import Journal
+from ..cluster.journal import Account, Journal
 from ..cluster.local import Local
 from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
@@ -180,12 +180,28 @@ def plan_pairs(
     parts: int,
 ) -> Plan:
     """What of some splits is left, cut into parts; the arguments are checked as :func:`build_pairs` does."""
-    _check_labels(store, settings)
-    rows = []
-    for split in splits:
-        refuse_other_recipe(out / split, recipe_of(store, index, settings, split), overwrite=False)
-        rows.append([finished(out / split, unit) for unit in plan_units(index, split)])
+    accounts = accounts_of(store, out, logs, settings, splits, index)
+    rows = [
+        (account, [finished(account.out, unit) for unit in plan_units(index, split)])
+        for account, split in zip(accounts, splits)
+    ]
     return Plan.of(logs, rows, parts, (store.root, index.root), PACKAGES)
+
+
+def accounts_of(
+    store: LabelStore,
+    out: Path,
+    logs: Path,
+    settings: PairSettings,
+    splits: Sequence[str],
+    index: FrameIndex,
+    overwrite: bool = False,
+) -> list[Account]:
+    """The account of each split; the arguments are checked as :func:`build_pairs` does."""
+    _check_labels(store, settings)
+    for split in splits if not overwrite else ():
+        refuse_other_recipe(out / split, recipe_of(store, index, settings, split), overwrite=False)
+    return [Account(logs / s, "build-pairs", out / s, len(plan_units(index, s))) for s in splits]
 
 
 def _clean(out: Path, writer: str | None = None) -> list[Path]:

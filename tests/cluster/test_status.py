@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from olivine.cluster.journal import Account
 from olivine.cluster.plan import Plan, ranges
 from olivine.cluster.slurm import SlurmSettings, submit
 from olivine.cluster.status import find_jobs, read_status
@@ -76,7 +77,8 @@ def test_jobs_are_found_by_their_output_and_from_above(tmp_path: Path) -> None:
 def test_a_plan_names_the_parts_with_something_left(tmp_path: Path) -> None:
     # Units 0..9 of one split and 0..2 of another, in parts of every fourth: 5 is in part 1, 2 in part 2.
     one, other = [k != 5 for k in range(10)], [k != 2 for k in range(3)]
-    plan = Plan.of(tmp_path, [one, other], 4, [tmp_path], ["olivine"])
+    accounts = [Account(tmp_path / f"out.logs/{s}", "test", tmp_path / f"out/{s}", n) for s, n in (("a", 10), ("b", 3))]
+    plan = Plan.of(tmp_path, list(zip(accounts, (one, other))), 4, [tmp_path], ["olivine"])
     assert (plan.units, plan.left, plan.open) == (13, 2, (1, 2))
     assert Plan.from_plain(json.loads(json.dumps(plan.to_plain()))) == plan
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8" and ranges([]) == ""
