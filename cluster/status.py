@@ -120,9 +120,12 @@ def watch_jobs(path: Path, seconds: float = 1.0, idle: float = IDLE) -> list[Job
             unfinished = sum(status.unfinished for status in found)
             advance(left - unfinished)
             left = unfinished
+            now = time.monotonic()
             if any(status.drivers for status in found):
-                seen = time.monotonic()
-            if not unfinished or (time.monotonic() - seen > idle and not has_jobs()):
+                seen = now
+            elif now - seen >= idle and not has_jobs():
+                return found
+            if not unfinished:
                 return found
             time.sleep(seconds)
             found = [read_status(folder) for folder in find_jobs(path)]

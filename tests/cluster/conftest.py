@@ -111,26 +111,30 @@ def fresh(world: Path, tmp_path: Path) -> Path:
     return tmp_path / "fresh"
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head without cores to give, and two nodes of one core each; this process is no driver of it."""
-    ray = pytest.importorskip("ray", reason="no Ray here: pip install 'olivine[cluster]'")
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Any]:
+    """The head of a Ray cluster on this machine, without cores to give."""
+    pytest.importorskip("ray", reason="no Ray here: pip install 'olivine[cluster]'")
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Nodes inherit the path on which the tests' functions are.
-    helpers = str(Path(__file__).parent / "helpers")
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{helpers}:{before}" if before else helpers
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": LOOPBACK})
-    cluster.nodes = [cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK) for _ in range(2)]
-    yield cluster
+    os.environ["PYTHONPATH"] = ":".join(filter(None, [str(HELPERS), os.environ.get("PYTHONPATH")]))
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": LOOPBACK})
+    yield head
+    head.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_head: Any) -> Iterator[Any]:
+    """The head, and two nodes of one core each: those that other tests left, and new ones; this process is no driver."""
+    import ray
+
+    for _ in range(2 - len(ray_head.worker_nodes)):
+        ray_head.add_node(num_cpus=1, node_ip_address=LOOPBACK)
+    ray_head.wait_for_nodes()  # also until those that tests removed are known to be gone
+    yield ray_head
     ray.shutdown()
-    cluster.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 @pytest.fixture(scope="session")

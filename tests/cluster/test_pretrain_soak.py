@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from olivine.cluster.ray_actors import RayCluster
+from olivine.cluster.ray_torchrun import launch
+from olivine.common import OlivineError
+
 pytestmark = pytest.mark.soak
 
 Run = Callable[..., Any]
-RUN = "ARGS=--config cpu --set run.steps=6 --set run.batch=4 --set run.checkpoint_minutes=0 --set data.workers=0"
+RUN = "ARGS=--config cpu --set run.steps=6 --set run.batch=2 --set run.checkpoint_minutes=0 --set data.workers=0"
 THREADS = {"OMP_NUM_THREADS": "1"}  # what torchrun sets, said aloud
 
 
@@ -101,8 +105,22 @@ def test_two_machines_of_ray_train_what_two_processes_of_one_machine_do(
     (tmp_path / "data").symlink_to(world / "data")
     variables = ("CLUSTER=ray", f"ADDRESS={cluster.address}", RUN)
     crowded = make("pretrain", *variables, "NODES=2", "GPUS=2", cwd=tmp_path, env=THREADS, code=2)
-    assert "no room for 2 machines with 2 cores each" in crowded.stderr
+    assert "no room for 2 machines with 2 cores each: it has 2 machines with 1 core. Ask for" in crowded.stderr
     make("pretrain", *variables, "NODES=2", "GPUS=1", cwd=tmp_path, env=THREADS)
     a, b = _checkpoint(uninterrupted), _checkpoint(tmp_path)
     for part in ("backbone_state", "heads_state", "vmf_state", "optimizer_state"):
         assert _equal(a[part], b[part]), part
+
+
+def test_machines_at_other_work_are_waited_for_and_that_is_said(
+    cluster: Any, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RayCluster(cluster.address).connect()
+    from ray.util.placement_group import placement_group
+
+    monkeypatch.chdir(world)
+    assert placement_group([{"CPU": 1}]).wait(30)
+    said: list[str] = []
+    with pytest.raises(OlivineError, match="did not have 2 machines with 1 core each free within 1 s"):
+        launch(["pretrain", "--config", "cpu"], 2, 1, cluster.address, say=said.append, patience=1)
+    assert said == ["the Ray cluster is at other work; waiting up to 1 s for 2 machines with 1 core each"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from olivine.cluster.journal import Journal
 from olivine.cluster.work import Job, WorkUnit, execute
 from olivine.common import OlivineError
+from olivine.readers.frame import open_index
 
 pytestmark = pytest.mark.soak
 ray = pytest.importorskip("ray", reason="no Ray here: pip install 'olivine[cluster]'")
@@ -43,7 +45,7 @@ def _at_work(logs: Path, raylet: int) -> int | None:
 
 
 def _kill_a_node_at_work(cluster: Any, logs: Path, process: subprocess.Popen[str]) -> None:
-    node = cluster.nodes[0]
+    node = min(cluster.worker_nodes, key=id)
     raylet = node.all_processes["raylet"][0].process.pid
     for _ in range(2400):
         if pid := _at_work(logs, raylet):
@@ -76,7 +78,7 @@ def test_a_node_killed_in_the_middle_changes_no_byte(
         assert sorted(tried)[-2:] == [1, 2]  # one unit was given out again
         here, there = contents(world / "data" / made), contents(fresh / "data" / made)
         assert here == there
-        cluster.nodes = [cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)]
+        cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)
     status = olivine("status", "--json", cwd=fresh)
     assert '"running": 0' in status.stdout
 
@@ -104,7 +106,7 @@ def test_a_unit_that_always_fails_is_set_aside_and_a_later_run_does_it_alone(
 def test_workers_with_other_packages_or_without_the_folder_are_refused_before_any_work(
     cluster: Any, fresh: Path, tmp_path: Path, olivine: Callable[..., Any]
 ) -> None:
-    for node in cluster.nodes:
+    for node in list(cluster.worker_nodes):
         cluster.remove_node(node)
     here = ["--executor", "ray", "--address", cluster.address]
     other = tmp_path / "site/numpy-9.9.dist-info"
@@ -130,10 +132,77 @@ def test_workers_with_other_packages_or_without_the_folder_are_refused_before_an
     assert not (fresh / "data/labels/nuscenes/units").exists()
 
 
+def _processes(mark: str) -> list[str]:
+    """What runs of the processes that were started with this variable, and of all that they started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if mark.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+    return found
+
+
+@pytest.mark.parametrize("moment", ["while Ray starts", "under way"])
+def test_ctrl_c_is_one_line_and_leaves_no_process_and_what_is_finished_is_kept(
+    moment: str, world: Path, tmp_path: Path, contents: Contents, olivine: Callable[..., Any]
+) -> None:
+    shutil.copytree(world / "data/nuscenes", tmp_path / "data/nuscenes", symlinks=True)
+    shutil.copytree(world / "data/labels", tmp_path / "data/labels")
+    last = list(open_index(tmp_path / "data/labels/nuscenes/frames", tmp_path / "data/nuscenes").frames("train"))[-1]
+    image = last.image_path(last.cameras[0])
+    data = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)  # nobody writes to it: the last unit stays under way
+    stage = ["build-pairs", "--root", "data/nuscenes", "--executor", "ray", "--workers", "2"]
+    records, logs = tmp_path / "data/pairs/nuscenes/train/units", tmp_path / "data/pairs/nuscenes.logs/train"
+    mark = f"OLIVINE_TEST={tmp_path}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "olivine.cli", *stage],
+        cwd=tmp_path,
+        env={**os.environ, "OLIVINE_TEST": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def reached() -> bool:
+        if moment == "while Ray starts":
+            return any("raylet" in name for name in _processes(mark))
+        return len(list(records.glob("*.json"))) >= 2
+
+    try:
+        while not reached():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1, errors
+    lines = [line for line in errors.splitlines() if not line.startswith("build-pairs: ")]  # those are of progress
+    assert len(lines) == 1 and "run the same command again to go on" in lines[0], errors
+    for _ in range(100):
+        if not (left := _processes(mark)):
+            break
+        time.sleep(0.1)
+    assert not left
+    assert not [path for path in (tmp_path / "data/pairs").rglob("*") if ".partial-" in path.name]
+    kept = {path.stem for path in records.glob("*.json")}
+
+    image.unlink()
+    image.write_bytes(data)
+    olivine(*stage, cwd=tmp_path)
+    begun = {path.stem: path.read_text().count(" begins") for path in logs.glob("*.log")}
+    assert all(begun[name] == 1 for name in kept) and len(kept) < len(begun)
+    here, there = contents(world / "data/pairs/nuscenes"), contents(tmp_path / "data/pairs/nuscenes")
+    assert here == there
+
+
 def test_a_cluster_without_cores_to_give_is_said(cluster: Any, job: Job, units: Callable[..., list[WorkUnit]]) -> None:
     from olivine.cluster.ray_actors import RayCluster
 
-    for node in cluster.nodes:
+    for node in list(cluster.worker_nodes):
         cluster.remove_node(node)
     with pytest.raises(OlivineError, match="no machine with a core to give"):
         list(execute(job, units(1), RayCluster(cluster.address)))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from olivine.cluster.journal import Account
 from olivine.cluster.plan import Plan, ranges
+from olivine.cluster.ray_torchrun import check_room
 from olivine.cluster.slurm import SlurmSettings, submit
-from olivine.cluster.status import find_jobs, read_status
+from olivine.cluster.status import find_jobs, read_status, watch_jobs
 from olivine.cluster.ticket import Ticket, check_environment
 from olivine.common import OlivineError, write_json
+from olivine.defaults import choose_executor
 
 
 def _job(tmp_path: Path, done: int, units: int) -> Path:
@@ -74,6 +80,54 @@ def test_jobs_are_found_by_their_output_and_from_above(tmp_path: Path) -> None:
         find_jobs(tmp_path / "elsewhere")
 
 
+def test_a_watch_follows_jobs_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = _job(tmp_path, 1, 4)
+    _events(logs, f"{socket.gethostname()}-{os.getpid()}-abc", [])  # a driver that lives, and has begun nothing yet
+    shown = []
+
+    @contextmanager
+    def bar(description: str, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
+        shown.append((before, total))
+        yield shown.append
+
+    def one_more(seconds: float) -> None:
+        (tmp_path / f"out/units/u{len(shown) - 1}.json").write_text("{}")
+
+    monkeypatch.setattr("olivine.cluster.status.progress", bar)
+    monkeypatch.setattr("olivine.cluster.status.time.sleep", one_more)
+    (status,) = watch_jobs(tmp_path / "out", idle=0)
+    assert shown == [(1, 4), 0, 1, 1, 1] and (status.done, status.unfinished) == (4, 0)
+
+
+def test_a_watch_ends_where_nobody_works_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = _job(tmp_path, 1, 2)
+    _events(logs, f"{socket.gethostname()}-999999999-abc", [(time.time(), "u1", "running")])  # was killed
+    queue = iter([True, False])
+    monkeypatch.setattr("olivine.cluster.status.has_jobs", lambda: next(queue))  # SLURM may bring another one
+    (status,) = watch_jobs(tmp_path, seconds=0, idle=0)
+    assert (status.done, status.running, status.waiting, status.drivers) == (1, 0, 1, 0)
+    assert next(queue, None) is None
+
+
+def test_ctrl_c_ends_a_watch_in_one_line(tmp_path: Path) -> None:
+    logs = _job(tmp_path, 1, 4)
+    _events(logs, f"{socket.gethostname()}-{os.getpid()}-abc", [])
+    ours, theirs = pty.openpty()  # where a bar is drawn, as for a user
+    command = [sys.executable, "-m", "olivine.cli", "status", str(logs), "--watch"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True)
+    os.close(theirs)
+    said = b""
+    while b"1/4" not in said:
+        said += os.read(ours, 1000)
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(OSError):  # how a terminal's other side says that there is no more
+        while more := os.read(ours, 1000):
+            said += more
+    assert process.wait() == 1 and process.stdout is not None and process.stdout.read() == ""
+    assert said.count(b"olivine: interrupted") == 1 and b"Traceback" not in said
+    os.close(ours)
+
+
 def test_a_plan_names_the_parts_with_something_left(tmp_path: Path) -> None:
     # Units 0..9 of one split and 0..2 of another, in parts of every fourth: 5 is in part 1, 2 in part 2.
     one, other = [k != 5 for k in range(10)], [k != 2 for k in range(3)]
@@ -128,6 +182,26 @@ def test_what_cannot_be_submitted_is_said(command: list[str], says: str, monkeyp
         submit(command, SlurmSettings())
 
 
+def test_more_than_a_ray_cluster_has_is_refused_whoever_is_at_work_there() -> None:
+    head, small, large = {}, {"CPU": 1.0}, {"CPU": 4.0, "memory": 1e9}
+    assert check_room([head, small, large, large], 2, 4) == "2 machines with 4 cores each"
+    assert check_room([head, small, large], 1, 3) == "1 machine with 3 cores"
+    with pytest.raises(OlivineError) as error:
+        check_room([head, small, large, large], 3, 2)
+    assert str(error.value) == (
+        "the Ray cluster has no room for 3 machines with 2 cores each: it has 1 machine with 1 core, 2 machines with "
+        "4 cores. Ask for no more than that, or start Ray on more machines with: ray start --address=HEAD:PORT"
+    )
+    with pytest.raises(
+        OlivineError, match="2 machines with 2 GPUs each: it has 1 machine with 1 GPU, 1 machine with 2"
+    ):
+        check_room([large, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 8.0}], 2, 2)  # a process takes a core too
+    with pytest.raises(OlivineError, match="it has no core to give"):
+        check_room([head], 1, 1)
+    with pytest.raises(OlivineError, match="--nodes 0"):
+        check_room([large], 0, 1)
+
+
 @pytest.mark.parametrize(("change", "says"), [({"nodes": 0}, "--nodes 0"), ({"parts": -1}, "--parts -1")])
 def test_settings_of_slurm_are_checked(change: dict[str, int], says: str) -> None:
     with pytest.raises(OlivineError, match=says):
@@ -154,13 +228,8 @@ def test_ray_is_imported_by_nothing_but_its_own_executor() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--executor", "dask"], "choose local or ray"),
-        (["--address", "127.0.0.1:6379"], "--address needs --executor ray"),
-    ],
-)
-def test_executors_are_named(options: list[str], says: str, olivine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    done = olivine("labelgen", *options, cwd=tmp_path, code=2)
-    assert says.lower() in done.stderr.lower()
+def test_executors_are_named() -> None:
+    with pytest.raises(OlivineError, match="Choose local or ray"):
+        choose_executor("dask", None, 0, 1)
+    with pytest.raises(OlivineError, match="--address needs --executor ray"):
+        choose_executor("local", "127.0.0.1:6379", 0, 1)

@@ -97,7 +97,7 @@ class _Instant:
 
 def test_the_drivers_memory_does_not_grow_with_the_number_of_units(job: Job, tmp_path: Path) -> None:
     peaks = []
-    for count in (300, 3_000):
+    for count in (200, 2_000):
         with Journal(tmp_path / f"logs-{count}", "test", tmp_path / "out", count) as journal:
             row = (WorkUnit(f"unit-{k}", 1, Task(k)) for k in range(count))
             tracemalloc.start()
@@ -127,7 +127,7 @@ from olivine.cluster.local import Local
 from olivine.cluster.work import Job, WorkUnit, execute
 out, logs = Path({out!r}), Path({logs!r})
 row = [WorkUnit(f"unit-{{k}}", 1, Task(k, seconds={seconds})) for k in {order}]
-with Journal(logs, "test", out, 20) as journal:
+with Journal(logs, "test", out, 14) as journal:
     for outcome in execute(Job("test", partial(Work, out)), row, Local(), journal=journal):
         print(outcome.unit.key, flush=True)
 """
@@ -138,10 +138,10 @@ def test_two_drivers_at_once_never_have_the_same_unit(job: Job, tmp_path: Path) 
 
     def start(order: str) -> subprocess.Popen[str]:
         values = {"helpers": str(Path(__file__).parent / "helpers"), "out": str(tmp_path / "out"), "order": order}
-        program = DRIVER.format(**values, logs=str(tmp_path / "logs"), seconds=0.1)
+        program = DRIVER.format(**values, logs=str(tmp_path / "logs"), seconds=0.05)
         return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
 
-    drivers = [start("range(20)"), start("range(20)")]
+    drivers = [start("range(14)"), start("range(14)")]
     assert all(driver.wait(60) == 0 for driver in drivers)
     events = []
     for path in (tmp_path / "logs/drivers").glob("*.jsonl"):
