@@ -29,7 +29,7 @@ def maps_of(cloud: SparseTensor):
     yield "coarse", family.map(coarse, coarse, (3, 3, 3), one, transposed=False)
 
 
-# Panels of one and two vectors, weights smaller and larger than a band's limit.
+# Panels of one to four vectors, in one part and in two, and a last tile of every length.
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (32, 48), (48, 32), (192, 128)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_values_and_gradients_are_the_general_paths(inputs, outputs, threads):

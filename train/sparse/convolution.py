@@ -96,7 +96,7 @@ def _gradients(
     back = kernel_map.transposed
     if fused.suits(feature, kernel, kernel_map):
         return (
-            fused.convolve_rows(gradient, kernel.transpose(1, 2), back) if wanted[0] else None,
+            fused.convolve_rows(gradient, kernel, back, turned=True) if wanted[0] else None,
             fused.weight_gradient(feature, gradient, kernel, kernel_map) if wanted[1] else None,
         )
     # In the transposed map a pair goes from the output's row to the input's.

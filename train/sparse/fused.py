@@ -51,42 +51,44 @@ def suits(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> bool:
     )
 
 
-def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Sum over the cells' pairs of feature[in] @ kernel[cell]: [N, C_in], [K, C_in, C_out] -> [M, C_out]."""
-    from .fused_loops import LOOPS
+def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, turned: bool = False) -> Tensor:
+    """Sum over the cells' pairs of feature[in] @ kernel[cell]: [N, C_in], [K, C_in, C_out] -> [M, C_out].
 
-    cells, inputs, columns = kernel.shape
-    panel = 2 * _LANES if columns % (2 * _LANES) == 0 else _LANES
-    # Panels side by side in memory, each [C_in, panel].
-    packed = kernel.view if kernel.is_contiguous() else kernel.reshape
-    weight = packed(cells, inputs, columns // panel, panel).permute(0, 2, 1, 3).contiguous()
-    out = feature.new_zeros(kernel_map.out_count, columns)
-    in_index, out_index, groups = _tables(kernel_map)
-    bounds = _balanced_rows(kernel_map)
-    loop = LOOPS[panel][0]
-    arrays = (feature.numpy(), weight.numpy(), in_index, out_index, groups)
-    _in_threads(loop, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
-    return out
+    Where ``turned``, the kernel is [K, C_out, C_in] and each cell's matrix is transposed (the gradient's way back).
+    """
+    from .fused_loops import outputs
+
+    columns = kernel.shape[1 if turned else 2]
+    in_index, out_index, groups, fresh = _tables(kernel_map)
+    bounds = list(pairwise(_balanced_rows(kernel_map)))
+    rows = kernel_map.out_count
+    shape = (rows + len(bounds), columns)
+    # The group of all rows in their order comes first and writes, so nothing has to be zero before.
+    out = feature.new_zeros(shape) if fresh < 0 else feature.new_empty(shape)
+    arrays = (feature.numpy(), kernel.numpy(), turned, in_index, out_index, groups, fresh)
+    _in_threads(outputs, [(*arrays, low, high, rows + n, out.numpy()) for n, (low, high) in enumerate(bounds)])
+    return out[:rows]
 
 
 def weight_gradient(feature: Tensor, gradient: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
     """Sum over each cell's pairs of feature[in]^T gradient[out]: the gradient of ``kernel`` [K, C_in, C_out]."""
-    from .fused_loops import LOOPS
+    from .fused_loops import weights
 
-    out = torch.zeros_like(kernel)
-    columns = kernel.shape[2]
-    loop = LOOPS[2 * _LANES if columns % (2 * _LANES) == 0 else _LANES][1]
-    tiles = kernel.shape[1] // 8
-    threads = min(torch.get_num_threads(), tiles)
-    bounds = [8 * (tiles * t // threads) for t in range(threads + 1)]
-    arrays = (feature.numpy(), gradient.numpy(), *_tables(kernel_map))
-    _in_threads(loop, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
+    out = torch.empty_like(kernel)
+    parts = kernel.shape[1] // _LANES
+    threads = min(torch.get_num_threads(), parts)
+    bounds = [_LANES * (parts * t // threads) for t in range(threads + 1)]
+    arrays = (feature.numpy(), gradient.numpy(), *_tables(kernel_map)[:3])
+    _in_threads(weights, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
     return out
 
 
-def _tables(kernel_map: KernelMap) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    groups = np.array([group[:3] for group in kernel_map.groups], np.int64).reshape(-1, 3)
-    return kernel_map.in_index.numpy(), kernel_map.out_index.numpy(), groups
+def _tables(kernel_map: KernelMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Input rows and output rows of all pairs, groups [G, 3] with the identity's first, and its place (0, or -1)."""
+    groups = sorted(kernel_map.groups, key=lambda group: group[3] >= 0)
+    table = np.array([group[:3] for group in groups], np.int64).reshape(-1, 3)
+    fresh = 0 if groups and groups[0][3] < 0 else -1
+    return kernel_map.in_index.numpy(), kernel_map.out_index.numpy(), table, fresh
 
 
 def _balanced_rows(kernel_map: KernelMap) -> list[int]:

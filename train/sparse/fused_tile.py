@@ -1,7 +1,8 @@
-"""A tile of a sparse convolution in vector registers, as LLVM instructions for numba's compiled functions."""
+"""Tiles of a sparse convolution in vector registers, as LLVM instructions for numba's compiled functions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -10,11 +11,31 @@ from numba.extending import intrinsic
 
 #: float32 lanes of a 512-bit vector.
 LANES = 16
-#: Rows of a tile: with two vectors each they fill half of the 32 registers and hide the latency of multiply-add.
-ROWS = 8
+#: Rows of an output tile by the vectors of its panel. Rows times vectors sums are held in 24 of the 32 registers; the
+#: wider the panel, the fewer loads for a multiply-add (a tile of one vector is bound by its loads).
+OUTPUT_ROWS = {1: 8, 2: 12, 3: 8, 4: 6}
+#: The same for the weights' gradient, whose rows are input channels, multiples of 16.
+WEIGHT_ROWS = {1: 8, 2: 8, 3: 8, 4: 4}
+#: Steps written out in one turn of a tile's loop; numbers of steps are multiples of it. An output tile's turn reads one
+#: cache line of each row.
+OUTPUT_STEPS, WEIGHT_STEPS = LANES, 4
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _SCALAR, _WORD, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_Emit = Callable[[Any, list[Any]], None]
+
+
+def _function(emit: _Emit) -> Any:
+    """A function for compiled code of one tuple of 64-bit integers (addresses and counts), without a result."""
+
+    def typing(context: Any, numbers: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            emit(builder, [builder.extract_value(arguments[0], i) for i in range(len(numbers))])
+            return context.get_dummy_value()
+
+        return types.void(numbers), generate
+
+    return intrinsic(typing)
 
 
 def _at(builder: Any, address: Any, kind: Any) -> Any:
@@ -25,16 +46,53 @@ def _after(builder: Any, address: Any, count: int) -> Any:
     return builder.add(address, ir.Constant(_WORD, count)) if count else address
 
 
+def _times(builder: Any, value: Any, factor: int) -> Any:
+    return builder.mul(value, ir.Constant(_WORD, factor))
+
+
+def _load(builder: Any, address: Any) -> Any:
+    return builder.load(_at(builder, address, _VECTOR), align=4)
+
+
 def _multiply_add(builder: Any) -> Any:
     name = "llvm.fma.v16f32"
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), name=name)
 
 
-def _accumulate(builder: Any, targets: list[Any], steps: Any, vectors: int, unroll: int, operands: Any) -> None:
+def _everywhere(builder: Any, address: Any) -> Any:
+    """The scalar at an address in all lanes."""
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(undefined, builder.load(_at(builder, address, _SCALAR)), ir.Constant(_SHORT, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES))
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    name = "llvm.prefetch.p0i8"
+    byte = ir.IntType(8).as_pointer()
+    known = builder.module.globals.get(name)
+    kind = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
+    # To read, into the nearest cache, of data.
+    builder.call(
+        known or ir.Function(builder.module, kind, name=name),
+        [builder.inttoptr(address, byte), *(ir.Constant(_SHORT, n) for n in (0, 3, 1))],
+    )
+
+
+def _accumulate(
+    builder: Any,
+    targets: list[Any],
+    steps: Any,
+    vectors: int,
+    fresh: Any,
+    operands: Any,
+    unroll: int,
+    ahead: Callable[[int, Any], None] | None = None,
+) -> None:
     """target[r][v] += sum over steps of left[r] * right[v], with all sums in registers meanwhile.
 
-    ``operands(step)`` gives the addresses of the left scalars, one for each row, and of the right vectors.
+    ``operands(step)`` gives the addresses of the left scalars, one for each row, and of the right vectors. Where
+    ``fresh`` is not 0 the target is written without being read. ``ahead(turn, step)`` may fetch what comes later.
     """
     slots = [_at(builder, _after(builder, t, 4 * LANES * v), _VECTOR) for t in targets for v in range(vectors)]
     # Sums start from zero and are added to the target at the end: an error does not grow with what is there already.
@@ -46,16 +104,13 @@ def _accumulate(builder: Any, targets: list[Any], steps: Any, vectors: int, unro
     sums = [builder.phi(_VECTOR) for _ in slots]
     current = list(sums)
     fma = _multiply_add(builder)
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    everywhere = ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES)
     for turn in range(unroll):
+        if ahead is not None:
+            ahead(turn, step)
         lefts, right = operands(_after(builder, step, turn))
-        b = [
-            builder.load(_at(builder, _after(builder, right, 4 * LANES * v), _VECTOR), align=4) for v in range(vectors)
-        ]
+        b = [_load(builder, _after(builder, right, 4 * LANES * v)) for v in range(vectors)]
         for row, left in enumerate(lefts):
-            one = builder.insert_element(undefined, builder.load(_at(builder, left, _SCALAR)), ir.Constant(_SHORT, 0))
-            a = builder.shuffle_vector(one, undefined, everywhere)
+            a = _everywhere(builder, left)
             for v in range(vectors):
                 current[row * vectors + v] = builder.call(fma, (a, b[v], current[row * vectors + v]))
     following = _after(builder, step, unroll)
@@ -66,71 +121,99 @@ def _accumulate(builder: Any, targets: list[Any], steps: Any, vectors: int, unro
         phi.add_incoming(zero, before)
         phi.add_incoming(last, body)
     builder.position_at_end(done)
-    for slot, value in zip(slots, current):
-        builder.store(builder.fadd(builder.load(slot, align=4), value), slot, align=4)
+    with builder.if_else(builder.icmp_signed("!=", fresh, ir.Constant(_WORD, 0))) as (then, otherwise):
+        with then:
+            for slot, value in zip(slots, current):
+                builder.store(value, slot, align=4)
+        with otherwise:
+            for slot, value in zip(slots, current):
+                builder.store(builder.fadd(builder.load(slot, align=4), value), slot, align=4)
 
 
 def output_tile(vectors: int) -> Any:
-    """``tile(addresses)``: eight output rows += eight input rows @ one panel of a weight.
+    """``tile((in_rows, out_rows, next, source, source_row, out, out_row, panel, steps, fresh))``: rows += rows @ panel.
 
-    The addresses: eight of inputs' rows, eight of the outputs' panels, the weight's panel [inputs, 16 x vectors], and
-    the number of inputs, a multiple of 4.
+    All are addresses or sizes in bytes: of as many int64 row numbers as ``OUTPUT_ROWS`` says (inputs', outputs', and
+    the inputs' of the next tile, which are fetched into the cache meanwhile), of the first number of input row 0 and
+    bytes from row to row, the same for the output, of the panel [steps, 16 x vectors], the number of steps (input
+    channels), and whether outputs are to be written rather than added to.
     """
+    rows = OUTPUT_ROWS[vectors]
 
-    def typing(context: Any, addresses: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            values = [builder.extract_value(arguments[0], i) for i in range(2 * ROWS + 2)]
-            rows, targets, panel, steps = values[:ROWS], values[ROWS : 2 * ROWS], values[-2], values[-1]
+    def emit(builder: Any, values: list[Any]) -> None:
+        in_rows, out_rows, next_rows, source, source_row, out, out_row, panel, steps, fresh = values
 
-            def operands(step: Any) -> tuple[list[Any], Any]:
-                offset = builder.mul(step, ir.Constant(_WORD, 4))
-                right = builder.add(panel, builder.mul(step, ir.Constant(_WORD, 4 * LANES * vectors)))
-                return [builder.add(row, offset) for row in rows], right
+        def lines(numbers: Any, base: Any, size: Any) -> list[Any]:
+            at = [builder.load(_at(builder, _after(builder, numbers, 8 * r), _WORD)) for r in range(rows)]
+            return [builder.add(base, builder.mul(row, size)) for row in at]
 
-            _accumulate(builder, targets, steps, vectors, 4, operands)
-            return context.get_dummy_value()
+        inputs, targets = lines(in_rows, source, source_row), lines(out_rows, out, out_row)
+        following = lines(next_rows, source, source_row)
+        for target in targets:
+            for v in range(vectors):
+                _prefetch(builder, _after(builder, target, 4 * LANES * v))
 
-        return types.void(addresses), generate
+        def ahead(turn: int, step: Any) -> None:
+            if turn < rows:
+                _prefetch(builder, builder.add(following[turn], _times(builder, step, 4)))
 
-    return intrinsic(typing)
+        def operands(step: Any) -> tuple[list[Any], Any]:
+            offset = _times(builder, step, 4)
+            right = builder.add(panel, _times(builder, step, 4 * LANES * vectors))
+            return [builder.add(row, offset) for row in inputs], right
+
+        _accumulate(builder, targets, steps, vectors, fresh, operands, OUTPUT_STEPS, ahead)
+
+    return _function(emit)
 
 
 def weight_tile(vectors: int) -> Any:
-    """``tile(addresses)``: eight rows of a weight's gradient += input^T @ gradient over a run of pairs.
+    """``tile((inputs, gradients, target, target_row, steps, fresh))``: rows of a weight's gradient += input^T @ gradient.
 
-    The addresses: the run's inputs [pairs, 8] and gradients [pairs, 16 x vectors], the target, bytes from row to row
-    of the target, and the number of pairs, a multiple of 4.
+    All are addresses or sizes in bytes: of the first input channel of the tile in a run's inputs [pairs, 16], of the
+    gradients [pairs, 16 x vectors], of the target and from row to row of it, the number of pairs, and whether the target
+    is to be written.
     """
+    rows = WEIGHT_ROWS[vectors]
 
-    def typing(context: Any, addresses: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            values = [builder.extract_value(arguments[0], i) for i in range(5)]
-            inputs, gradients, target, target_bytes, steps = values
-            targets = [builder.add(target, builder.mul(ir.Constant(_WORD, r), target_bytes)) for r in range(ROWS)]
+    def emit(builder: Any, values: list[Any]) -> None:
+        inputs, gradients, target, target_row, steps, fresh = values
+        targets = [builder.add(target, _times(builder, target_row, r)) for r in range(rows)]
 
-            def operands(step: Any) -> tuple[list[Any], Any]:
-                left = builder.add(inputs, builder.mul(step, ir.Constant(_WORD, 4 * ROWS)))
-                right = builder.add(gradients, builder.mul(step, ir.Constant(_WORD, 4 * LANES * vectors)))
-                return [_after(builder, left, 4 * r) for r in range(ROWS)], right
+        def operands(step: Any) -> tuple[list[Any], Any]:
+            left = builder.add(inputs, _times(builder, step, 4 * LANES))
+            right = builder.add(gradients, _times(builder, step, 4 * LANES * vectors))
+            return [_after(builder, left, 4 * r) for r in range(rows)], right
 
-            _accumulate(builder, targets, steps, vectors, 4, operands)
-            return context.get_dummy_value()
+        _accumulate(builder, targets, steps, vectors, fresh, operands, WEIGHT_STEPS)
 
-        return types.void(addresses), generate
-
-    return intrinsic(typing)
+    return _function(emit)
 
 
-def copy(lanes: int) -> Any:
-    """``copy(addresses)``: ``lanes`` float32 from the first address to the second."""
-    kind = ir.VectorType(ir.FloatType(), lanes)
+def _emit_copy(builder: Any, values: list[Any]) -> None:
+    source, target = values
+    builder.store(_load(builder, source), _at(builder, target, _VECTOR), align=4)
 
-    def typing(context: Any, addresses: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            source, target = (builder.extract_value(arguments[0], i) for i in range(2))
-            builder.store(builder.load(_at(builder, source, kind), align=4), _at(builder, target, kind), align=4)
-            return context.get_dummy_value()
 
-        return types.void(addresses), generate
+#: ``copy((source, target))``: 16 float32 from one address to another.
+copy = _function(_emit_copy)
 
-    return intrinsic(typing)
+
+def _emit_transpose(builder: Any, values: list[Any]) -> None:
+    source, source_row, target, target_row = values
+    rows = [_load(builder, builder.add(source, _times(builder, source_row, r))) for r in range(LANES)]
+    # Blocks off the diagonal change places, of half the size each time (Eklundh 1972).
+    for size in (8, 4, 2, 1):
+        low = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
+        high = [lane + size if not lane & size else LANES + lane for lane in range(LANES)]
+        low, high = (ir.Constant(ir.VectorType(_SHORT, LANES), mask) for mask in (low, high))
+        for r in range(LANES):
+            if not r & size:
+                a, b = rows[r], rows[r + size]
+                rows[r], rows[r + size] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+    for r, row in enumerate(rows):
+        builder.store(row, _at(builder, builder.add(target, _times(builder, target_row, r)), _VECTOR), align=4)
+
+
+#: ``transpose((source, source_row, target, target_row))``: 16 x 16 float32 turned; addresses, and bytes from row to row.
+transpose = _function(_emit_transpose)
