@@ -98,7 +98,7 @@ def make() -> Run:
 def world(olivine: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set, and what the local executor makes of it by the default paths."""
     folder = tmp_path_factory.mktemp("world")
-    olivine("synth", "--scenes", 6, "--frames", 2, "--out", "data/nuscenes", cwd=folder)
+    olivine("synth", "--scenes", 6, "--frames", 2, "--image-scale", 0.1, "--out", "data/nuscenes", cwd=folder)
     olivine("labelgen", cwd=folder)
     olivine("build-pairs", cwd=folder)
     return folder
