@@ -96,9 +96,8 @@ def _balanced_rows(kernel_map: KernelMap) -> list[int]:
     threads = torch.get_num_threads()
     if threads == 1:
         return [0, kernel_map.out_count]
-    end = kernel_map.pairs_of_output[1]
     share = torch.arange(1, threads) * (len(kernel_map.in_index) // threads)
-    return [0, *torch.searchsorted(end, share).tolist(), kernel_map.out_count]
+    return [0, *torch.searchsorted(kernel_map.pair_end, share).tolist(), kernel_map.out_count]
 
 
 @cache

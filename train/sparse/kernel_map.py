@@ -106,6 +106,11 @@ class KernelMap:
         """For each output row its pairs: positions int64 [P], and where each row's begin and end, int64 [out + 1]."""
         return _pairs_of_row(self.out_index, self.counts, self.out_count)
 
+    @cached_property
+    def pair_end(self) -> Tensor:
+        """int64 [out]: pairs of each output row and of all rows before it."""
+        return torch.bincount(self.out_index, minlength=self.out_count).cumsum(0)
+
     def prepare(self) -> None:
         """Build now what is otherwise built at the first use."""
         _ = (self.pairs_of_output, self.groups, self.gathered)
@@ -159,10 +164,16 @@ def _pairs_of_row(row: Tensor, counts: Sequence[int], row_count: int) -> tuple[T
     return table[present].long(), end
 
 
-def _find(sorted_key: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in ``query`` that occur in ``sorted_key``, and where."""
-    place = torch.searchsorted(sorted_key, query)
-    hit = sorted_key[place.clamp_(max=len(sorted_key) - 1)] == query
+def _find(sorted_key: Tensor, query: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Positions in ``query`` where ``query + shift`` occurs in ``sorted_key``, and where; both lists ascend."""
+    if sorted_key.device.type == "cpu":
+        from .merge import common
+
+        position, place = common(sorted_key.numpy(), query.numpy(), shift)
+        return torch.from_numpy(position), torch.from_numpy(place)
+    wanted = query + shift
+    place = torch.searchsorted(sorted_key, wanted)
+    hit = sorted_key[place.clamp_(max=len(sorted_key) - 1)] == wanted
     position = torch.nonzero(hit).flatten()
     return position, place.index_select(0, position)
 
@@ -179,7 +190,7 @@ def submanifold_map(sorted_key: Tensor, row: Tensor | None, offsets: Sequence[Tr
     ins: list[Tensor] = [torch.empty(0)] * total
     outs: list[Tensor] = [torch.empty(0)] * total
     for cell in range(middle):
-        at, neighbour = _find(sorted_key, sorted_key + key_offset(offsets[cell]))
+        at, neighbour = _find(sorted_key, sorted_key, key_offset(offsets[cell]))
         if row is not None:
             at, neighbour = row[at], row[neighbour]
         # The mirrored cell sees the same pairs from the other side.
@@ -209,7 +220,7 @@ def strided_map(
     """
     ins, outs = [], []
     for offset in offsets:
-        at, found = _find(in_key, out_key + key_offset(offset))
+        at, found = _find(in_key, out_key, key_offset(offset))
         outs.append(at if out_row is None else out_row[at])
         ins.append(found if in_row is None else in_row[found])
     return KernelMap(
