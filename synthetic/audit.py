@@ -10,7 +10,7 @@ from .capture import ego_matrix
 from .kinds import PROMPT_OF_KIND
 from .lidar import LidarModel, scan, trace
 from .rig import Rig
-from .stage import part_kind, stage_at
+from .stage import stage_at
 from .tiles import look
 from .world import World
 
@@ -64,7 +64,7 @@ def exactness(
         camera = ego_matrix(world.ego.pose(when)) @ mount.to_ego
         width, height, lens = mount.scaled(image_scale)
         _, part = look(then.still, then.moving, camera, lens, width, height)
-        mask = PROMPT_OF_KIND[part_kind(then, part.astype(np.int64))]
+        mask = PROMPT_OF_KIND[then.kind[part]]
         ray = xyz - camera[:3, 3]
         seen = ray @ camera[:3, :3]
         depth = np.where(seen[:, 2] > 1.0, seen[:, 2], np.inf)

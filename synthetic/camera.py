@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from .compiled import compiled
 from .kinds import PROMPT_OF_KIND
 from .parts import MATERIAL
 from .raycast import surface
-from .stage import Stage, part_kind
+from .stage import Stage
 from .sun import shaded
 from .texture import albedo, noise3, sky
 from .tiles import look
@@ -78,9 +79,13 @@ def _shade(
                         ASPHALT, tint, world_seed, (x, y, z), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0), streets, footprint
                     )
                 else:
-                    solid = still[0][found] if found < ours else moving[0][found - ours]
-                    nx, ny, nz, lx, ly, lz = surface(solid, x, y, z)
-                    half = (solid[12], solid[13], solid[14])
+                    if found < ours:
+                        nx, ny, nz, lx, ly, lz = surface(still[0], found, x, y, z)
+                        half = (still[0][found, 12], still[0][found, 13], still[0][found, 14])
+                    else:
+                        row = found - ours
+                        nx, ny, nz, lx, ly, lz = surface(moving[0], row, x, y, z)
+                        half = (moving[0][row, 12], moving[0][row, 13], moving[0][row, 14])
                     r, g, b, mirror, rough = albedo(
                         material[found], color[found], seed[found], (x, y, z), (lx, ly, lz), half, streets, footprint
                     )
@@ -131,6 +136,7 @@ def _shade(
                 image[v, u, c] = np.uint8(min(max(level, 0.0), 255.0))
 
 
+@lru_cache(maxsize=1)
 def tone_curve() -> NDArray[np.float32]:
     """Linear radiance 0..TOP in 4096 steps to 8-bit values: a shoulder, the display's exponent, contrast."""
     x = np.linspace(0, TOP, 4097)
@@ -208,7 +214,4 @@ def take_picture(
         noise_seed,
         image,
     )
-    instance = np.zeros(part.shape, np.uint16)
-    real = part >= 0
-    instance[real] = stage.instance[part[real]]
-    return Picture(image, part_kind(stage, part.astype(np.int64)), instance, distance, part)
+    return Picture(image, stage.kind[part], stage.instance[part], distance, part)

@@ -130,11 +130,11 @@ def capture(
 
 def _owners(world: World, stage: Stage, sweep: Sweep, seconds: float) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """The instance of each point, and whether it moves."""
-    instance = np.where(sweep.part >= 0, stage.instance[np.maximum(sweep.part, 0)], 0)
+    instance = stage.instance[sweep.part]
     moves = np.zeros(len(world.actors) + 1, np.uint8)
     for actor in world.moving_actors:
         moves[actor.instance] = not _stands(actor, seconds)
-    return instance.astype(np.uint16), moves[instance]
+    return instance, moves[instance]
 
 
 def _stands(actor: Actor, seconds: float) -> bool:
@@ -156,14 +156,15 @@ def _smeared(world: World, mount: LidarMount, seconds: float) -> NDArray[np.floa
 def _count_inside(
     xyz: NDArray[np.float64], center: NDArray[np.float64], half: NDArray[np.float64], yaw: NDArray[np.float64]
 ) -> NDArray[np.int64]:
+    """Points [N, 3], in the order of x, inside each box."""
     count = np.zeros(len(center), np.int64)
     for k in range(len(center)):
         c, s = np.cos(yaw[k]), np.sin(yaw[k])
-        reach = np.sqrt(half[k, 0] ** 2 + half[k, 1] ** 2)
-        for i in range(len(xyz)):
+        reach = np.sqrt(half[k, 0] ** 2 + half[k, 1] ** 2) + 1e-6
+        for i in range(np.searchsorted(xyz[:, 0], center[k, 0] - reach), len(xyz)):
             dx = xyz[i, 0] - center[k, 0]
-            if abs(dx) > reach:
-                continue
+            if dx > reach:
+                break
             dy = xyz[i, 1] - center[k, 1]
             along, across = c * dx + s * dy, c * dy - s * dx
             if abs(along) <= half[k, 0] and abs(across) <= half[k, 1] and abs(xyz[i, 2] - center[k, 2]) <= half[k, 2]:
@@ -183,6 +184,7 @@ def _annotate(
     if not world.actors:
         return ()
     xyz = points[:, :3].astype(np.float64) @ lidar_to_street[:3, :3].T + lidar_to_street[:3, 3]
+    xyz = xyz[np.argsort(xyz[:, 0])]
     poses = [actor.path.pose(seconds) for actor in world.actors]
     center = np.array(
         [
@@ -226,6 +228,6 @@ def _visibility(
             continue
         ray = ray[framed] / np.linalg.norm(ray[framed], axis=1, keepdims=True)
         _, part, _ = trace(stage, np.ascontiguousarray(to_street[:3, 3]), ray, 200.0)
-        hit = (part >= 0) & (stage.instance[np.maximum(part, 0)] == instance[framed])
+        hit = stage.instance[part] == instance[framed]
         best = np.maximum(best, np.bincount(owner[framed][hit], minlength=len(objects)) / count)
     return best

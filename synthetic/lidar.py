@@ -12,7 +12,7 @@ from .compiled import compiled
 from .kinds import KIND
 from .parts import MATERIALS
 from .raycast import DEPTH, surface
-from .stage import Stage, first_hit, part_kind
+from .stage import Stage, first_hit
 
 # Reflectance at 905 nm relative to a white wall: (base, share of the visible brightness).
 REFLECTANCE = {
@@ -104,8 +104,8 @@ def _trace(
         if found == -2:
             cosine[k] = -dz
         elif found >= 0:
-            solid = still[0][found] if found < count else moving[0][found - count]
-            hit = surface(solid, origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz)
+            x, y, z = origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz
+            hit = surface(still[0], found, x, y, z) if found < count else surface(moving[0], found - count, x, y, z)
             cosine[k] = abs(hit[0] * dx + hit[1] * dy + hit[2] * dz)
 
 
@@ -137,7 +137,7 @@ def scan(
     origin = np.ascontiguousarray(lidar_to_street[:3, 3])
     direction = directions @ lidar_to_street[:3, :3].T
     exact, part, cosine = trace(stage, origin, direction, model.max_range)
-    kind = part_kind(stage, part)
+    kind = stage.kind[part]
     reflectance = np.full(count, _BASE[0])
     real = part >= 0
     brightness = stage.color[part[real]].mean(axis=1)

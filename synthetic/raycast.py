@@ -26,95 +26,98 @@ DEPTH = 64
 
 
 @inlined
-def to_unit(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
-    """A world vector in the solid's unit coordinates (without its centre)."""
+def to_unit(solids: NDArray[Any], p: int, x: float, y: float, z: float) -> Any:
+    """A world vector in the unit coordinates of solid ``p`` (without its centre)."""
     return (
-        solid[3] * x + solid[4] * y + solid[5] * z,
-        solid[6] * x + solid[7] * y + solid[8] * z,
-        solid[9] * x + solid[10] * y + solid[11] * z,
+        solids[p, 3] * x + solids[p, 4] * y + solids[p, 5] * z,
+        solids[p, 6] * x + solids[p, 7] * y + solids[p, 8] * z,
+        solids[p, 9] * x + solids[p, 10] * y + solids[p, 11] * z,
     )
 
 
 @inlined
 def _halfspace(rate: float, room: float, near: float, far: float) -> Any:
-    # The part of the ray inside n.p <= k: room = k - n.origin, rate = n.direction.
-    if rate > 1e-15:
-        far = min(far, room / rate)
-    elif rate < -1e-15:
-        near = max(near, room / rate)
-    elif room < 0:
-        far = -FAR
+    # The part of the ray inside n.p <= k: room = k - n.origin, rate = n.direction. Without branches, so that a
+    # compiler may take several rays at once.
+    t = room / rate
+    far = t if (rate > 1e-15) & (t < far) else far
+    near = t if (rate < -1e-15) & (t > near) else near
+    far = -FAR if (abs(rate) <= 1e-15) & (room < 0) else far
     return near, far
 
 
-@compiled
-def enter(solid: NDArray[Any], ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
-    """Where a ray enters the solid, in lengths of its direction; ``FAR`` where it misses or starts inside.
+@inlined
+def enter_ball(ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
+    """:func:`enter` for the unit ball."""
+    a = bx * bx + by * by + bz * bz
+    b = ax * bx + ay * by + az * bz
+    c = ax * ax + ay * ay + az * az - 1.0
+    disc = b * b - a * c
+    root = (-b - np.sqrt(disc)) / a  # no number where the ray misses
+    return root if (disc > 0) & (c > 0) & (root > NEAR) else FAR
 
-    Args:
-        ax, ay, az: the ray's origin in the solid's unit coordinates.
-        bx, by, bz: its direction there.
-    """
-    shape = int(solid[18])
-    if shape == 1:
-        a = bx * bx + by * by + bz * bz
-        b = ax * bx + ay * by + az * bz
-        c = ax * ax + ay * ay + az * az - 1.0
-        disc = b * b - a * c
-        if disc > 0 and c > 0:
-            root = (-b - np.sqrt(disc)) / a
-            if root > NEAR:
-                return root
-        return FAR
-    if shape == 0:
-        # Six half-spaces n.p <= k; the x and y faces lean by the taper and the shear.
-        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
-        near, far = _halfspace(bz, 1.0 - az, -FAR, FAR)
-        near, far = _halfspace(-bz, 1.0 + az, near, far)
-        k = 1.0 - lean_x + shear - (lean_x - shear) * az
-        near, far = _halfspace(bx + (lean_x - shear) * bz, k - ax, near, far)
-        k = 1.0 - lean_x - shear - (lean_x + shear) * az
-        near, far = _halfspace(-bx + (lean_x + shear) * bz, k + ax, near, far)
-        k = 1.0 - lean_y - lean_y * az
-        near, far = _halfspace(by + lean_y * bz, k - ay, near, far)
-        near, far = _halfspace(-by + lean_y * bz, k + ay, near, far)
-        return near if NEAR < near <= far else FAR
-    # x^2 + y^2 <= (1 - k - k z)^2 between the caps z = -1 and z = 1.
-    t = FAR
-    k = solid[15] / 2
+
+@inlined
+def enter_box(
+    lean_x: float, lean_y: float, shear: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float
+) -> float:
+    """:func:`enter` for the unit box: six half-spaces n.p <= k; the x and y faces lean by the taper and the shear."""
+    near, far = _halfspace(bz, 1.0 - az, -FAR, FAR)
+    near, far = _halfspace(-bz, 1.0 + az, near, far)
+    k = 1.0 - lean_x + shear - (lean_x - shear) * az
+    near, far = _halfspace(bx + (lean_x - shear) * bz, k - ax, near, far)
+    k = 1.0 - lean_x - shear - (lean_x + shear) * az
+    near, far = _halfspace(-bx + (lean_x + shear) * bz, k + ax, near, far)
+    k = 1.0 - lean_y - lean_y * az
+    near, far = _halfspace(by + lean_y * bz, k - ay, near, far)
+    near, far = _halfspace(-by + lean_y * bz, k + ay, near, far)
+    return near if (near > NEAR) & (near <= far) else FAR
+
+
+@inlined
+def enter_frustum(k: float, ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
+    """:func:`enter` for a frustum: x^2 + y^2 <= (1 - k - k z)^2 between the caps z = -1 and z = 1."""
     r0, r1 = 1.0 - k - k * az, -k * bz
     a = bx * bx + by * by - r1 * r1
     b = ax * bx + ay * by - r0 * r1
     c = ax * ax + ay * ay - r0 * r0
     disc = b * b - a * c
-    if disc > 0 and abs(a) > 1e-15:
-        root = np.sqrt(disc)
-        s = (-b - root) / a
-        if NEAR < s < t and -1.0 <= az + s * bz <= 1.0:
-            t = s
-        s = (-b + root) / a
-        if NEAR < s < t and -1.0 <= az + s * bz <= 1.0:
-            t = s
-    if abs(bz) > 1e-15:
-        cap = -1.0 if bz > 0 else 1.0
-        s = (cap - az) / bz
-        x, y = ax + s * bx, ay + s * by
-        r = 1.0 - k - k * cap
-        if NEAR < s < t and x * x + y * y <= r * r:
-            t = s
-    return t
+    root = np.sqrt(disc)  # no number where the ray misses
+    steep = abs(a) > 1e-15
+    s = (-b - root) / a
+    t = s if steep & (s > NEAR) & (abs(az + s * bz) <= 1.0) else FAR
+    s = (-b + root) / a
+    t = s if steep & (s > NEAR) & (s < t) & (abs(az + s * bz) <= 1.0) else t
+    cap = -1.0 if bz > 0 else 1.0
+    s = (cap - az) / bz
+    x, y = ax + s * bx, ay + s * by
+    r = 1.0 - k - k * cap
+    return s if (abs(bz) > 1e-15) & (s > NEAR) & (s < t) & (x * x + y * y <= r * r) else t
 
 
 @compiled
-def surface(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
-    """The surface at a point of the world that lies on the solid.
+def enter(solids: NDArray[Any], p: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float) -> float:
+    """Where a ray enters solid ``p``, in lengths of its direction; ``FAR`` where it misses or starts inside."""
+    ax, ay, az = to_unit(solids, p, ox - solids[p, 0], oy - solids[p, 1], oz - solids[p, 2])
+    bx, by, bz = to_unit(solids, p, dx, dy, dz)
+    shape = int(solids[p, 18])
+    if shape == 1:
+        return enter_ball(ax, ay, az, bx, by, bz)
+    if shape == 0:
+        return enter_box(solids[p, 15] / 2, solids[p, 16] / 2, solids[p, 17] / 2, ax, ay, az, bx, by, bz)
+    return enter_frustum(solids[p, 15] / 2, ax, ay, az, bx, by, bz)
+
+
+@compiled
+def surface(solids: NDArray[Any], p: int, x: float, y: float, z: float) -> Any:
+    """The surface at a point of the world that lies on solid ``p``.
 
     Returns (nx, ny, nz, lx, ly, lz): the unit normal, outward, and the point in unit coordinates.
     """
-    lx, ly, lz = to_unit(solid, x - solid[0], y - solid[1], z - solid[2])
-    shape = int(solid[18])
+    lx, ly, lz = to_unit(solids, p, x - solids[p, 0], y - solids[p, 1], z - solids[p, 2])
+    shape = int(solids[p, 18])
     if shape == 0:
-        lean_x, lean_y, shear = solid[15] / 2, solid[16] / 2, solid[17] / 2
+        lean_x, lean_y, shear = solids[p, 15] / 2, solids[p, 16] / 2, solids[p, 17] / 2
         gx, gy, gz = 0.0, 0.0, 1.0
         most = lz - 1.0
         if -lz - 1.0 > most:
@@ -134,7 +137,7 @@ def surface(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
     elif shape == 1:
         gx, gy, gz = lx, ly, lz
     else:
-        k = solid[15] / 2
+        k = solids[p, 15] / 2
         r = 1.0 - k - k * lz
         rim = np.sqrt(lx * lx + ly * ly)
         if abs(lz) - 1.0 > rim - r:
@@ -142,20 +145,20 @@ def surface(solid: NDArray[Any], x: float, y: float, z: float) -> Any:
         else:
             gx, gy, gz = lx, ly, k * r
     # A gradient goes back to the world by the transposed matrix.
-    nx = solid[3] * gx + solid[6] * gy + solid[9] * gz
-    ny = solid[4] * gx + solid[7] * gy + solid[10] * gz
-    nz = solid[5] * gx + solid[8] * gy + solid[11] * gz
+    nx = solids[p, 3] * gx + solids[p, 6] * gy + solids[p, 9] * gz
+    ny = solids[p, 4] * gx + solids[p, 7] * gy + solids[p, 10] * gz
+    nz = solids[p, 5] * gx + solids[p, 8] * gy + solids[p, 11] * gz
     size = np.sqrt(nx * nx + ny * ny + nz * nz)
     return nx / size, ny / size, nz / size, lx, ly, lz
 
 
 @inlined
-def _enter_box(bound: NDArray[Any], ox: float, oy: float, oz: float, ix: float, iy: float, iz: float) -> Any:
-    t0, t1 = (bound[0] - ox) * ix, (bound[3] - ox) * ix
+def _reach_box(bound: NDArray[Any], node: int, ox: float, oy: float, oz: float, ix: float, iy: float, iz: float) -> Any:
+    t0, t1 = (bound[node, 0] - ox) * ix, (bound[node, 3] - ox) * ix
     near, far = min(t0, t1), max(t0, t1)
-    t0, t1 = (bound[1] - oy) * iy, (bound[4] - oy) * iy
+    t0, t1 = (bound[node, 1] - oy) * iy, (bound[node, 4] - oy) * iy
     near, far = max(near, min(t0, t1)), min(far, max(t0, t1))
-    t0, t1 = (bound[2] - oz) * iz, (bound[5] - oz) * iz
+    t0, t1 = (bound[node, 2] - oz) * iz, (bound[node, 5] - oz) * iz
     near, far = max(near, min(t0, t1)), min(far, max(t0, t1))
     return near if far >= max(near, 0.0) else FAR
 
@@ -189,7 +192,7 @@ def closest(
     iy = 1.0 / (dy if abs(dy) > tiny else tiny)
     iz = 1.0 / (dz if abs(dz) > tiny else tiny)
     stack[0] = 0
-    entry[0] = _enter_box(bound[0], ox, oy, oz, ix, iy, iz)
+    entry[0] = _reach_box(bound, 0, ox, oy, oz, ix, iy, iz)
     top = 1
     while top > 0:
         top -= 1
@@ -199,16 +202,13 @@ def closest(
         count = link[node, 1]
         if count > 0:
             for k in range(link[node, 0], link[node, 0] + count):
-                solid = solids[order[k]]
-                ax, ay, az = to_unit(solid, ox - solid[0], oy - solid[1], oz - solid[2])
-                bx, by, bz = to_unit(solid, dx, dy, dz)
-                t = enter(solid, ax, ay, az, bx, by, bz)
+                t = enter(solids, order[k], ox, oy, oz, dx, dy, dz)
                 if t < best:
                     best, found = t, order[k]
             continue
         left = link[node, 0]
-        a = _enter_box(bound[left], ox, oy, oz, ix, iy, iz)
-        b = _enter_box(bound[left + 1], ox, oy, oz, ix, iy, iz)
+        a = _reach_box(bound, left, ox, oy, oz, ix, iy, iz)
+        b = _reach_box(bound, left + 1, ox, oy, oz, ix, iy, iz)
         first, second = left, left + 1
         if b < a:
             first, second = second, first
@@ -249,15 +249,12 @@ def blocked(
     while top > 0:
         top -= 1
         node = stack[top]
-        if _enter_box(bound[node], ox, oy, oz, ix, iy, iz) >= limit:
+        if _reach_box(bound, node, ox, oy, oz, ix, iy, iz) >= limit:
             continue
         count = link[node, 1]
         if count > 0:
             for k in range(link[node, 0], link[node, 0] + count):
-                solid = solids[order[k]]
-                ax, ay, az = to_unit(solid, ox - solid[0], oy - solid[1], oz - solid[2])
-                bx, by, bz = to_unit(solid, dx, dy, dz)
-                if enter(solid, ax, ay, az, bx, by, bz) < limit:
+                if enter(solids, order[k], ox, oy, oz, dx, dy, dz) < limit:
                     return True
             continue
         stack[top], stack[top + 1] = link[node, 0], link[node, 0] + 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common import OlivineError
 
 FORMATS = ("nuscenes", "semantickitti")
-VERSION = "1.0"
+VERSION = "1.1"
 """Of the world: it changes when the same seed gives another world."""
 
 

@@ -9,33 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled
-from .kinds import KIND
 from .raycast import Hierarchy, build_hierarchy, closest
 from .sun import SunGrid, sun_grid
 from .world import World
-
-GROUND = -2
-"""The index that stands for the road plane z = 0; -1 is the sky."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """The world at one moment, as the compiled functions take it.
 
+    Rays say what they hit by a part's number: the still parts and then the moving ones, -2 the road (the plane
+    z = 0), -1 nothing. ``kind`` and ``instance`` end with the road and nothing, so that any such number finds its own.
+
     Attributes:
         still, moving: search trees.
         shade: what throws shadows, of the still and of the moving parts.
-        kind, material, seed, instance: int64 [P], of the still parts and then the moving ones.
+        kind: uint8 [P + 2], index into ``kinds.KINDS``.
+        instance: uint16 [P + 2], 0 = none.
+        material, seed: int64 [P].
         color: float64 [P, 3].
     """
 
     still: Hierarchy
     moving: Hierarchy
     shade: tuple[SunGrid, SunGrid]
-    kind: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+    instance: NDArray[np.uint16]
     material: NDArray[np.int64]
     seed: NDArray[np.int64]
-    instance: NDArray[np.int64]
     color: NDArray[np.float64]
 
 
@@ -44,29 +45,9 @@ _NOTHING = Hierarchy(np.zeros((0, 20)), np.zeros((1, 6)), np.zeros((1, 2), np.in
 
 def stage_at(world: World, t: float) -> Stage:
     """The world at time ``t`` in seconds."""
-    still, moving = world.still, world.moving_at(t)
+    moving = world.moving_at(t)
     tree = _NOTHING if moving is None else build_hierarchy(moving)
-
-    def looks(name: str) -> NDArray[Any]:
-        """One column of the still and the moving parts."""
-        column: NDArray[Any] = getattr(still, name)
-        return column if moving is None else np.concatenate([column, getattr(moving, name)])
-
-    return Stage(
-        world.tree,
-        tree,
-        (world.shade, sun_grid(tree.solids, world.light.to_sun)),
-        *map(looks, ("kind", "material", "seed", "instance", "color")),
-    )
-
-
-def part_kind(stage: Stage, part: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The kind of each part as rays give it (-2 the road, -1 nothing), uint8, same shape."""
-    kind = np.zeros(part.shape, np.uint8)
-    real = part >= 0
-    kind[real] = stage.kind[part[real]]
-    kind[part == GROUND] = KIND["road"]
-    return kind
+    return Stage(world.tree, tree, (world.shade, sun_grid(tree.solids, world.light.to_sun)), *world.looks)
 
 
 @compiled

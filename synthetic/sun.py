@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled
-from .raycast import enter, to_unit
+from .raycast import FAR, enter
 
 CELL = 1.0
 """Side of a cell, metres."""
@@ -26,24 +26,45 @@ class SunGrid:
     Attributes:
         solids: float64 [P, 20].
         frame: float64 [3, 3]: two axes across the sun's rays and the direction to the sun.
+        reach: float64 [P, 5], each solid's extent along the two axes across, and how far it reaches towards the sun.
         low: float64 [2], the grid's corner along the two axes.
-        start: int64 [rows, columns + 1] flattened entries' range of each cell.
+        size: int64 [2], rows and columns.
+        start: int64 [rows * columns + 1], where each cell's entries begin.
         entry: int64 [E], solids; in each cell those nearest to the sun first.
-        top: float64 [P], how far each solid reaches towards the sun.
     """
 
     solids: NDArray[np.float64]
     frame: NDArray[np.float64]
+    reach: NDArray[np.float64]
     low: NDArray[np.float64]
     size: NDArray[np.int64]
     start: NDArray[np.int64]
     entry: NDArray[np.int64]
-    top: NDArray[np.float64]
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The arrays in the order of the compiled functions' arguments."""
-        return self.solids, self.frame, self.low, self.size, self.start, self.entry, self.top
+        return self.solids, self.frame, self.reach, self.low, self.size, self.start, self.entry
+
+
+@compiled
+def _reach(solids: NDArray[Any], frame: NDArray[Any]) -> NDArray[np.float64]:
+    """``SunGrid.reach``."""
+    reach = np.empty((len(solids), 5))
+    for p in range(len(solids)):
+        for k in range(3):
+            middle = solids[p, 0] * frame[k, 0] + solids[p, 1] * frame[k, 1] + solids[p, 2] * frame[k, 2]
+            extent = 1e-6
+            for axis in range(3):
+                # Rows of the matrix are axis / half; the half axes in the world are axis * half.
+                a, half = 3 + 3 * axis, solids[p, 12 + axis]
+                along = solids[p, a] * frame[k, 0] + solids[p, a + 1] * frame[k, 1] + solids[p, a + 2] * frame[k, 2]
+                wide = 1.0 + abs(solids[p, 17]) if axis == 0 and solids[p, 18] == 0 else 1.0
+                extent += abs(along) * half * half * wide
+            if k < 2:
+                reach[p, 2 * k] = middle - extent
+            reach[p, min(2 * k + 1, 4)] = middle + extent
+    return reach
 
 
 @compiled
@@ -79,47 +100,38 @@ def sun_grid(
     across = np.cross(sun, (0.0, 0.0, 1.0))
     across /= np.linalg.norm(across)
     frame = np.stack([across, np.cross(sun, across), sun])
-    count = len(solids)
-    if count == 0:
+    reach = _reach(solids, frame)
+    if len(solids) == 0:
         none = np.zeros(0, np.int64)
-        return SunGrid(solids, frame, np.zeros(2), np.zeros(2, np.int64), np.zeros(1, np.int64), none, np.zeros(0))
-    # Rows of the matrix are axis / half; the half axes in the world are axis * half.
-    half = solids[:, 12:15].copy()
-    axes = solids[:, 3:12].reshape(count, 3, 3) * (half**2)[:, :, None]
-    axes[:, 0] *= 1 + np.abs(solids[:, 17:18]) * (solids[:, 18:19] == 0)
-    middle = solids[:, :3] @ frame.T
-    extent = np.abs(axes @ frame.T).sum(axis=1) + 1e-6
-    low = (middle - extent)[:, :2].min(axis=0)
-    first = np.floor(((middle - extent)[:, :2] - low) / CELL).astype(np.int64)
-    last = np.floor(((middle + extent)[:, :2] - low) / CELL).astype(np.int64)
-    size = last.max(axis=0) + 1
-    top = middle[:, 2] + extent[:, 2]
-    order = np.argsort(-top, kind="stable")
+        return SunGrid(solids, frame, reach, np.zeros(2), np.zeros(2, np.int64), np.zeros(1, np.int64), none)
+    low = reach[:, (0, 2)].min(axis=0)
+    cells = np.floor((reach[:, :4] - low[[0, 0, 1, 1]]) / CELL).astype(np.int64)
+    size = cells[:, (1, 3)].max(axis=0) + 1
+    order = np.argsort(-reach[:, 4], kind="stable")
     if skip is not None:
         order = order[~skip[order]]
-    cells = np.column_stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]])
     start, entry = _fill(cells, order, size)
-    return SunGrid(solids, frame, low, size, start, entry, top)
+    return SunGrid(solids, frame, reach, low, size, start, entry)
 
 
 @compiled
 def shaded(grid: Any, x: float, y: float, z: float) -> bool:
     """Whether a solid stands between a point and the sun. ``grid`` as :attr:`SunGrid.arrays`."""
-    solids, frame, low, size, start, entry, top = grid
-    i = int(np.floor((frame[0, 0] * x + frame[0, 1] * y + frame[0, 2] * z - low[0]) / CELL))
-    j = int(np.floor((frame[1, 0] * x + frame[1, 1] * y + frame[1, 2] * z - low[1]) / CELL))
+    solids, frame, reach, low, size, start, entry = grid
+    sx, sy, sz = frame[2, 0], frame[2, 1], frame[2, 2]
+    a = frame[0, 0] * x + frame[0, 1] * y + frame[0, 2] * z
+    b = frame[1, 0] * x + frame[1, 1] * y + frame[1, 2] * z
+    depth = sx * x + sy * y + sz * z
+    i, j = int(np.floor((a - low[0]) / CELL)), int(np.floor((b - low[1]) / CELL))
     if i < 0 or j < 0 or i >= size[0] or j >= size[1]:
         return False
-    sx, sy, sz = frame[2, 0], frame[2, 1], frame[2, 2]
-    depth = sx * x + sy * y + sz * z
     cell = i * size[1] + j
     for k in range(start[cell], start[cell + 1]):
         p = entry[k]
-        if top[p] <= depth:
+        if reach[p, 4] <= depth:
             return False
-        solid = solids[p]
-        ax, ay, az = to_unit(solid, x - solid[0], y - solid[1], z - solid[2])
-        bx, by, bz = to_unit(solid, sx, sy, sz)
-        if enter(solid, ax, ay, az, bx, by, bz) < 1e29:
+        if a < reach[p, 0] or a > reach[p, 1] or b < reach[p, 2] or b > reach[p, 3]:
+            continue
+        if enter(solids, p, x, y, z, sx, sy, sz) < FAR:
             return True
     return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,14 @@ class World:
     def actors(self) -> tuple[Actor, ...]:
         """All annotated objects; instance k is ``actors[k - 1]``."""
         return self.still_actors + self.moving_actors
+
+    @cached_property
+    def looks(self) -> tuple[NDArray[Any], ...]:
+        """What each part is at any time, the still parts and then the moving ones: ``Stage``'s kind to color."""
+        parts = self.still if self.crowd is None else join([self.still, self.crowd])
+        kind = np.append(parts.kind, (KIND["road"], KIND["nothing"])).astype(np.uint8)
+        instance = np.append(parts.instance, (0, 0)).astype(np.uint16)
+        return kind, instance, parts.material, parts.seed, parts.color
 
     def moving_at(self, t: float) -> Parts | None:
         """The moving parts at time ``t`` in seconds, None where nothing moves."""

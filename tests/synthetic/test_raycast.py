@@ -11,7 +11,7 @@ from olivine.synthetic.lidar import trace
 from olivine.synthetic.parts import BOX, ELLIPSOID, Builder, Parts
 from olivine.synthetic.raycast import DEPTH, FAR, blocked, build_hierarchy, closest, surface
 from olivine.synthetic.rig import nuscenes_rig
-from olivine.synthetic.stage import part_kind, stage_at
+from olivine.synthetic.stage import stage_at
 from olivine.synthetic.sun import shaded, sun_grid
 from olivine.synthetic.tiles import look
 from olivine.synthetic.world import World, make_world
@@ -92,7 +92,7 @@ def test_the_first_hit_is_where_marching_along_the_ray_first_enters_a_solid() ->
         hits += 1
         assert t == pytest.approx(first, abs=2.1e-3) or t < first
         if abs(t - first) < 2.1e-3:
-            nx, ny, nz, *_ = surface(build_hierarchy(parts).solids[found], *(origin + t * direction))
+            nx, ny, nz, *_ = surface(build_hierarchy(parts).solids, found, *(origin + t * direction))
             assert np.dot((nx, ny, nz), direction) < 1e-9, "normals look against the ray"
             assert np.linalg.norm((nx, ny, nz)) == pytest.approx(1)
     assert hits > 25
@@ -122,8 +122,8 @@ def test_tiles_and_the_search_tree_see_the_same(world: World) -> None:
         np.testing.assert_allclose(distance.ravel(), expected, rtol=1e-9)
         other = expected_part.reshape(height, width) != part
         assert other.mean() < 1e-3, "only where two surfaces coincide"
-        kinds = part_kind(stage, expected_part.reshape(height, width))
-        assert (kinds == part_kind(stage, part.astype(np.int64))).all()
+        kinds = stage.kind[expected_part.reshape(height, width)]
+        assert (kinds == stage.kind[part]).all()
 
 
 def test_the_shadow_grid_and_the_search_tree_agree(world: World) -> None:
