@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from .plan import Plan, ask_stage, ranges
 from .ticket import VARIABLE, Ticket
 
 _HERE = Path(__file__).parent
+_GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_FED",
+            "REQUEUE_HOLD", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,27 @@ def _last(
     name: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str], result: Submission
 ) -> Submission:
     """Submit the job that the stage ends with, and wait for it where asked to."""
-    waiting = ["--wait"] if settings.wait else []
-    try:
-        result.jobs[name] = _sbatch(name, settings, [*waiting, *options], arguments)
-    except _Failed as failed:
-        result.jobs[name] = failed.job
-        result.failures.append(Failure(f"job {failed.job}", f"failed; see {result.logs / failed.job}.log"))
+    job = result.jobs[name] = _sbatch(name, settings, options, arguments)
+    if settings.wait and (state := _end_of(job)) != "COMPLETED":
+        result.failures.append(Failure(f"job {job}", f"{state.lower()}; see {result.logs / job}.log"))
     return result
 
 
-class _Failed(Exception):
-    def __init__(self, job: str) -> None:
-        self.job = job
+def _end_of(job: str) -> str:
+    """The state that a job ends in.
+
+    `sbatch --wait` looks ever more seldom, at last every half minute; this looks after 1.2 times the last pause.
+    """
+    pause = 0.5  # seconds
+    while True:
+        shown = _run(["scontrol", "--oneliner", "show", "job", job])
+        state = dict(word.partition("=")[::2] for word in shown.stdout.split()).get("JobState", "")
+        if "Invalid job id" in shown.stderr:
+            raise OlivineError(f"SLURM does not know job {job} any more", remedy="look at its log, or submit again")
+        if state and state not in _GOES_ON:  # no state: the controller is away for a moment
+            return state
+        time.sleep(pause)
+        pause = min(1.2 * pause, 10)
 
 
 def _sbatch(script: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str]) -> str:
@@ -143,8 +155,6 @@ def _sbatch(script: str, settings: SlurmSettings, options: Sequence[str], argume
     general += [f"--time={settings.time}"] if settings.time else []
     done = _run(["sbatch", *general, *options, str(_HERE / f"{script}.sbatch"), *arguments])
     job = done.stdout.strip().split(";")[0]
-    if job and done.returncode:  # submitted with --wait, and the job itself failed
-        raise _Failed(job)
     if done.returncode:
         reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines()
         raise OlivineError(f"sbatch refuses the job: {(reason or ['no reason given'])[0]}", remedy="look with: sinfo")
