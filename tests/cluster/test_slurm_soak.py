@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from olivine.cluster.slurm import has_jobs
 
 pytestmark = pytest.mark.soak
 
@@ -18,11 +21,22 @@ SLURM = ("CLUSTER=slurm", "PARTITION=main", "NODES=2", "SUBMIT_ARGS=--wait --par
 
 
 def test_arrays_make_what_one_process_makes(
-    slurm: dict[str, str], make: Run, world: Path, fresh: Path, contents: Contents
+    slurm: dict[str, str],
+    make: Run,
+    olivine: Run,
+    world: Path,
+    fresh: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done = make("labelgen", *SLURM, cwd=fresh, env=slurm)
     assert re.search(r"array\s+0-2\n", done.stdout), done.stdout
-    make("build-pairs", *SLURM, cwd=fresh, env=slurm)
+    make("build-pairs", *SLURM[:-1], "SUBMIT_ARGS=--parts 3", cwd=fresh, env=slurm)  # not waited for, but watched
+    watched = olivine("status", "data/pairs/nuscenes", "--watch", cwd=fresh, env=slurm)
+    assert watched.stdout.count("waiting                  0") == 2 and "nobody works" not in watched.stdout
+    monkeypatch.setenv("SLURM_CONF", slurm["SLURM_CONF"])
+    while has_jobs():  # the job that merges
+        time.sleep(0.2)
     for made in ("labels/nuscenes", "pairs/nuscenes"):
         here, there = contents(world / "data" / made), contents(fresh / "data" / made)
         assert here == there
