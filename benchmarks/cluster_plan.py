@@ -1,8 +1,9 @@
 """Disk, time and machines that a data set needs, from rates measured in this run or given.
 
 Measured here: the bytes of a label map and of a frame in the shards, and frames a second of build-pairs on one core, on the
-real keyframe. The labeler's and the trainer's rates are those of your machines: measure them (benchmarks/labelgen_speed.py,
-the `steps per second` that pretrain prints) and give them; the defaults are this project's own, on CPU cores.
+real keyframe; on a machine that is busy with other things, give the rate of a quiet one. The labeler's and the trainer's
+rates are those of your machines: measure them (benchmarks/labelgen_speed.py, the `steps per second` that pretrain prints)
+and give them; the defaults are this project's own, on CPU cores.
 
     python benchmarks/cluster_plan.py --label-seconds 1.2 --label-workers 8 --frame-seconds 0.05 --days 7
 """
@@ -114,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument("--train-workers", type=int, default=1)
     parser.add_argument("--cores", type=int, default=2, help="for build-pairs")
+    parser.add_argument("--pair-rate", type=float, help="build-pairs, frames a second of a core [measured here]")
     parser.add_argument("--days", type=float, default=7, help="that there are for each stage")
     parser.add_argument("--measure", type=int, default=16, help="frames to measure build-pairs on")
     options = parser.parse_args()
@@ -121,7 +123,7 @@ def main() -> None:
         print("the real keyframe is not here, so nothing can be measured")
         return
     map_bytes, frame_bytes, pair_rate = measure(options.measure)
-    rates = Rates(map_bytes, frame_bytes, options.label_seconds, pair_rate, options.frame_seconds)
+    rates = Rates(map_bytes, frame_bytes, options.label_seconds, options.pair_rate or pair_rate, options.frame_seconds)
     print(FORMULA)
     print(
         f"measured here: {map_bytes:,.0f} bytes a label map, {frame_bytes:,.0f} bytes a frame, {pair_rate:.1f} frames a second of a core"
@@ -129,6 +131,7 @@ def main() -> None:
     print(
         f"given: {options.label_seconds:g} s an image on each of {options.label_workers} labelling workers, "
         f"{options.frame_seconds:g} s a frame on each of {options.train_workers} training workers, {options.cores} cores"
+        + (f", {options.pair_rate:g} frames a second of a core for build-pairs" if options.pair_rate else "")
     )
     for name, frames in (("nuScenes", NUSCENES), ("a thousand times as many", 1000 * NUSCENES)):
         print(f"\n{name}: {frames:,} frames, {frames * options.cameras:,} images")
