@@ -1,6 +1,8 @@
 """How fast synthetic frames are made: end to end at two sizes, and how the cost grows with pixels and objects.
 
-python benchmarks/synthetic_speed.py [--workers 2] [--frames 100]
+python benchmarks/synthetic_speed.py [--workers 2] [--frames 100] [--rounds 3]
+
+Of several rounds the median is printed, with the slowest and the fastest.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from olivine.synthetic.world import World, make_world
 from olivine.synthetic.write import write_dataset
 
 
-def end_to_end(scale: float, frames: int, workers: int) -> None:
+def end_to_end(scale: float, frames: int, workers: int, rounds: int) -> None:
     settings = SyntheticSettings(scenes=2, frames=frames // 2, image_scale=scale, workers=workers)
-    with tempfile.TemporaryDirectory() as folder:
-        start, cpu = time.perf_counter(), sum(_cpu())
-        summary = write_dataset(settings, Path(folder) / "set")
-        seconds, busy = time.perf_counter() - start, sum(_cpu()) - cpu
+    rate, busy = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            start, cpu = time.perf_counter(), sum(_cpu())
+            made = write_dataset(settings, Path(folder) / "set").frames
+            rate.append(made / (time.perf_counter() - start))
+            busy.append((sum(_cpu()) - cpu) / made)
     print(
-        f"image scale {scale:4.2f}, {workers} workers: {summary.frames / seconds:6.2f} frames/s "
-        f"({summary.frames} frames in {seconds:.1f} s with start and tables; {busy / summary.frames:.2f} core-seconds each)"
+        f"image scale {scale:4.2f}, {workers} workers: {np.median(rate):5.2f} frames/s ({min(rate):.2f} to "
+        f"{max(rate):.2f}; {rounds} x {made} frames with start and tables; {np.median(busy):.2f} core-seconds each)"
     )
 
 
@@ -76,12 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     world = make_world(0, 0, 20.0)
     pictures(world, 0.05)  # compile
-    end_to_end(0.05, 2, 1)
-    end_to_end(0.25, options.frames, options.workers)
-    end_to_end(1.0, max(options.frames // 10, 4), options.workers)
+    end_to_end(0.05, 2, 1, 1)
+    end_to_end(0.25, options.frames, options.workers, options.rounds)
+    end_to_end(1.0, max(options.frames // 10, 4), options.workers, 1)
     print("\ncost of the six pictures with shadows, one core")
     for scale in (0.125, 0.25, 0.5, 1.0):
         pixels = sum(w * h for w, h, _ in (c.scaled(scale) for c in nuscenes_rig().cameras))
