@@ -51,6 +51,8 @@ def _kill_a_node_at_work(cluster: Any, logs: Path, process: subprocess.Popen[str
         if pid := _at_work(logs, raylet):
             os.kill(pid, signal.SIGSTOP)  # so that it does not finish meanwhile
             cluster.remove_node(node, allow_graceful=False)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # a stopped process may outlive its machine
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.025)
