@@ -2,9 +2,10 @@
 
 The usual step: the dilated ResNet-50 with its batch norms, all pictures at once, channels first; two heads on the whole
 map, upsampled by 4 to maps of the pictures' size, normalised, looked up at the pairs; similarities, exponentials and
-their logarithms as whole matrices through autograd. Ours: batch norms folded, channels last, a few pictures at a time,
-features sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients made
-in the same pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4.
+their logarithms as whole matrices through autograd. Ours: batch norms folded; in float32 matrix products and Winograd's
+convolutions picture by picture, the last blocks only where they are needed, otherwise channels last, a few pictures at
+a time; features sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients
+made in the same pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4.
 
 Each way runs in a process of its own, so that its peak memory is its own.
 

@@ -17,6 +17,36 @@ from ..common import OlivineError
 FeatureGrid = Literal["align_corners", "stride"]
 
 
+def bilinear_cells(
+    map_size: tuple[int, int], image_index: Tensor, uv: Tensor, image_size: tuple[int, int], grid: FeatureGrid
+) -> tuple[Tensor, Tensor]:
+    """What bilinear samples are made of: rows of maps seen as [I·h·w, E], int64 [4, M], and weights, float32 [4, M]."""
+    (h, w), (height, width) = map_size, image_size
+    if grid == "align_corners":
+        scale = (max(w - 1, 0) / max(width - 1, 1), max(h - 1, 0) / max(height - 1, 1))
+    elif grid == "stride":
+        scale = (w / width, h / height)
+    else:
+        raise OlivineError(f"no feature grid {grid!r}", where="feature_grid", remedy="use align_corners or stride")
+    x = (uv[:, 0].float() * scale[0]).clamp(0, w - 1)
+    y = (uv[:, 1].float() * scale[1]).clamp(0, h - 1)
+    x0, y0 = x.floor().long().clamp(max=max(w - 2, 0)), y.floor().long().clamp(max=max(h - 2, 0))
+    right, below = min(1, w - 1), min(1, h - 1) * w
+    dx, dy = x - x0, y - y0
+    first = (image_index.long() * h + y0) * w + x0
+    cells = torch.stack([first, first + right, first + below, first + right + below])
+    return cells, torch.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy])
+
+
+def weighted_sum(rows: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+    """Sum of four rows each, weighted: [R, E], [4, M], [4, M] → [M, E] in the rows' type."""
+    weights = weights[:, :, None].to(rows.dtype)
+    sampled = rows.index_select(0, cells[0]) * weights[0]
+    for corner in (1, 2, 3):
+        sampled += rows.index_select(0, cells[corner]) * weights[corner]
+    return sampled
+
+
 def sample_features(
     feature_map: Tensor,
     image_index: Tensor,
@@ -37,30 +67,9 @@ def sample_features(
     Returns:
         [M, E] in the map's type. Positions outside are clamped to the border.
     """
-    count, channels, h, w = feature_map.shape
-    height, width = image_size
-    if grid == "align_corners":
-        scale = (max(w - 1, 0) / max(width - 1, 1), max(h - 1, 0) / max(height - 1, 1))
-    elif grid == "stride":
-        scale = (w / width, h / height)
-    else:
-        raise OlivineError(f"no feature grid {grid!r}", where="feature_grid", remedy="use align_corners or stride")
-    x = (uv[:, 0].float() * scale[0]).clamp(0, w - 1)
-    y = (uv[:, 1].float() * scale[1]).clamp(0, h - 1)
-    x0, y0 = x.floor().long().clamp(max=max(w - 2, 0)), y.floor().long().clamp(max=max(h - 2, 0))
-    right, below = min(1, w - 1), min(1, h - 1) * w
-    dx, dy = (x - x0)[:, None], (y - y0)[:, None]
-    rows = feature_map.permute(0, 2, 3, 1).reshape(count * h * w, channels)
-    first = (image_index.long() * h + y0) * w + x0
-
-    def corner(offset: int, weight: Tensor) -> Tensor:
-        return rows.index_select(0, first + offset) * weight.to(rows.dtype)
-
-    sampled = corner(0, (1 - dx) * (1 - dy))
-    sampled += corner(right, dx * (1 - dy))
-    sampled += corner(below, (1 - dx) * dy)
-    sampled += corner(right + below, dx * dy)
-    return sampled
+    h, w = feature_map.shape[2:]
+    cells, weights = bilinear_cells((h, w), image_index, uv, image_size, grid)
+    return weighted_sum(feature_map.permute(0, 2, 3, 1).flatten(0, 2), cells, weights)
 
 
 class PixelHeads(nn.Module):

@@ -46,7 +46,7 @@ class EncodedFeatures:
     Args:
         encoder: frozen.
         grid: see :func:`~olivine.train.heads.sample_features`.
-        at_once: pictures per call; 0 is all on a GPU and 4 on a CPU.
+        at_once: see :func:`~olivine.train.image_encoder.features_at_pixels`.
     """
 
     def __init__(self, encoder: ImageEncoder, grid: FeatureGrid, at_once: int = 0) -> None:

@@ -67,7 +67,7 @@ class ImageSettings:
         height, width: size of the pictures in pixels, after crop and resize.
         feature_grid: where features lie in the picture; see :func:`olivine.train.heads.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
-        at_once: pictures that go through the encoder together; 0 is all on a GPU and 4 on a CPU.
+        at_once: pictures that go through the encoder together; 0 is 4 on a CPU where whole maps are made, and all otherwise.
         stored: folder of the encoder's features at every pair, read instead of running it; None runs it.
     """
 
