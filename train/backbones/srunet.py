@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d, ReLU
+from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 from ..sparse.operations import concatenate
 from ..sparse.tensor import SparseTensor
 
@@ -45,9 +45,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, shortcut_momentum: float) -> None:
         super().__init__()
         self.conv1 = Conv3d(in_channels, channels, 3)
-        self.norm1 = BatchNorm(channels, momentum=BLOCK_MOMENTUM)
+        self.norm1 = BatchNorm(channels, momentum=BLOCK_MOMENTUM, rectify=True)
         self.conv2 = Conv3d(channels, channels, 3)
-        self.norm2 = BatchNorm(channels, momentum=BLOCK_MOMENTUM)
+        self.norm2 = BatchNorm(channels, momentum=BLOCK_MOMENTUM, rectify=True)
         self.downsample: nn.Module | None = None
         if in_channels != channels:
             self.downsample = nn.Sequential(
@@ -56,10 +56,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """relu(shortcut + norm(conv(relu(norm(conv(x))))))."""
-        inner = self.norm1(self.conv1(tensor))
-        inner = self.norm2(self.conv2(inner.replace(torch.relu(inner.feature))))
+        inner = self.conv2(self.norm1(self.conv1(tensor)))
         shortcut = tensor if self.downsample is None else self.downsample(tensor)
-        return inner.replace(torch.relu(inner.feature + shortcut.feature))
+        normed: SparseTensor = self.norm2(inner, shortcut)
+        return normed
 
 
 class SRUNet(nn.Module):
@@ -92,10 +92,9 @@ class SRUNet(nn.Module):
         planes, blocks, stem = layout.planes, layout.blocks, layout.stem
         self.layout = layout
         self.feature_channels = planes[7]
-        self.relu = ReLU()
 
         def norm(channels: int) -> BatchNorm:
-            return BatchNorm(channels, momentum=norm_momentum)
+            return BatchNorm(channels, momentum=norm_momentum, rectify=True)
 
         def stage(in_channels: int, channels: int, count: int) -> nn.Sequential:
             first = ResidualBlock(in_channels, channels, norm_momentum)
@@ -144,16 +143,15 @@ class SRUNet(nn.Module):
 
     def features(self, tensor: SparseTensor) -> SparseTensor:
         """The trunk's output on the input's voxels, before the heads: [V, feature_channels]."""
-        relu = self.relu
-        skip1 = relu(self.bn0(self.conv0p1s1(tensor)))
-        skip2 = self.block1(relu(self.bn1(self.conv1p1s2(skip1))))
-        skip4 = self.block2(relu(self.bn2(self.conv2p2s2(skip2))))
-        skip8 = self.block3(relu(self.bn3(self.conv3p4s2(skip4))))
-        out = self.block4(relu(self.bn4(self.conv4p8s2(skip8))))
-        out = self.block5(concatenate(relu(self.bntr4(self.convtr4p16s2(out))), skip8))
-        out = self.block6(concatenate(relu(self.bntr5(self.convtr5p8s2(out))), skip4))
-        out = self.block7(concatenate(relu(self.bntr6(self.convtr6p4s2(out))), skip2))
-        return self.block8(concatenate(relu(self.bntr7(self.convtr7p2s2(out))), skip1))
+        skip1 = self.bn0(self.conv0p1s1(tensor))
+        skip2 = self.block1(self.bn1(self.conv1p1s2(skip1)))
+        skip4 = self.block2(self.bn2(self.conv2p2s2(skip2)))
+        skip8 = self.block3(self.bn3(self.conv3p4s2(skip4)))
+        out = self.block4(self.bn4(self.conv4p8s2(skip8)))
+        out = self.block5(concatenate(self.bntr4(self.convtr4p16s2(out)), skip8))
+        out = self.block6(concatenate(self.bntr5(self.convtr5p8s2(out)), skip4))
+        out = self.block7(concatenate(self.bntr6(self.convtr6p4s2(out)), skip2))
+        return self.block8(concatenate(self.bntr7(self.convtr7p2s2(out)), skip1))
 
     def forward(self, tensor: SparseTensor) -> tuple[SparseTensor, SparseTensor | None]:
         """The point-pixel and the category embedding of every voxel, [V, out_channels] each, not normalised."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..sparse.modules import BatchNorm, Conv3d, ReLU
+from ..sparse.modules import BatchNorm, Conv3d
 from ..sparse.operations import to_dense
 from ..sparse.tensor import SparseTensor
 from ..voxelize import VoxelSettings
@@ -35,13 +35,13 @@ VOXELNET_VOXELS = VoxelSettings(
 
 
 def _norm(channels: int) -> BatchNorm:
-    return BatchNorm(channels, momentum=NORM_MOMENTUM, eps=NORM_EPS)
+    return BatchNorm(channels, momentum=NORM_MOMENTUM, eps=NORM_EPS, rectify=True)
 
 
 def _layer(in_channels: int, out_channels: int, padding: tuple[int, int, int] | None = None) -> nn.Sequential:
     # With a padding a strided layer, without one a submanifold layer.
     step = 1 if padding is None else 2
-    return nn.Sequential(Conv3d(in_channels, out_channels, 3, step, padding=padding), _norm(out_channels), ReLU())
+    return nn.Sequential(Conv3d(in_channels, out_channels, 3, step, padding=padding), _norm(out_channels))
 
 
 class SparseBasicBlock(nn.Module):
@@ -54,9 +54,8 @@ class SparseBasicBlock(nn.Module):
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """relu(x + norm(conv(relu(norm(conv(x))))))."""
-        inner = self.bn1(self.conv1(tensor))
-        inner = self.bn2(self.conv2(inner.replace(torch.relu(inner.feature))))
-        return inner.replace(torch.relu(inner.feature + tensor.feature))
+        normed: SparseTensor = self.bn2(self.conv2(self.bn1(self.conv1(tensor))), tensor)
+        return normed
 
 
 class VoxelNet(nn.Module):
@@ -92,13 +91,13 @@ class VoxelNet(nn.Module):
             rest = (SparseBasicBlock(channels) if residual else _layer(channels, channels) for _ in range(2))
             return nn.Sequential(_layer(in_channels, channels, padding), *rest)
 
-        self.conv_input = nn.Sequential(Conv3d(in_channels, 16, 3), _norm(16), ReLU())
+        self.conv_input = nn.Sequential(Conv3d(in_channels, 16, 3), _norm(16))
         first = [SparseBasicBlock(16), SparseBasicBlock(16)] if residual else [_layer(16, 16)]
         self.conv1 = nn.Sequential(*first)
         self.conv2 = level(16, 32, (1, 1, 1))
         self.conv3 = level(32, 64, (1, 1, 1))
         self.conv4 = level(64, top, (1, 1, 0))
-        self.conv_out = nn.Sequential(Conv3d(top, 128, (1, 1, 3), (1, 1, 2), padding=0), _norm(128), ReLU())
+        self.conv_out = nn.Sequential(Conv3d(top, 128, (1, 1, 3), (1, 1, 2), padding=0), _norm(128))
         self.final = Conv3d(128, out_channels, 1)
         self.final_class_level = Conv3d(128, out_channels, 1) if category_head else None
         generator = torch.Generator().manual_seed(seed)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .kernel_map import KernelMap
 
-_LANES = 16
+#: Widths must be multiples of it.
+LANES = 16
 #: Set this environment variable to 0 to compute with torch's matrix products alone.
 SWITCH = "OLIVINE_FUSED"
 
@@ -45,8 +46,8 @@ def suits(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> bool:
         kernel_map.ascending
         and feature.dtype == torch.float32
         and feature.device.type == "cpu"
-        and kernel.shape[1] % _LANES == 0
-        and kernel.shape[2] % _LANES == 0
+        and kernel.shape[1] % LANES == 0
+        and kernel.shape[2] % LANES == 0
         and available()
     )
 
@@ -66,7 +67,7 @@ def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, turned
     # The group of all rows in their order comes first and writes, so nothing has to be zero before.
     out = feature.new_zeros(shape) if fresh < 0 else feature.new_empty(shape)
     arrays = (feature.numpy(), kernel.numpy(), turned, in_index, out_index, groups, fresh)
-    _in_threads(outputs, [(*arrays, low, high, rows + n, out.numpy()) for n, (low, high) in enumerate(bounds)])
+    in_threads(outputs, [(*arrays, low, high, rows + n, out.numpy()) for n, (low, high) in enumerate(bounds)])
     return out[:rows]
 
 
@@ -75,11 +76,11 @@ def weight_gradient(feature: Tensor, gradient: Tensor, kernel: Tensor, kernel_ma
     from .fused_loops import weights
 
     out = torch.empty_like(kernel)
-    parts = kernel.shape[1] // _LANES
+    parts = kernel.shape[1] // LANES
     threads = min(torch.get_num_threads(), parts)
-    bounds = [_LANES * (parts * t // threads) for t in range(threads + 1)]
+    bounds = [LANES * (parts * t // threads) for t in range(threads + 1)]
     arrays = (feature.numpy(), gradient.numpy(), *_tables(kernel_map)[:3])
-    _in_threads(weights, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
+    in_threads(weights, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
     return out
 
 
@@ -105,7 +106,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="olivine-fused")
 
 
-def _in_threads(loop: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+def in_threads(loop: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+    """Call a compiled loop with each tuple of arguments, in as many threads, and return when all are done."""
     # The loops release the interpreter's lock. The calling thread takes the first share itself.
     waiting = [_pool(len(calls) - 1).submit(loop, *call) for call in calls[1:]]
     loop(*calls[0])

@@ -20,12 +20,12 @@ WEIGHT_ROWS = {1: 8, 2: 8, 3: 8, 4: 4}
 #: cache line of each row.
 OUTPUT_STEPS, WEIGHT_STEPS = LANES, 4
 
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_SCALAR, _WORD, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_SCALAR, WORD, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _Emit = Callable[[Any, list[Any]], None]
 
 
-def _function(emit: _Emit) -> Any:
+def function(emit: _Emit) -> Any:
     """A function for compiled code of one tuple of 64-bit integers (addresses and counts), without a result."""
 
     def typing(context: Any, numbers: Any) -> Any:
@@ -38,32 +38,34 @@ def _function(emit: _Emit) -> Any:
     return intrinsic(typing)
 
 
-def _at(builder: Any, address: Any, kind: Any) -> Any:
+def pointer(builder: Any, address: Any, kind: Any) -> Any:
+    """A pointer to ``kind`` from an address."""
     return builder.inttoptr(address, kind.as_pointer())
 
 
 def _after(builder: Any, address: Any, count: int) -> Any:
-    return builder.add(address, ir.Constant(_WORD, count)) if count else address
+    return builder.add(address, ir.Constant(WORD, count)) if count else address
 
 
 def _times(builder: Any, value: Any, factor: int) -> Any:
-    return builder.mul(value, ir.Constant(_WORD, factor))
+    return builder.mul(value, ir.Constant(WORD, factor))
 
 
-def _load(builder: Any, address: Any) -> Any:
-    return builder.load(_at(builder, address, _VECTOR), align=4)
+def load(builder: Any, address: Any) -> Any:
+    """The vector at an address, which may be any multiple of 4."""
+    return builder.load(pointer(builder, address, VECTOR), align=4)
 
 
 def _multiply_add(builder: Any) -> Any:
     name = "llvm.fma.v16f32"
     known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), name=name)
+    return known or ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), name=name)
 
 
 def _everywhere(builder: Any, address: Any) -> Any:
     """The scalar at an address in all lanes."""
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    one = builder.insert_element(undefined, builder.load(_at(builder, address, _SCALAR)), ir.Constant(_SHORT, 0))
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    one = builder.insert_element(undefined, builder.load(pointer(builder, address, _SCALAR)), ir.Constant(_SHORT, 0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES))
 
 
@@ -94,34 +96,34 @@ def _accumulate(
     ``operands(step)`` gives the addresses of the left scalars, one for each row, and of the right vectors. Where
     ``fresh`` is not 0 the target is written without being read. ``ahead(turn, step)`` may fetch what comes later.
     """
-    slots = [_at(builder, _after(builder, t, 4 * LANES * v), _VECTOR) for t in targets for v in range(vectors)]
+    slots = [pointer(builder, _after(builder, t, 4 * LANES * v), VECTOR) for t in targets for v in range(vectors)]
     # Sums start from zero and are added to the target at the end: an error does not grow with what is there already.
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
     before, body, done = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
     builder.branch(body)
     builder.position_at_end(body)
-    step = builder.phi(_WORD)
-    sums = [builder.phi(_VECTOR) for _ in slots]
+    step = builder.phi(WORD)
+    sums = [builder.phi(VECTOR) for _ in slots]
     current = list(sums)
     fma = _multiply_add(builder)
     for turn in range(unroll):
         if ahead is not None:
             ahead(turn, step)
         lefts, right = operands(_after(builder, step, turn))
-        b = [_load(builder, _after(builder, right, 4 * LANES * v)) for v in range(vectors)]
+        b = [load(builder, _after(builder, right, 4 * LANES * v)) for v in range(vectors)]
         for row, left in enumerate(lefts):
             a = _everywhere(builder, left)
             for v in range(vectors):
                 current[row * vectors + v] = builder.call(fma, (a, b[v], current[row * vectors + v]))
     following = _after(builder, step, unroll)
     builder.cbranch(builder.icmp_signed("<", following, steps), body, done)
-    step.add_incoming(ir.Constant(_WORD, 0), before)
+    step.add_incoming(ir.Constant(WORD, 0), before)
     step.add_incoming(following, body)
     for phi, last in zip(sums, current):
         phi.add_incoming(zero, before)
         phi.add_incoming(last, body)
     builder.position_at_end(done)
-    with builder.if_else(builder.icmp_signed("!=", fresh, ir.Constant(_WORD, 0))) as (then, otherwise):
+    with builder.if_else(builder.icmp_signed("!=", fresh, ir.Constant(WORD, 0))) as (then, otherwise):
         with then:
             for slot, value in zip(slots, current):
                 builder.store(value, slot, align=4)
@@ -144,7 +146,7 @@ def output_tile(vectors: int) -> Any:
         in_rows, out_rows, next_rows, source, source_row, out, out_row, panel, steps, fresh = values
 
         def lines(numbers: Any, base: Any, size: Any) -> list[Any]:
-            at = [builder.load(_at(builder, _after(builder, numbers, 8 * r), _WORD)) for r in range(rows)]
+            at = [builder.load(pointer(builder, _after(builder, numbers, 8 * r), WORD)) for r in range(rows)]
             return [builder.add(base, builder.mul(row, size)) for row in at]
 
         inputs, targets = lines(in_rows, source, source_row), lines(out_rows, out, out_row)
@@ -164,7 +166,7 @@ def output_tile(vectors: int) -> Any:
 
         _accumulate(builder, targets, steps, vectors, fresh, operands, OUTPUT_STEPS, ahead)
 
-    return _function(emit)
+    return function(emit)
 
 
 def weight_tile(vectors: int) -> Any:
@@ -187,21 +189,21 @@ def weight_tile(vectors: int) -> Any:
 
         _accumulate(builder, targets, steps, vectors, fresh, operands, WEIGHT_STEPS)
 
-    return _function(emit)
+    return function(emit)
 
 
 def _emit_copy(builder: Any, values: list[Any]) -> None:
     source, target = values
-    builder.store(_load(builder, source), _at(builder, target, _VECTOR), align=4)
+    builder.store(load(builder, source), pointer(builder, target, VECTOR), align=4)
 
 
 #: ``copy((source, target))``: 16 float32 from one address to another.
-copy = _function(_emit_copy)
+copy = function(_emit_copy)
 
 
 def _emit_transpose(builder: Any, values: list[Any]) -> None:
     source, source_row, target, target_row = values
-    rows = [_load(builder, builder.add(source, _times(builder, source_row, r))) for r in range(LANES)]
+    rows = [load(builder, builder.add(source, _times(builder, source_row, r))) for r in range(LANES)]
     # Blocks off the diagonal change places, of half the size each time (Eklundh 1972).
     for size in (8, 4, 2, 1):
         low = [lane if not lane & size else LANES + lane - size for lane in range(LANES)]
@@ -212,8 +214,8 @@ def _emit_transpose(builder: Any, values: list[Any]) -> None:
                 a, b = rows[r], rows[r + size]
                 rows[r], rows[r + size] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
     for r, row in enumerate(rows):
-        builder.store(row, _at(builder, builder.add(target, _times(builder, target_row, r)), _VECTOR), align=4)
+        builder.store(row, pointer(builder, builder.add(target, _times(builder, target_row, r)), VECTOR), align=4)
 
 
 #: ``transpose((source, source_row, target, target_row))``: 16 x 16 float32 turned; addresses, and bytes from row to row.
-transpose = _function(_emit_transpose)
+transpose = function(_emit_transpose)

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import nn
 
 from ...common import OlivineError
-from . import operations
 from .convolution import matching
 from .geometry import ONE, ConvolutionShape, triple
+from .normalization import norm_add_relu
 from .tensor import SparseTensor
 
 Size = int | tuple[int, int, int]
@@ -121,17 +121,22 @@ class BatchNorm(nn.Module):
         channels: width.
         momentum: weight of the newest batch in the running statistics.
         eps: added to the variance.
+        rectify: whether max(x, 0) follows.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, rectify: bool = False) -> None:
         super().__init__()
+        self.rectify = rectify
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
         #: Processes whose voxels are normalised together; None for this one alone (see :func:`share_norms`).
         self.group: dist.ProcessGroup | None = None
 
-    def forward(self, tensor: SparseTensor) -> SparseTensor:
-        """The normalised tensor."""
-        return tensor.replace(operations.batch_norm(tensor.feature, self.bn, self.group))
+    def forward(self, tensor: SparseTensor, shortcut: SparseTensor | None = None) -> SparseTensor:
+        """The normalised tensor, with ``shortcut`` (on the same voxels) added before the rectifier."""
+        added = None if shortcut is None else shortcut.feature
+        return tensor.replace(
+            norm_add_relu(tensor.feature, self.bn, group=self.group, shortcut=added, rectify=self.rectify)
+        )
 
 
 def share_norms(network: nn.Module, group: dist.ProcessGroup | None) -> int:
