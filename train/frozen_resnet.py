@@ -144,32 +144,43 @@ class FrozenResNet:
         wanted = self._wanted(cells, size)
         narrow = workspace.take("narrow", area + 1, self._blocks[0].narrow.shape[1])
         torch.mm(x, self._blocks[0].narrow, out=narrow[:-1])
-        held: Tensor | None = None  # the positions of x's rows; None is all
+        places: Tensor | None = None  # the row of x that holds each position; None where it holds all
+        side = 0  # of the two places for a map, the one that x is in
         for number, block in enumerate(self._blocks):
             here = wanted[number]
             y = block.between(narrow, here, size, workspace)
-            if here is not None:
-                y, x = y.index_select(0, here), x.index_select(0, here if held is None else _places(held, area)[here])
-            wide = x
-            if block.shortcut is not None:
-                wide = workspace.take(f"wide {number}", len(x), block.widen.shape[1])
             following = self._blocks[number + 1] if number + 1 < len(self._blocks) else None
             if following is not None:
                 narrow = workspace.take("narrow", area + 1, following.narrow.shape[1])
-                some = narrow if here is None else workspace.take("some", len(x), following.narrow.shape[1])
-            length = max(_RUN // wide.shape[1], 1)
-            for first in range(0, len(x), length):
-                run = slice(first, min(first + length, len(x)))
-                if block.shortcut is not None:
-                    torch.mm(x[run], block.shortcut, out=wide[run])
-                wide[run].addmm_(y[run], block.widen)
-                add_bias_and_rectify(wide[run].numpy(), block.bias.numpy())
-                if following is not None:
-                    torch.mm(wide[run], following.narrow, out=some[run])
-            if following is not None and here is not None:
+            wide = x
+            if here is not None or block.shortcut is not None:
+                side = 1 - side
+                wide = workspace.take(f"wide {side}", area if here is None else len(here), len(block.bias))
+            if here is not None and following is not None:
                 narrow.fill_(-torch.inf)  # 0 behind the ReLU, in tiles that reach beyond what is wanted
-                narrow.index_copy_(0, here, some)
-            x, held = wide, here
+            length = max(_RUN // len(block.bias), 1)
+            for first in range(0, len(wide), length):
+                run = slice(first, min(first + length, len(wide)))
+                some_x, some_y, some = x[run], y[run], wide[run]
+                if here is not None:
+                    rows = here[run] if places is None else places[here[run]]
+                    some_x, some_y = x.index_select(0, rows), y.index_select(0, here[run])
+                if block.shortcut is not None:
+                    torch.mm(some_x, block.shortcut, out=some)
+                elif here is not None:
+                    some.copy_(some_x)
+                some.addmm_(some_y, block.widen)
+                add_bias_and_rectify(some.numpy(), block.bias.numpy())
+                if following is None:
+                    continue
+                if here is None:
+                    torch.mm(some, following.narrow, out=narrow[run])
+                else:
+                    narrow.index_copy_(0, here[run], torch.mm(some, following.narrow))
+            if here is not None:
+                places = torch.zeros(area, dtype=torch.int64)
+                places[here] = torch.arange(len(here))
+            x = wide
         return x.clone()  # the workspace goes to the next picture
 
     def _wanted(self, cells: Tensor | None, size: tuple[int, int]) -> list[Tensor | None]:
@@ -194,10 +205,3 @@ class FrozenResNet:
                 break
             wanted[number - 1] = positions
         return wanted
-
-
-def _places(positions: Tensor, area: int) -> Tensor:
-    """The row of each position that is held, int64 [area]."""
-    places = torch.zeros(area, dtype=torch.int64)
-    places[positions] = torch.arange(len(positions))
-    return places

@@ -298,10 +298,16 @@ class ImageEncoder(nn.Module):
         cells, weights = bilinear_cells(map_size, index, uv, size, grid)
         wanted, place = torch.unique(cells, return_inverse=True)
         area = map_size[0] * map_size[1]
-        of_picture = wanted.split(torch.bincount(wanted // area, minlength=len(image)).tolist())
+        counts = torch.bincount(wanted // area, minlength=len(image)).tolist()
         with torch.autocast("cpu", enabled=False):
-            rows = self.matrices(self._normalised(image), [cells % area for cells in of_picture])
-            return weighted_sum(torch.cat(rows), place, weights)
+            maps = self.matrices(self._normalised(image), [some % area for some in wanted.split(counts)])
+        features, start = maps[0].new_empty(len(uv), self.channels), 0
+        for number, rows in enumerate(maps):
+            members = torch.nonzero(index == number)[:, 0]
+            its = place.index_select(1, members) - start
+            features.index_copy_(0, members, weighted_sum(rows, its, weights.index_select(1, members)))
+            start += len(rows)
+        return features
 
 
 @torch.no_grad()

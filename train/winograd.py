@@ -99,7 +99,7 @@ class Workspace:
 
 
 #: Tiles whose transforms are held at once, so that they stay in the last cache.
-TILES_AT_ONCE = 256
+TILES_AT_ONCE = 144
 
 
 def convolve(
