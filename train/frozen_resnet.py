@@ -164,11 +164,12 @@ class FrozenResNet:
                 some_x, some_y, some = x[run], y[run], wide[run]
                 if here is not None:
                     rows = here[run] if places is None else places[here[run]]
-                    some_x, some_y = x.index_select(0, rows), y.index_select(0, here[run])
+                    to = some if block.shortcut is None else workspace.take("some x", len(rows), x.shape[1])
+                    some_x = torch.index_select(x, 0, rows, out=to)
+                    to = workspace.take("some y", len(rows), y.shape[1])
+                    some_y = torch.index_select(y, 0, here[run], out=to)
                 if block.shortcut is not None:
                     torch.mm(some_x, block.shortcut, out=some)
-                elif here is not None:
-                    some.copy_(some_x)
                 some.addmm_(some_y, block.widen)
                 add_bias_and_rectify(some.numpy(), block.bias.numpy())
                 if following is None:
@@ -176,7 +177,8 @@ class FrozenResNet:
                 if here is None:
                     torch.mm(some, following.narrow, out=narrow[run])
                 else:
-                    narrow.index_copy_(0, here[run], torch.mm(some, following.narrow))
+                    to = workspace.take("some", len(some), narrow.shape[1])
+                    narrow.index_copy_(0, here[run], torch.mm(some, following.narrow, out=to))
             if here is not None:
                 places = torch.zeros(area, dtype=torch.int64)
                 places[here] = torch.arange(len(here))
