@@ -105,7 +105,8 @@ class MinkowskiFamily:
             feature.contiguous(),
             kernel if kernel.ndim == 3 else kernel[None],
             generator,
-            importlib.import_module("MinkowskiEngine.MinkowskiConvolution").ConvolutionMode.DEFAULT,
+            # From where the package has it: importing its module by name would put the module in the place of the class.
+            importlib.import_module("MinkowskiEngineBackend._C").ConvolutionMode.DEFAULT,
             voxels.key,
             target,
             self._manager,
