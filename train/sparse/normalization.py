@@ -1,7 +1,7 @@
 """Batch norm with the shortcut and the rectifier that follow it, in two passes over the voxels each way.
 
-The library's own norm, sum and rectifier read and write the features seven times on their way through a residual
-block, and keep three arrays for the way back; here it is three times and two arrays. CPUs, float32 and training
+The library's own norm, sum and rectifier pass over the features one after the other, and each keeps an array for the
+way back; here the norm's input and the rectifier's output are kept. CPUs, float32 and training
 only; everything else takes the library's functions.
 """
 
