@@ -9,20 +9,21 @@ their order: results repeat bit for bit, whatever the number of threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .kernel_map import KernelMap
+from .threads import in_threads
 
 #: Widths must be multiples of it.
 LANES = 16
+# Calls of a loop for each thread, so that one that is held up leaves work to the others; and pairs that a call wants of
+# each cell to be worth preparing the cell's weights for it.
+_SHARES, _PAIRS = 2, 256
 #: Set this environment variable to 0 to compute with torch's matrix products alone.
 SWITCH = "OLIVINE_FUSED"
 
@@ -61,7 +62,7 @@ def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, turned
 
     columns = kernel.shape[1 if turned else 2]
     in_index, out_index, groups, fresh = _tables(kernel_map)
-    bounds = list(pairwise(_balanced_rows(kernel_map)))
+    bounds = list(pairwise(_balanced_rows(kernel_map, len(groups))))
     rows = kernel_map.out_count
     shape = (rows + len(bounds), columns)
     # The group of all rows in their order comes first and writes, so nothing has to be zero before.
@@ -75,12 +76,12 @@ def weight_gradient(feature: Tensor, gradient: Tensor, kernel: Tensor, kernel_ma
     """Sum over each cell's pairs of feature[in]^T gradient[out]: the gradient of ``kernel`` [K, C_in, C_out]."""
     from .fused_loops import weights
 
-    out = torch.empty_like(kernel)
-    parts = kernel.shape[1] // LANES
-    threads = min(torch.get_num_threads(), parts)
-    bounds = [LANES * (parts * t // threads) for t in range(threads + 1)]
-    arrays = (feature.numpy(), gradient.numpy(), *_tables(kernel_map)[:3])
-    in_threads(weights, [(*arrays, low, high, out.numpy()) for low, high in pairwise(bounds)])
+    in_index, out_index, groups, _ = _tables(kernel_map)
+    # Cells without pairs have a gradient of zero.
+    out = torch.empty_like(kernel) if len(groups) == len(kernel) else torch.zeros_like(kernel)
+    arrays = (feature.numpy(), gradient.numpy(), in_index, out_index)
+    shares = _balanced_cells(groups, kernel.shape[1])
+    in_threads(weights, [(*arrays, share, low, high, out.numpy()) for share, low, high in shares])
     return out
 
 
@@ -92,24 +93,34 @@ def _tables(kernel_map: KernelMap) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return kernel_map.in_index.numpy(), kernel_map.out_index.numpy(), table, fresh
 
 
-def _balanced_rows(kernel_map: KernelMap) -> list[int]:
-    """Bounds of one range of output rows for each thread, with about as many pairs each."""
-    threads = torch.get_num_threads()
+def _balanced_rows(kernel_map: KernelMap, groups: int) -> list[int]:
+    """Bounds of ranges of output rows with about as many pairs each: some for each thread, unless they are few."""
+    threads, pairs = torch.get_num_threads(), len(kernel_map.in_index)
     if threads == 1:
         return [0, kernel_map.out_count]
-    share = torch.arange(1, threads) * (len(kernel_map.in_index) // threads)
+    parts = max(threads, min(_SHARES * threads, pairs // (_PAIRS * max(groups, 1))))
+    share = torch.arange(1, parts) * (pairs // parts)
     return [0, *torch.searchsorted(kernel_map.pair_end, share).tolist(), kernel_map.out_count]
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="olivine-fused")
-
-
-def in_threads(loop: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-    """Call a compiled loop with each tuple of arguments, in as many threads, and return when all are done."""
-    # The loops release the interpreter's lock. The calling thread takes the first share itself.
-    waiting = [_pool(len(calls) - 1).submit(loop, *call) for call in calls[1:]]
-    loop(*calls[0])
-    for future in waiting:
-        future.result()
+def _balanced_cells(groups: np.ndarray, channels: int) -> list[tuple[np.ndarray, int, int]]:
+    """Groups [G, 3] and input channels (first, end) of each call, the long ones first."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [(groups, 0, channels)]
+    blocks = channels // LANES
+    pairs = groups[:, 2] - groups[:, 1]
+    most = max(int(pairs.sum()) // (_SHARES * threads), 1)
+    calls, waiting, waiting_pairs = [], [], 0
+    for g in np.argsort(-pairs, kind="stable"):
+        parts = min(-(-int(pairs[g]) // (2 * most)), blocks)
+        if parts > 1:
+            bounds = [LANES * (blocks * t // parts) for t in range(parts + 1)]
+            calls += [(groups[g : g + 1], low, high) for low, high in pairwise(bounds)]
+            continue
+        waiting.append(g)
+        waiting_pairs += int(pairs[g])
+        if waiting_pairs >= most:
+            calls.append((groups[waiting], 0, channels))
+            waiting, waiting_pairs = [], 0
+    return [*calls, (groups[waiting], 0, channels)] if waiting else calls

@@ -104,14 +104,14 @@ def outputs(source, kernel, turned, in_index, out_index, groups, fresh, first, l
 
 @numba.njit(cache=True, nogil=True)
 def weights(source, gradient, in_index, out_index, groups, first, last, out):  # type: ignore[no-untyped-def]
-    """out[cell, first:last] = source[i]^T @ gradient[o] over the pairs of each group; cells without pairs become zero.
+    """out[cell, first:last] = source[i]^T @ gradient[o] over the pairs of each group.
 
     Args:
         source: float32 [N, inputs].
         gradient: float32 [M, columns].
         in_index, out_index, groups: as for :func:`outputs`; a cell has one group at most.
         first, last: input channels of this call, multiples of 16.
-        out: float32 [K, inputs, columns], of any content.
+        out: float32 [K, inputs, columns]; cells of no group stay as they are.
     """
     inputs, columns = source.shape[1], gradient.shape[1]
     vectors = _vectors(columns)
@@ -128,12 +128,6 @@ def weights(source, gradient, in_index, out_index, groups, first, last, out):  #
     place = np.empty(rights, np.int64)
     for v in range(rights):
         place[v] = (v // vectors * panel * _GRADIENT_RUN + v % vectors * LANES) * 4
-    has_pairs = np.zeros(len(out), np.bool_)
-    for g in range(len(groups)):
-        has_pairs[groups[g, 0]] = True
-    for cell in range(len(out)):
-        if not has_pairs[cell]:
-            out[cell, first:last] = 0
     for g in range(len(groups)):
         cell, start, end = groups[g, 0], groups[g, 1], groups[g, 2]
         for run in range(start, end, _GRADIENT_RUN):
