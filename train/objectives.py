@@ -9,7 +9,7 @@ An empty set of pairs has no loss; callers leave it out.
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,8 +21,8 @@ from .vmf import log_normalizer
 WcdForm = Literal["paper", "reference"]
 KlAverage = Literal["pairs", "classes"]
 
-# Similarities kept at once, per block of anchors: 2^22 float32 values are 16 MiB.
-_BLOCK_VALUES = 1 << 22
+# Similarities kept at once, per block of anchors: on a CPU as many as its second cache holds, else 2^22.
+_BLOCK_VALUES = {"cpu": 1 << 18}
 
 
 def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
@@ -158,40 +158,39 @@ class _BlockedContrast(torch.autograd.Function):
 
 def _contrast(g: Tensor, f: Tensor, label: Tensor, tau: float, form: str) -> tuple[Tensor, Tensor, Tensor]:
     """The summed loss and its gradients by ``g`` and ``f``."""
-    n = len(g)
-    loss = g.new_zeros((), dtype=torch.float64)
-    grad_g, grad_f = torch.empty_like(g), torch.zeros_like(f)
-    class_mean = count = None
-    if form == "paper":
+    n, order, bounds = len(g), None, [0, len(g)]
+    target_f, target_g = f, g
+    if form == "reference":
+        # Pairs of a class side by side: the positives of a block of anchors are a range of pixels.
+        order = torch.argsort(label, stable=True)
+        g, f = g[order], f[order]
+        bounds += torch.unique_consecutive(label[order], return_counts=True)[1].cumsum(0).tolist()[:-1]
+    elif form == "paper":
         # Σ_{a∈A(i)} z_ia / |A(i)| is g_i · (mean pixel of the class) / τ: no [N, N] mask is needed.
         _, inverse, count = torch.unique(label, return_inverse=True, return_counts=True)
         member = torch.nn.functional.one_hot(inverse, len(count)).to(g.dtype)
-        class_mean = (member.T @ f) / count[:, None].to(g.dtype)
-        target = class_mean.index_select(0, inverse)
-    elif form == "diagonal":
-        target = f
-    rows = max(1, min(n, _BLOCK_VALUES // n))
-    for start in range(0, n, rows):
-        block = slice(start, min(start + rows, n))
-        z = (g[block] @ f.T).div_(tau)
-        if form == "reference":
-            other = label[block, None] != label[None, :]
-            positive_lse = torch.logsumexp(z.masked_fill(other, -math.inf), 1)
-        lse = torch.logsumexp(z, 1)
-        if form == "reference":
-            loss += (lse - positive_lse).sum(dtype=torch.float64)
-            restricted = torch.exp(z - positive_lse[:, None]).masked_fill_(other, 0.0)
-            z.sub_(lse[:, None]).exp_().sub_(restricted)
-        else:
-            loss += (lse - (g[block] * target[block]).sum(1) / tau).sum(dtype=torch.float64)
-            z.sub_(lse[:, None]).exp_()
-        grad_g[block] = z @ f
-        grad_f += z.T @ g[block]
-    if form == "diagonal":
-        grad_g -= f
-        grad_f -= g
-    elif form == "paper":
-        assert class_mean is not None and count is not None
-        grad_g -= target
-        grad_f -= ((member.T @ g) / count[:, None].to(g.dtype)).index_select(0, inverse)
+        mean_f, mean_g = ((member.T @ x) / count[:, None].to(g.dtype) for x in (f, g))
+        target_f, target_g = mean_f.index_select(0, inverse), mean_g.index_select(0, inverse)
+    loss = g.new_zeros((), dtype=torch.float64)
+    grad_g, grad_f = torch.zeros_like(g), torch.zeros_like(f)
+    if order is None:
+        loss -= (g * target_f).sum(dtype=torch.float64) / tau
+        grad_g, grad_f = -target_f, -target_g
+    rows = max(1, _BLOCK_VALUES.get(g.device.type, 1 << 22) // n)
+    for low, high in pairwise(sorted(bounds)):
+        for start in range(low, high, rows):
+            block = slice(start, min(start + rows, high))
+            z = (g[block] / tau) @ f.T
+            # + logsumexp over all pixels, − logsumexp over the positives.
+            sides = [(1, z, slice(n))]
+            if order is not None:
+                sides.insert(0, (-1, z[:, low:high].clone(), slice(low, high)))
+            for sign, e, pixels in sides:
+                peak = e.amax(1, keepdim=True)
+                total = e.sub_(peak).exp_().sum(1, keepdim=True)
+                loss += sign * (peak + total.log()).sum(dtype=torch.float64)
+                grad_g[block] += sign * (e @ f[pixels]) / total
+                grad_f[pixels] += e.T @ (g[block] * (sign / total))
+    if order is not None:
+        grad_g, grad_f = (x.index_copy(0, order, x) for x in (grad_g, grad_f))
     return loss.to(g.dtype), grad_g / tau, grad_f / tau
