@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,7 +24,8 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
     # Class by class, so that the sort runs along contiguous memory.
     truth = (present[:, None] == label[None, :]).to(probability.dtype)
     error = (truth - probability.t().index_select(0, present)).abs()
-    error, order = error.sort(dim=1, descending=True, stable=True)
+    order = falling_order(error.detach())
+    error = error.gather(1, order)
     truth = truth.gather(1, order)
     # Jaccard index after the first i points of the falling order; its increments are the
     # gradient of the Lovász extension.
@@ -33,6 +35,20 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
     jaccard = 1.0 - intersection / union
     gradient = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], dim=1)
     return (error * gradient).sum(dim=1).mean()
+
+
+def falling_order(error: Tensor) -> Tensor:
+    """Where the numbers of each row stand when they fall; equal ones stay in their order. Not negative, [R, N] -> int64.
+
+    A CPU sorts whole numbers several times as fast as pairs of a number and its place: a float32 that is not negative
+    is ordered like its bits, and the place fits beside them.
+    """
+    if error.device.type != "cpu" or error.dtype != torch.float32:
+        return error.sort(dim=1, descending=True, stable=True).indices
+    place = np.arange(error.shape[1])
+    key = (~error.contiguous().numpy().view(np.uint32)).astype(np.uint64) << np.uint64(32) | place.astype(np.uint64)
+    key.sort(axis=1)
+    return torch.from_numpy((key & np.uint64(0xFFFFFFFF)).view(np.int64))
 
 
 def segmentation_loss(logit: Tensor, label: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from olivine.downstream.losses import lovasz_softmax, segmentation_loss
+from olivine.downstream.losses import falling_order, lovasz_softmax, segmentation_loss
 from olivine.downstream.metrics import confusion_matrix, scores
 
 CLASSES = ("a", "b", "c", "d")
@@ -79,6 +79,12 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss(seed):
     assert lovasz_softmax(probability, label).item() == pytest.approx(
         direct_lovasz(probability.tolist(), label.tolist()), rel=1e-12
     )
+
+
+def test_the_falling_order_is_the_librarys_stable_one():
+    error = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
+    error[:, ::3], error[:, 1::7], error[1] = 0.0, 1.0, 0.25
+    assert torch.equal(falling_order(error), error.sort(dim=1, descending=True, stable=True).indices)
 
 
 def test_lovasz_gradients_are_right():

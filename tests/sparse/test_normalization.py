@@ -80,7 +80,17 @@ def test_what_is_not_a_number_is_not_hidden():
     assert not out[:, :5].isnan().any()
 
 
-def test_evaluation_takes_the_running_statistics():
-    norm = norm_of(16, torch.float32).eval()
-    feature = torch.randn(10, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(norm_add_relu(feature, norm), torch.relu(norm(feature)))
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("channels", [16, 24])
+def test_evaluation_takes_the_running_statistics_with_and_without_a_way_back(shortcut, rectify, channels):
+    generator = torch.Generator().manual_seed(0)
+    norm = norm_of(channels, torch.float32).eval()
+    feature, other = (torch.randn(10, channels, generator=generator) for _ in range(2))
+    expected = norm(feature) + (other if shortcut else 0)
+    expected = torch.relu(expected) if rectify else expected
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = norm_add_relu(feature, norm, shortcut=other if shortcut else None, rectify=rectify)
+        assert found.requires_grad == grad
+        torch.testing.assert_close(found, expected)

@@ -1,8 +1,8 @@
 """Batch norm with the shortcut and the rectifier that follow it, in two passes over the voxels each way.
 
 The library's own norm, sum and rectifier pass over the features one after the other, and each keeps an array for the
-way back; here the norm's input and the rectifier's output are kept. CPUs, float32 and training
-only; everything else takes the library's functions.
+way back; here the norm's input and the rectifier's output are kept. With running statistics and no way back it is one
+pass. CPUs and float32 only; everything else takes the library's functions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import fused, operations
 from .fused import LANES
+from .threads import in_threads
 
 
 def norm_add_relu(
@@ -39,7 +40,10 @@ def norm_add_relu(
     Raises:
         OlivineError: training on a single voxel, which has no variance.
     """
-    if _suits(feature, norm, group) and (shortcut is None or shortcut.dtype == feature.dtype):
+    suits = _suits(feature, norm) and (shortcut is None or shortcut.dtype == feature.dtype)
+    if suits and not norm.training and not torch.is_grad_enabled():
+        return _with_running_statistics(feature, norm, shortcut, rectify)
+    if suits and norm.training and feature.shape[0] > 1 and (group is None or dist.get_world_size(group) == 1):
         assert norm.momentum is not None
         result, mean, variance = _NormAddRelu.apply(feature, norm.weight, norm.bias, shortcut, norm.eps, rectify)
         with torch.no_grad():
@@ -56,18 +60,40 @@ def norm_add_relu(
     return torch.relu(normed) if rectify else normed
 
 
-def _suits(feature: Tensor, norm: nn.BatchNorm1d, group: dist.ProcessGroup | None) -> bool:
+def _suits(feature: Tensor, norm: nn.BatchNorm1d) -> bool:
     return (
-        norm.training
-        and feature.dtype == norm.weight.dtype == torch.float32
+        feature.dtype == norm.weight.dtype == torch.float32
         and feature.device.type == "cpu"
         and feature.shape[1] % LANES == 0
-        and feature.shape[0] > 1
         and norm.momentum is not None
         and norm.track_running_stats
-        and (group is None or dist.get_world_size(group) == 1)
         and fused.available()
     )
+
+
+def _with_running_statistics(feature: Tensor, norm: nn.BatchNorm1d, shortcut: Tensor | None, rectify: bool) -> Tensor:
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+    scale = weight / np.sqrt(norm.running_var.numpy().astype(np.float64) + norm.eps)
+    return _normalize(feature.contiguous(), shortcut, norm.running_mean.numpy(), scale, bias, rectify)
+
+
+def _normalize(
+    feature: Tensor, shortcut: Tensor | None, center: np.ndarray, scale: np.ndarray, offset: np.ndarray, rectify: bool
+) -> Tensor:
+    """max(0, (feature - center) scale + offset + shortcut), or without the maximum."""
+    from .norm_loops import normalize
+
+    channels = feature.shape[1]
+    added = feature.new_empty(0, channels) if shortcut is None else shortcut.contiguous()
+    out = torch.empty_like(feature)
+    constants = _constants(center, scale, offset, np.full(channels, _floor(rectify)))
+    _in_channels(normalize, channels, (feature.numpy(), added.numpy(), constants), (out.numpy(),))
+    return out
+
+
+def _floor(rectify: bool) -> float:
+    return 0 if rectify else -np.inf
 
 
 def _in_channels(loop: Any, channels: int, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
@@ -75,7 +101,7 @@ def _in_channels(loop: Any, channels: int, before: tuple[Any, ...], after: tuple
     blocks = channels // LANES
     threads = min(torch.get_num_threads(), blocks)
     bounds = [LANES * (blocks * t // threads) for t in range(threads + 1)]
-    fused.in_threads(loop, [(*before, first, last, *after) for first, last in pairwise(bounds)])
+    in_threads(loop, [(*before, first, last, *after) for first, last in pairwise(bounds)])
 
 
 def _constants(*vectors: np.ndarray) -> np.ndarray:
@@ -88,7 +114,7 @@ class _NormAddRelu(torch.autograd.Function):
     def forward(
         ctx: Any, feature: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, rectify: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from .norm_loops import moments, normalize
+        from .norm_loops import moments
 
         feature = feature.contiguous()
         count, channels = feature.shape
@@ -100,13 +126,10 @@ class _NormAddRelu(torch.autograd.Function):
         # The mean's rounding to float32 is put back with the bias.
         rounding = center - mean
         offset = bias.numpy() + rounding * scale
-        floor = np.full(channels, 0 if rectify else -np.inf)
-        added = feature.new_empty(0, channels) if shortcut is None else shortcut.contiguous()
-        out = torch.empty_like(feature)
-        constants = _constants(center, scale, offset, floor)
-        _in_channels(normalize, channels, (feature.numpy(), added.numpy(), constants), (out.numpy(),))
+        out = _normalize(feature, shortcut, center, scale, offset, rectify)
         ctx.save_for_backward(feature, weight, out)
-        ctx.mean, ctx.rounding, ctx.deviation, ctx.floor = center, rounding, deviation, floor
+        ctx.mean, ctx.rounding, ctx.deviation = center, rounding, deviation
+        ctx.floor = np.full(channels, _floor(rectify))
         mean_tensor, variance_tensor = torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
         ctx.mark_non_differentiable(mean_tensor, variance_tensor)
         return out, mean_tensor, variance_tensor
