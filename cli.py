@@ -506,6 +506,7 @@ def study(
     folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
     config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
     seed: Annotated[int | None, typer.Option(help="Run this seed alone [all of the study's].")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Run this row alone; give it again for more [all].")] = None,
     shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [the study's].")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study [runs/<name>].")] = None,
     merge: Annotated[
@@ -536,10 +537,10 @@ def study(
 
         seeds = plan.seeds if seed is None else (seed,)
         if dry_run:
-            for line in list_study(plan, out, seeds):
+            for line in list_study(plan, out, seeds, row or ()):
                 print(json.dumps(line) if as_json else "  ".join(line.values()))
             return
-        summary = run_study(plan, out, seeds)
+        summary = run_study(plan, out, seeds, row or ())
     if not as_json:
         print(f"\n{summary.table.read_text()}")
     console.finish("study", summary, out, as_json)

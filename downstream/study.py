@@ -87,12 +87,21 @@ def open_ground(study: StudySettings) -> Ground:
     return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest)
 
 
-def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int]) -> Iterator[Run]:
-    """Every run of the study for some seeds, seed by seed and row by row, in the order in which they are done."""
+def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows: Sequence[str] = ()) -> Iterator[Run]:
+    """Every run of the study for some seeds and rows (none: all), seed by seed and row by row, in the order of doing.
+
+    Raises:
+        OlivineError: a negative seed, or a row that the study has not.
+    """
+    unknown = [row for row in rows if row not in study.rows]
+    if unknown:
+        raise OlivineError(f"no row {unknown[0]!r}", where="olivine study", remedy=f"rows are {', '.join(study.rows)}")
     for seed in seeds:
         if seed < 0:
             raise OlivineError(f"seed {seed} is negative", where="olivine study", remedy="give a number from 0 on")
         for name, settings in study.rows.items():
+            if rows and name not in rows:
+                continue
             before = _pretraining(study, ground, settings)
             for stage in study.stages:
                 if stage == "pretrain" and settings is not None:
@@ -119,13 +128,15 @@ def _decisive(settings: SegmentationSettings | None) -> dict[str, Any]:
     }
 
 
-def run_study(study: StudySettings, out: PathLike, seeds: Sequence[int] | None = None) -> StudySummary:
+def run_study(
+    study: StudySettings, out: PathLike, seeds: Sequence[int] | None = None, rows: Sequence[str] = ()
+) -> StudySummary:
     """Do what is left of a study, and make its table.
 
     Args:
         study: see :func:`~olivine.downstream.study_config.load_study`.
         out: the study's folder.
-        seeds: run these only; by default the study's.
+        seeds, rows: run these only; by default the study's. The table has all that the folder holds.
 
     Raises:
         OlivineError: the shards or weights are missing, or the folder cannot be written.
@@ -133,7 +144,7 @@ def run_study(study: StudySettings, out: PathLike, seeds: Sequence[int] | None =
     """
     out, seeds = Path(out), study.seeds if seeds is None else seeds
     ground = open_ground(study)
-    runs = list(plan_study(study, ground, seeds))
+    runs = list(plan_study(study, ground, seeds, rows))
     (out / "rows").mkdir(parents=True, exist_ok=True)
     remove_leftovers(out / "rows")
     write_json(out / "study.json", study.plain)
@@ -159,12 +170,14 @@ def run_study(study: StudySettings, out: PathLike, seeds: Sequence[int] | None =
         done += 1
     # Rows of other seeds that this very study made earlier belong into the table as well.
     every = plan_study(study, ground, sorted({*study.seeds, *seeds}))
-    rows = [row for row in (find_row(out, run) for run in every) if row is not None]
-    table, picture = write_table(study, rows, out)
+    finished = [row for row in (find_row(out, run) for run in every) if row is not None]
+    table, picture = write_table(study, finished, out)
     return StudySummary(out, len(runs), done, kept, table, picture, failures)
 
 
-def list_study(study: StudySettings, out: PathLike, seeds: Sequence[int]) -> list[dict[str, str]]:
+def list_study(
+    study: StudySettings, out: PathLike, seeds: Sequence[int], rows: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """What :func:`run_study` would do: each run, whether it is done, its digest, and the row's own switches."""
     switches = study.plain["rows"]
     return [
@@ -174,7 +187,7 @@ def list_study(study: StudySettings, out: PathLike, seeds: Sequence[int]) -> lis
             "configuration": run.digest[:16],
             "switches": ", ".join(f"{k}={v}" for k, v in (switches[run.row] or {}).items()) or "–",
         }
-        for run in plan_study(study, open_ground(study), seeds)
+        for run in plan_study(study, open_ground(study), seeds, rows)
     ]
 
 

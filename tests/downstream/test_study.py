@@ -257,6 +257,16 @@ def test_folders_of_one_seed_each_join_into_the_table_of_all(small, counted, tmp
     assert (tmp_path / "merged" / "table.csv").read_text() == (tmp_path / "whole" / "table.csv").read_text()
 
 
+def test_rows_by_themselves_join_into_the_table_of_all(small, counted, tmp_path):
+    whole = run_study(small, tmp_path / "whole")
+    for row in small.rows:
+        run_study(small, tmp_path / row, rows=(row,))
+    merged = merge_studies([tmp_path / row for row in small.rows], tmp_path / "merged")
+    assert merged.table.read_text() == whole.table.read_text()
+    with pytest.raises(OlivineError, match=r"no row 'bsae'.*Rows are .*base"):
+        run_study(small, tmp_path / "none", rows=("bsae",))
+
+
 def test_folders_that_do_not_belong_together_are_not_joined(small, counted, ground, tmp_path, monkeypatch):
     run_study(small, tmp_path / "a", (0,))
     monkeypatch.setattr(study_module, "open_ground", lambda study: replace(ground, encoder="other"))
