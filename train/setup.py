@@ -25,6 +25,7 @@ from .image_encoder import ImageEncoder
 from .loader import FrameStream, StreamSettings
 from .settings import PretrainSettings
 from .sparse.engines import engine_problem
+from .sparse.memory import keeper
 from .step import Distiller
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms and the number of threads, for the length of a run."""
+    """Deterministic algorithms and the number of threads for the length of a run, after which kept memory is given back."""
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
@@ -300,3 +301,4 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
         torch.set_num_threads(threads)
+        keeper.release()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .kernel_map import KernelMap
+from .memory import keeper
 from .threads import in_threads
 
 #: Widths must be multiples of it.
@@ -64,9 +65,9 @@ def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, turned
     in_index, out_index, groups, fresh = _tables(kernel_map)
     bounds = list(pairwise(_balanced_rows(kernel_map, len(groups))))
     rows = kernel_map.out_count
-    shape = (rows + len(bounds), columns)
-    # The group of all rows in their order comes first and writes, so nothing has to be zero before.
-    out = feature.new_zeros(shape) if fresh < 0 else feature.new_empty(shape)
+    out = keeper.take(rows + len(bounds), columns)
+    if fresh < 0:  # otherwise the group of all rows in their order comes first and writes
+        out.zero_()
     arrays = (feature.numpy(), kernel.numpy(), turned, in_index, out_index, groups, fresh)
     in_threads(outputs, [(*arrays, low, high, rows + n, out.numpy()) for n, (low, high) in enumerate(bounds)])
     return out[:rows]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import fused, operations
 from .fused import LANES
+from .memory import keeper
 from .threads import in_threads
 
 
@@ -86,7 +87,7 @@ def _normalize(
 
     channels = feature.shape[1]
     added = feature.new_empty(0, channels) if shortcut is None else shortcut.contiguous()
-    out = torch.empty_like(feature)
+    out = keeper.take(*feature.shape)
     constants = _constants(center, scale, offset, np.full(channels, _floor(rectify)))
     _in_channels(normalize, channels, (feature.numpy(), added.numpy(), constants), (out.numpy(),))
     return out
@@ -148,8 +149,8 @@ class _NormAddRelu(torch.autograd.Function):
         scale = weight.numpy() * ctx.deviation
         slope = scale * ctx.deviation**2 * along / count
         constants = _constants(ctx.mean, ctx.floor, scale, scale * total / count + slope * ctx.rounding, slope)
-        result = torch.empty_like(feature)
-        shortcut = torch.empty_like(feature) if ctx.needs_input_grad[3] else feature.new_empty(0, channels)
+        result = keeper.take(count, channels)
+        shortcut = keeper.take(count, channels) if ctx.needs_input_grad[3] else feature.new_empty(0, channels)
         _in_channels(gradients, channels, (*arrays, constants), (result.numpy(), shortcut.numpy()))
         return (
             result,

@@ -1,0 +1,82 @@
+"""Large arrays on CPUs that are used again instead of going back to the system.
+
+Large arrays come from the system page by page and go back when they are freed: with 300,000 voxels that was a third of
+SR-UNet34's processor time (``benchmarks/sparse_speed.py --scaling``). torch keeps such memory for GPUs only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Numbers from which on an array is kept (8 MiB); the C library keeps smaller ones itself.
+LEAST = 1 << 21
+# A kept array is taken for one of at least this share of its size.
+_FIT = 0.75
+
+
+class _Loan(np.ndarray[Any, Any]):
+    """The part of a kept array that a tensor uses; when the tensor's memory is no longer wanted, the array is free again."""
+
+    keeper: Keeper
+    whole: np.ndarray[Any, Any]
+
+    def __del__(self) -> None:
+        if hasattr(self, "keeper"):
+            self.keeper.give_back(self.whole)
+
+
+class Keeper:
+    """float32 arrays that are free, by their size.
+
+    What is free never adds to the most that was in use at once: before a new array is asked of the system, free ones of
+    its size go back.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray[Any, Any]] = []
+        self._lock = threading.RLock()
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """float32 [rows, columns] of any content."""
+        size = rows * columns
+        if size < LEAST:
+            return torch.empty(rows, columns)
+        with self._lock:
+            place = bisect.bisect_left(self._free, size, key=len)
+            if place < len(self._free) and size >= _FIT * len(self._free[place]):
+                whole = self._free.pop(place)
+            else:
+                self._release(size)
+                whole = np.empty(size, np.float32)
+        loan = whole[:size].view(_Loan)
+        loan.keeper, loan.whole = self, whole
+        return torch.from_numpy(loan).view(rows, columns)
+
+    def give_back(self, whole: np.ndarray[Any, Any]) -> None:
+        """Keep an array that nobody uses any more."""
+        with self._lock:
+            bisect.insort(self._free, whole, key=len)
+
+    def release(self) -> None:
+        """Give everything that is free back to the system."""
+        with self._lock:
+            self._free.clear()
+
+    def _release(self, size: int) -> None:
+        while self._free and size > 0:
+            size -= len(self._free.pop())
+
+    @property
+    def free(self) -> int:
+        """Bytes that are kept for nobody."""
+        return sum(array.nbytes for array in self._free)
+
+
+#: Of this process.
+keeper = Keeper()
