@@ -58,7 +58,7 @@ study-ground: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli cli_cluster common console defaults doctor options,-m olivine.$(m))
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli cli_cluster cli_downstream common console defaults doctor options,-m olivine.$(m))
 
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
 test: lint

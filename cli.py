@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import cli_cluster, console, defaults
-from .common import OlivineError, cores
+from . import cli_cluster, cli_downstream, console, defaults
+from .common import cores
 from .defaults import DATA, RUNS
 from .options import (
     Address,
-    Checkpoint,
     DryRun,
     Folder,
-    Fraction,
     Json,
-    Labelled,
     Labels,
     Merge,
     Moved,
     Names,
-    Network,
     Overwrite,
     Part,
     Place,
     Plan,
-    Predictions,
-    Tuned,
     Workers,
 )
 
@@ -383,211 +376,7 @@ def pretrain(
     console.finish("pretrain", summary, out, as_json)
 
 
-@app.command()
-def probe(
-    checkpoint: Checkpoint = None,
-    shards: Labelled = None,
-    random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
-    fraction: Fraction = 100,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head and of the random weights.")] = 0,
-    set_: Tuned = None,
-    config: Network = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
-    predictions: Predictions = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train a linear head on the frozen backbone and score it, beside random weights.
-
-    Example: olivine probe
-    """
-    from .downstream.probe import linear_probe
-    from .downstream.settings import ProbeSettings, settings_of
-    from .train.settings import load_settings
-
-    settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
-    network = None if config is None else load_settings(config)
-    checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    base = _choose_labelled(shards, as_json)
-    out = out or folder / "probe"
-    if dry_run:
-        return console.say_plan(f"a linear probe of {checkpoint}", out, as_json)
-    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
-    options["predictions"] = predictions
-    _say_scores(linear_probe(checkpoint, base / "train", base / "val", out, settings, **options), out, as_json)
-
-
-@app.command()
-def finetune(
-    checkpoint: Checkpoint = None,
-    shards: Labelled = None,
-    random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
-    fraction: Fraction = 100,
-    epochs: Annotated[int | None, typer.Option(help="Passes over those frames [50; 100 at 1 %].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
-    set_: Tuned = None,
-    config: Network = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [<run>/finetune-<fraction>].")] = None,
-    predictions: Predictions = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the whole network on a fraction of the labels and score it.
-
-    Example: olivine finetune --fraction 1
-    """
-    from .downstream.finetune import finetune as run
-    from .downstream.settings import FinetuneSettings, settings_of
-    from .train.settings import load_settings
-
-    settings = settings_of(FinetuneSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
-    network = None if config is None else load_settings(config)
-    if checkpoint is None and random and network is not None:
-        folder = RUNS / network.name
-    else:
-        checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    base = _choose_labelled(shards, as_json)
-    out = out or folder / f"finetune-{settings.fraction:g}{'-random' if random else ''}"
-    if dry_run:
-        return console.say_plan(f"a fine-tuning of {checkpoint} on {settings.fraction:g} % of the labels", out, as_json)
-    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
-    options["predictions"] = predictions
-    _say_scores([run(checkpoint, base / "train", base / "val", out, settings, **options)], out, as_json)
-
-
-@app.command()
-def predict(
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a fine-tuning [the newest].")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Shards, labelled or not [the test split, or val].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the submission [<run>/predictions-<split>].")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a fine-tuned network's predictions for every point, in the benchmark's own format.
-
-    Example: olivine predict --shards data/pairs/nuscenes/test
-    """
-    from .downstream.predict import predict as run
-
-    checkpoint, folder = _choose_backbone(checkpoint, as_json, "*/finetune-*")
-    held_out = "test" if any((DATA / "pairs").glob("*/test/manifest.json")) else "val"
-    shards, why = defaults.choose_shards(shards, held_out)
-    console.note(f"shards: {shards} ({why})", as_json)
-    out = out or folder / f"predictions-{shards.name}"
-    console.finish("predict", run(checkpoint, shards, out), out, as_json)
-
-
-def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:
-    """The checkpoint and its run's folder."""
-    checkpoint, why = defaults.choose_checkpoint(checkpoint, runs)
-    console.note(f"checkpoint: {checkpoint} ({why})", as_json)
-    return checkpoint, checkpoint if checkpoint.is_dir() else checkpoint.parent
-
-
-def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
-    """The folder with train/ and val/ shards."""
-    base, why = defaults.choose_shards(shards, "train")
-    base = base.parent if base.name in ("train", "val") else base
-    console.note(f"shards: {base}/{{train,val}} ({why})", as_json)
-    return base
-
-
-def _say_scores(results: list[Any], out: Path, as_json: bool) -> None:
-    from .downstream.results import score_table
-
-    plain = json.dumps([dataclasses.asdict(r) for r in results])
-    print(plain if as_json else f"\n{score_table(results)}\nscores: {out}")
-
-
-@app.command()
-def study(
-    folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
-    config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
-    seed: Annotated[int | None, typer.Option(help="Run this seed alone [all of the study's].")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="Run this row alone; give it again for more [all].")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [the study's].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study [runs/<name>].")] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Join the rows of FOLDERS, for example one seed each.")
-    ] = False,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Run a grid of switches and seeds, each pre-trained and scored, and make one table.
-
-    Example: olivine study --config configs/study-demo.yaml --out runs/study --seed 0
-    """
-    from .downstream.study_config import load_study
-
-    if bool(folders) != merge:
-        remedy = "give folders: olivine study --merge A B --out C" if merge else "to join folders add --merge"
-        raise OlivineError("--merge and folders go together", where="olivine study", remedy=remedy)
-    if merge:
-        from .downstream.study import merge_studies
-
-        out = out or RUNS / "study"
-        summary = merge_studies(folders or [], out)
-    else:
-        plan = load_study(config)
-        plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
-        out = out or RUNS / plan.name
-        from .downstream.study import list_study, run_study
-
-        seeds = plan.seeds if seed is None else (seed,)
-        if dry_run:
-            for line in list_study(plan, out, seeds, row or ()):
-                print(json.dumps(line) if as_json else "  ".join(line.values()))
-            return
-        summary = run_study(plan, out, seeds, row or ())
-    if not as_json:
-        print(f"\n{summary.table.read_text()}")
-    console.finish("study", summary, out, as_json)
-
-
-@app.command()
-def export(
-    checkpoint: Checkpoint = None,
-    layout: Annotated[
-        str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict [by the backbone].")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file [<run>/<layout>.pt].")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a backbone's weights in the layout of other code bases.
-
-    Example: olivine export --layout minkowski --out backbone.pt
-    """
-    from .downstream.weights import export_backbone
-
-    checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    out = out or folder / f"{layout or 'exported'}.pt"
-    console.finish("export", export_backbone(checkpoint, out, layout), out, as_json)
-
-
-@app.command("import-weights")
-def import_weights(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of SLidR, OLIVINE or OpenPCDet, or an export.")],
-    config: Annotated[
-        str | None, typer.Option(help="Preset or YAML file with its backbone and voxels [reference, or voxelnet].")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The checkpoint [runs/<file>/last.pt].")] = None,
-    as_json: Json = False,
-) -> None:
-    """Make a checkpoint from other code bases' weights, to probe, fine-tune or export.
-
-    Example: olivine import-weights slidr.pt --config reference
-    """
-    from .downstream.weights import import_weights as run
-    from .train.settings import load_settings
-
-    settings = load_settings(config or "reference", set_ or []) if config or set_ else None
-    out = out or RUNS / file.stem / "last.pt"
-    console.finish("import-weights", run(file, out, settings), out, as_json)
-
-
+cli_downstream.register(app)
 cli_cluster.register(app)
 
 
