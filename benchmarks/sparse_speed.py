@@ -213,7 +213,7 @@ def warm_up(engine: str, network: Any) -> None:
 
 
 def _map_seconds(feature: Any, coordinate: Any) -> float:
-    """Seconds to make the voxel sets and kernel maps of SR-UNet34, with what their backward passes need."""
+    """Seconds to make the voxel sets and kernel maps of SR-UNet34, with all that either path derives from them."""
     from olivine.train.sparse import SparseTensor
 
     start = time.perf_counter()
@@ -226,8 +226,8 @@ def _map_seconds(feature: Any, coordinate: Any) -> float:
             maps.append(family.map(voxels, target, (2, 2, 2), (1, 1, 1), transposed=False))
             voxels = target
         for kernel_map in maps:
-            kernel_map.prepare()
-            kernel_map.transposed.prepare()
+            for way in (kernel_map, kernel_map.transposed):
+                _ = (way.pairs_of_output, way.pair_end, way.groups, way.gathered)
     return time.perf_counter() - start
 
 

@@ -111,10 +111,6 @@ class KernelMap:
         """int64 [out]: pairs of each output row and of all rows before it."""
         return torch.bincount(self.out_index, minlength=self.out_count).cumsum(0)
 
-    def prepare(self) -> None:
-        """Build now what is otherwise built at the first use."""
-        _ = (self.pairs_of_output, self.groups, self.gathered)
-
     @cached_property
     def transposed(self) -> KernelMap:
         """The same pairs with input and output exchanged.
