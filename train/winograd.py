@@ -84,18 +84,19 @@ def _holding(tiles: Tiles, wanted: np.ndarray, dilation: int) -> np.ndarray:
 class Workspace:
     """Memory that is used again and again: an array for each name, as large as the largest asked for.
 
-    Fresh memory of this size would come from the system page by page each time.
+    Fresh memory of this size would come from the system page by page each time. It is torch's, whose arrays begin at
+    multiples of 64 bytes: the bits of a matrix product may depend on that.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
         """float32 of a shape, with whatever it held last."""
         size = int(np.prod(shape))
         if name not in self._kept or len(self._kept[name]) < size:
-            self._kept[name] = np.empty(size, np.float32)
-        return torch.from_numpy(self._kept[name][:size]).view(*shape)
+            self._kept[name] = torch.empty(size)
+        return self._kept[name][:size].view(*shape)
 
 
 #: Tiles whose transforms are held at once, so that they stay in the last cache.

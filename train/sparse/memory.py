@@ -53,7 +53,8 @@ class Keeper:
                 whole = self._free.pop(place)
             else:
                 self._release(size)
-                whole = np.empty(size, np.float32)
+                # torch's arrays begin at multiples of 64 bytes; the bits of a matrix product may depend on that.
+                whole = torch.empty(size).numpy()
         loan = whole[:size].view(_Loan)
         loan.keeper, loan.whole = self, whole
         return torch.from_numpy(loan).view(rows, columns)
