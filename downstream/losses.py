@@ -40,7 +40,7 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
 def falling_order(error: Tensor) -> Tensor:
     """Where the numbers of each row stand when they fall; equal ones stay in their order. Not negative, [R, N] -> int64.
 
-    A CPU sorts whole numbers several times as fast as pairs of a number and its place: a float32 that is not negative
+    A CPU sorts whole numbers faster than pairs of a number and its place: a float32 that is not negative
     is ordered like its bits, and the place fits beside them.
     """
     if error.device.type != "cpu" or error.dtype != torch.float32:

@@ -49,7 +49,7 @@ class Keeper:
             return torch.empty(rows, columns)
         with self._lock:
             place = bisect.bisect_left(self._free, size, key=len)
-            if place < len(self._free) and size >= _FIT * len(self._free[place]):
+            if place < len(self._free) and _FIT * len(self._free[place]) <= size <= len(self._free[place]):
                 whole = self._free.pop(place)
             else:
                 self._release(size)

@@ -29,28 +29,25 @@ def in_threads(loop: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> No
     Raises:
         Exception: what a call raised first.
     """
-    left = list(calls)
-    threads = min(torch.get_num_threads(), len(left))
-    if threads <= 1:
-        for call in left:
-            loop(*call)
-        return
-    left.reverse()
+    calls = list(calls)
+    threads = min(torch.get_num_threads(), len(calls))
+    # An iterator's next is one step for the interpreter: no call is taken twice.
+    queue = iter(calls)
     failed: list[BaseException] = []
 
     def work() -> None:
-        while left and not failed:
-            try:
-                # A list's pop is one step for the interpreter: no call is taken twice.
-                call = left.pop()
-            except IndexError:
-                return
-            try:
+        try:
+            for call in queue:
                 loop(*call)
-            except BaseException as error:
-                failed.append(error)
+                if failed:
+                    return
+        except BaseException as error:  # Ctrl-C too: what leaves a callback is lost
+            failed.append(error)
 
-    _team()(work, threads)
+    if threads > 1:
+        _team()(work, threads)
+    if not failed:
+        work()  # alone, or what a callback left that was interrupted before it began
     if failed:
         raise failed[0]
 
