@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4, help="read every so many frames")
     options = parser.parse_args()
     shards = open_shards(options.shards)
+    if not shards.has_point_label:
+        parser.error(f"{options.shards}: the shards hold no point labels; build them from a set that has them")
     by_class, by_distance = count(shards, options.pairs, options.every)
     bins = [f"{low:g} to {high:g} m" for low, high in pairwise(EDGES)]
     for title, rows, table in (
@@ -52,12 +54,11 @@ def count(shards: ShardSet, pairs: int, every: int) -> tuple[np.ndarray, np.ndar
     prompts = {name: k + 1 for k, name in enumerate(shards.classes)}
     truth_of = np.zeros(256, np.int64)
     for k, name in enumerate(shards.point_classes):
-        truth_of[k + 1] = prompts.get(prompt_of_point_class("nuscenes", name) or "", 0)
-    frames = [shards[k] for k in range(0, len(shards), every)]
-    frequency = torch.from_numpy(np.sum([np.bincount(f.pair_label, minlength=len(prompts) + 1) for f in frames], 0))
+        truth_of[k + 1] = prompts.get(prompt_of_point_class(shards.dataset, name) or "", 0)
+    frequency = torch.from_numpy(shards.class_count)
     by_class = np.zeros((len(MODES), len(prompts) + 1, 2), np.int64)
     by_distance = np.zeros((len(MODES), len(EDGES) - 1, 2), np.int64)
-    for frame in frames:
+    for frame in (shards[k] for k in range(0, len(shards), every)):
         label = torch.from_numpy(frame.pair_label.astype(np.int64))
         right = truth_of[frame.point_label[frame.pair_point]] == label.numpy()
         distance = np.digitize(np.hypot(*frame.points[frame.pair_point, :2].T), EDGES[1:-1])

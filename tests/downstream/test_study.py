@@ -142,6 +142,15 @@ def test_the_studies_of_the_package_are_right():
     assert not demo.rows["InfoNCE"].augment.crop  # stored features are of whole pictures
 
 
+def test_the_study_of_the_draw_has_the_synthetic_studys_rows(ground):
+    """Its finished rows may be copied from there: the same names stand for the same runs."""
+    whole = {(r.row, r.seed, r.stage): r.digest for r in plan_study(load_study("study-synthetic"), ground, (0,))}
+    draw = {(r.row, r.seed, r.stage): r.digest for r in plan_study(load_study("study-draw"), ground, (0,))}
+    both = set(whole) & set(draw)
+    assert {row for row, _, _ in set(draw) - both} == {"ground truth, uniform"}
+    assert all(whole[run] == draw[run] for run in both)
+
+
 def test_the_synthetic_study_is_the_papers_tables(ground):
     study = load_study("study-synthetic")
     runs = list(plan_study(study, ground, study.seeds))
