@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_cluster, cli_downstream, console, defaults
-from .common import cores
+from .common import check_output, check_replaceable, cores
 from .defaults import DATA, RUNS
 from .options import (
     Address,
@@ -70,6 +70,7 @@ def synth(
         format=format, scenes=scenes, frames=frames, image_scale=image_scale, seed=seed, workers=workers
     )
     out = out or DATA / format
+    check_replaceable(out)
     if dry_run:
         return console.say_plan(f"{scenes} scenes of {frames} frames in {format} format", out, as_json)
     console.finish("synth", write_dataset(settings, out), out, as_json)
@@ -161,6 +162,7 @@ def labelgen(
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
         seed=seed,
     )
+    check_output(out, inputs=(root, camseg, weights), known=("frames",))
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
@@ -194,6 +196,7 @@ def score_labels(
     labels, why = defaults.choose_labels(labels, None)
     console.note(f"labels: {labels} ({why})", as_json)
     out = out or labels.with_name(f"{labels.name}-scores")
+    check_output(out, inputs=(labels, root), known=("score.json",))
     console.finish(
         "score-labels", score(open_store(labels), out, split=split, against=against, root=root), out, as_json
     )
@@ -303,6 +306,8 @@ def build_pairs(
     out = out or DATA / "pairs" / index.dataset
     console.note(f"labels: {labels} ({why})", as_json or bool(plan))
     splits = [split] if split else index.splits()
+    for name in splits:
+        check_output(out / name, inputs=(labels, index.root), known=("units", "shard-*.zarr"))
     if plan:
         print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
         return
@@ -365,6 +370,7 @@ def pretrain(
         return
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or RUNS / (name or settings.name)
+    check_output(out, inputs=(shards, validation), known=("run.json",))
     if dry_run:
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)
@@ -398,6 +404,8 @@ def report(
     labels, _ = defaults.choose_labels(labels, None)
     shards, _ = defaults.choose_shards(shards, "val")
     folder = run or (defaults.newest_run() if defaults.has_run() else None)
+    check_output(out, inputs=(labels, shards, folder))
+    check_replaceable(out)
     console.finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)
 
 

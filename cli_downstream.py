@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console, defaults
-from .common import OlivineError
+from .common import OlivineError, check_output
 from .defaults import DATA, RUNS
 from .options import Checkpoint, DryRun, Fraction, Json, Labelled, Network, Overwrite, Predictions, Tuned
 
@@ -53,6 +53,7 @@ def probe(
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
     base = _choose_labelled(shards, as_json)
     out = out or folder / "probe"
+    check_output(out, inputs=(checkpoint, base), known=("scores.json", "pre-trained", "random"))
     if dry_run:
         return console.say_plan(f"a linear probe of {checkpoint}", out, as_json)
     options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
@@ -91,6 +92,7 @@ def finetune(
         checkpoint, folder = _choose_backbone(checkpoint, as_json)
     base = _choose_labelled(shards, as_json)
     out = out or folder / f"finetune-{settings.fraction:g}{'-random' if random else ''}"
+    check_output(out, inputs=(checkpoint, base), known=("run.json",))
     if dry_run:
         return console.say_plan(f"a fine-tuning of {checkpoint} on {settings.fraction:g} % of the labels", out, as_json)
     options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
@@ -115,6 +117,7 @@ def predict(
     shards, why = defaults.choose_shards(shards, held_out)
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or folder / f"predictions-{shards.name}"
+    check_output(out, inputs=(checkpoint, shards))
     console.finish("predict", run(checkpoint, shards, out), out, as_json)
 
 
@@ -166,11 +169,13 @@ def study(
         from .downstream.study import merge_studies
 
         out = out or RUNS / "study"
+        check_output(out, inputs=folders or [], known=("study.json",))
         summary = merge_studies(folders or [], out)
     else:
         plan = load_study(config)
         plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
         out = out or RUNS / plan.name
+        check_output(out, inputs=(plan.shards,), known=("study.json",))
         from .downstream.study import list_study, run_study
 
         seeds = plan.seeds if seed is None else (seed,)
@@ -190,6 +195,7 @@ def export(
         str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict [by the backbone].")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file [<run>/<layout>.pt].")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a backbone's weights in the layout of other code bases.
@@ -200,7 +206,7 @@ def export(
 
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
     out = out or folder / f"{layout or 'exported'}.pt"
-    console.finish("export", export_backbone(checkpoint, out, layout), out, as_json)
+    console.finish("export", export_backbone(checkpoint, out, layout, overwrite=overwrite), out, as_json)
 
 
 def import_weights(
@@ -210,6 +216,7 @@ def import_weights(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint [runs/<file>/last.pt].")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint from other code bases' weights, to probe, fine-tune or export.
@@ -221,4 +228,4 @@ def import_weights(
 
     settings = load_settings(config or "reference", set_ or []) if config or set_ else None
     out = out or RUNS / file.stem / "last.pt"
-    console.finish("import-weights", run(file, out, settings), out, as_json)
+    console.finish("import-weights", run(file, out, settings, overwrite=overwrite), out, as_json)

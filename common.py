@@ -126,21 +126,147 @@ def atomic_file(path: PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
-@contextlib.contextmanager
-def atomic_directory(path: PathLike) -> Iterator[Path]:
-    """A folder that appears at ``path`` whole or not at all.
+MARK = ".olivine.json"
+"""In a folder that olivine made: the sign that olivine may write there again, and what it may replace."""
+_ELSEWHERE = "choose another --out folder, or move what is there away yourself"
 
-    Yields a hidden folder beside ``path``; it is renamed to ``path`` when the block
-    ends without an exception (replacing what was there) and removed otherwise.
+
+def _is_ours(name: str) -> bool:
+    return name == MARK or _PARTIAL in name
+
+
+def _contains(outer: Path, inner: PathLike) -> bool:
+    return Path(inner).resolve().is_relative_to(outer.resolve())
+
+
+def check_output(path: PathLike, *, inputs: Iterable[PathLike | None] = (), known: Iterable[str] = ()) -> None:
+    """Raise unless olivine may write its files into the folder ``path``. Writes nothing.
+
+    It may where nothing is there yet, where the folder is empty, and where olivine made it: it holds :data:`MARK`, or
+    something with one of the names ``known``, patterns of what the command itself makes there.
+
+    Args:
+        inputs: what the command reads; it never writes over a folder that is or holds one of them.
+
+    Raises:
+        OlivineError: names the folder and what is in the way.
     """
     path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise OlivineError("is a link to nothing", where=path, remedy=_ELSEWHERE)
+    if path.exists() and not path.is_dir():
+        raise OlivineError("is a file, not a folder", where=path, remedy=_ELSEWHERE)
+    for source in inputs:
+        if source is not None and _contains(path, source):
+            raise OlivineError(f"holds {source}, which this command reads", where=path, remedy=_ELSEWHERE)
+    if not path.exists() or any(True for name in (MARK, *known) for _ in path.glob(name)):
+        return
+    foreign = sorted(name for name in os.listdir(path) if not _is_ours(name))
+    if foreign:
+        raise OlivineError(
+            f"holds {foreign[0]!r}, which olivine did not make there; it is left alone", where=path, remedy=_ELSEWHERE
+        )
+
+
+def claim_output(path: PathLike, *, inputs: Iterable[PathLike | None] = ()) -> None:
+    """Make the folder ``path`` olivine's own, with its mark, before anything is written there.
+
+    Raises:
+        OlivineError: as :func:`check_output`.
+    """
+    check_output(path, inputs=inputs)
+    if not (Path(path) / MARK).is_file():
+        write_json(Path(path) / MARK, {"made_by": "olivine"})
+
+
+def check_output_file(
+    path: PathLike, made: Callable[[Path], bool], *, overwrite: bool = False, inputs: Iterable[PathLike | None] = ()
+) -> None:
+    """Raise where a command's output file exists already, unless it may be replaced.
+
+    Args:
+        made: whether a file is of the kind that the command writes.
+        overwrite: the user asked for it to be replaced.
+        inputs: what the command reads; never replaced.
+
+    Raises:
+        OlivineError: names the file.
+    """
+    path = Path(path)
+    other = "choose another --out file, or move that one away yourself"
+    if path.is_dir():
+        raise OlivineError("is a folder", where=path, remedy="name a file in it with --out")
+    if not os.path.lexists(path):
+        return
+    if any(source is not None and _contains(path, source) for source in inputs):
+        raise OlivineError("is what this command reads", where=path, remedy=other)
+    if path.is_symlink() or not path.is_file() or not made(path):
+        raise OlivineError("exists, and this command did not write it; it is left alone", where=path, remedy=other)
+    if not overwrite:
+        raise OlivineError("exists already", where=path, remedy="choose another --out file, or add --overwrite")
+
+
+def check_replaceable(path: PathLike, ours: Callable[[str], bool] | None = None) -> None:
+    """Raise unless the folder ``path`` may be replaced whole: nothing is there, or only what olivine made.
+
+    Args:
+        ours: whether olivine makes a file of this relative path there; without it the folder's own mark says so.
+
+    Raises:
+        OlivineError: names the first file that olivine did not make.
+    """
+    path = Path(path).absolute()
+    if not os.path.lexists(path):
+        return
+    remedy = "choose another --out folder, or remove this one yourself"
+    if path.is_symlink() or not path.is_dir():
+        kind = "a link" if path.is_symlink() else "a file"
+        raise OlivineError(f"is {kind}, not a folder that olivine made; it is left alone", where=path, remedy=remedy)
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise OlivineError("is the folder you are in, or holds it; it is left alone", where=path, remedy=remedy)
+    made: set[str] = set()
+    if ours is None and (path / MARK).is_file():
+        plain = read_json(path / MARK, remedy)
+        listed = plain.get("files") if isinstance(plain, dict) else None
+        made = {str(name) for name in listed} if isinstance(listed, list) else set()
+    for folder, names, files in os.walk(path):
+        links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        for file in sorted([*files, *links]):
+            name = Path(folder, file).relative_to(path).as_posix()
+            if name != MARK and not (name in made if ours is None else ours(name)):
+                raise OlivineError(
+                    f"holds {name!r}, which olivine did not make there; it is left alone", where=path, remedy=remedy
+                )
+
+
+@contextlib.contextmanager
+def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) -> Iterator[Path]:
+    """A folder that appears at ``path`` whole or not at all.
+
+    Yields a hidden folder beside ``path``; it is renamed to ``path`` when the block ends without an exception and
+    removed otherwise. What was at ``path`` is replaced only if olivine made all of it, see :func:`check_replaceable`.
+
+    Args:
+        ours: knows the files by their relative path; without it the folder gets a mark that lists its files.
+
+    Raises:
+        OlivineError: ``path`` holds something that olivine did not make (before the block begins), the disk is full
+            or the folder cannot be written.
+    """
+    path = Path(path).absolute()
+    check_replaceable(path, ours)
     partial = _partial_name(path)
     try:
         partial.mkdir(parents=True)
         yield partial
+        files = [file for file in partial.rglob("*") if file.is_file()]
+        if ours is None:
+            names = sorted(file.relative_to(partial).as_posix() for file in files)
+            write_json(partial / MARK, {"made_by": "olivine", "files": names})
         # Many at once: the file system then commits its journal once for a batch, not once a file.
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            list(pool.map(_sync_file, (file for file in partial.rglob("*") if file.is_file())))
+            list(pool.map(_sync_file, files))
+        check_replaceable(path, ours)
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, write_bytes, write_json
+from ..common import OlivineError, claim_output, write_bytes, write_json
 from ..pairs.shards import ShardSet
 
 # SemanticKITTI's published inverse map takes the smallest raw id of each class but for this one (13 is a bus).
@@ -75,7 +75,7 @@ class PredictionWriter:
         pre_trained: whether camera images and other data than the benchmark's went into the weights.
 
     Raises:
-        OlivineError: the data set has no such format.
+        OlivineError: the data set has no such format, or the folder holds something else than predictions.
     """
 
     def __init__(self, folder: Path, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
@@ -89,6 +89,7 @@ class PredictionWriter:
             self._split = f"mini_{shards.split}" if mini else shards.split
         else:
             raise OlivineError(f"{shards.dataset} has no format for predictions", where=shards.path)
+        claim_output(self.folder, inputs=(shards.path,))
 
     def write(self, frame: int, predicted: NDArray[np.integer]) -> None:
         """Write a frame's predictions, classes 1..K of every point in the data set's order."""

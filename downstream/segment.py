@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import nn
 from ..common import OlivineError, PathLike
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
-from ..train.run_folder import claim
+from ..train.run_folder import claim, discard
 from ..train.settings import settings_to_plain
 from ..train.step_metrics import over_processes
 from .benchmarks import PredictionWriter, training_frames
@@ -109,8 +108,9 @@ def segment(
     else:
         model = Segmenter(backbone, head)
     if rank == 0:
-        if overwrite and (out / "run.json").is_file():
-            shutil.rmtree(out)
+        if overwrite:
+            read = (source.path or None, ground.train.path, ground.validation.path)
+            discard(out, kind, read)
         claim(out, settings, identity, resume=True, incidental=INCIDENTAL)
     fabric.barrier()
     finished = out / "scores.json"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..common import OlivineError, PathLike, sha256_file
+from ..common import OlivineError, PathLike, check_output_file, sha256_file
 from ..train.backbones import build_backbone
 from ..train.backbones.layouts import export_weights, load_weights, read_weights
-from ..train.checkpoint import load_backbone, save_checkpoint
+from ..train.checkpoint import checkpoint_file, load_backbone, load_checkpoint, save_checkpoint
 from ..train.settings import PretrainSettings, load_settings, settings_to_plain
 from ..train.setup import backbone_arguments
 
@@ -38,17 +38,21 @@ class WeightsSummary:
     left_out: list[str]
 
 
-def export_backbone(checkpoint: PathLike, out: PathLike, layout: str | None = None) -> WeightsSummary:
+def export_backbone(
+    checkpoint: PathLike, out: PathLike, layout: str | None = None, *, overwrite: bool = False
+) -> WeightsSummary:
     """Write the backbone of a run, pre-trained or fine-tuned, in another code base's layout.
 
     Args:
         checkpoint: run folder or file.
         layout: ``minkowski``, ``openpcdet``, or ``state_dict`` (a plain dictionary of this package's names); None is
             the one of the first two that the backbone has.
+        overwrite: replace an earlier export.
 
     Raises:
-        OlivineError: no checkpoint of a backbone, or a layout that is not the backbone's.
+        OlivineError: no checkpoint of a backbone, a layout that is not the backbone's, or a file that is there.
     """
+    check_output_file(out, _is_exported, overwrite=overwrite, inputs=(checkpoint_file(checkpoint),))
     network, content = load_backbone(checkpoint)
     name = content["backbone"]["name"]
     layout = layout or ("openpcdet" if name.startswith("voxelnet") else "minkowski")
@@ -58,7 +62,9 @@ def export_backbone(checkpoint: PathLike, out: PathLike, layout: str | None = No
     return WeightsSummary(Path(out), layout, name, _describe(voxels), written, left_out)
 
 
-def import_weights(path: PathLike, out: PathLike, settings: PretrainSettings | None = None) -> WeightsSummary:
+def import_weights(
+    path: PathLike, out: PathLike, settings: PretrainSettings | None = None, *, overwrite: bool = False
+) -> WeightsSummary:
     """Make a checkpoint of this package from a published file of SLidR, OLIVINE or OpenPCDet, or from an export.
 
     Args:
@@ -67,10 +73,12 @@ def import_weights(path: PathLike, out: PathLike, settings: PretrainSettings | N
         settings: the backbone and voxels it was made with, which no such file says. By default the preset
             ``voxelnet`` for OpenPCDet's files and ``reference`` (SR-UNet34 on cylindrical voxels, as the public code
             trains it) for the others.
+        overwrite: replace a checkpoint that was imported earlier; no other.
 
     Raises:
-        OlivineError: no 3D network in the file, or another one than the settings'.
+        OlivineError: no 3D network in the file, another one than the settings', or a checkpoint that is there.
     """
+    check_output_file(out, _is_imported, overwrite=overwrite, inputs=(path,))
     layout, weights = read_weights(path)
     settings = settings or load_settings("voxelnet" if layout == "openpcdet" else "reference")
     head = weights.get("final.kernel")
@@ -100,3 +108,24 @@ def import_weights(path: PathLike, out: PathLike, settings: PretrainSettings | N
 def _describe(voxels: dict[str, object]) -> str:
     feature = "mean" if voxels["feature"] == "mean" else "first point"
     return f"{voxels['grid']}, {voxels['size_m']} m, {feature} of channels from {voxels['first_channel']}"
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a file holds weights in another code base's layout."""
+    try:
+        read_weights(path)
+    except OlivineError:
+        return False
+    return not _is_checkpoint(path)
+
+
+def _is_imported(path: Path) -> bool:
+    return _is_checkpoint(path) and load_checkpoint(path).get("kind") == "imported"
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except OlivineError:
+        return False
+    return True

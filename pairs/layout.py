@@ -64,6 +64,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.zarr"
 
 
+def is_shard_file(name: str) -> bool:
+    """Whether a shard has a file of this path, relative to its folder."""
+    return name == "zarr.json" or name.split("/")[0] in ARRAYS
+
+
 def check_schema(schema: object, where: object) -> None:
     """Raise unless this version reads shards of ``schema``; a newer minor version is fine."""
     if str(schema).split(".")[0] != SCHEMA.split(".")[0]:

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, digest, read_json, write_json
-from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, shard_name
+from ..common import OlivineError, check_replaceable, digest, read_json, write_json
+from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
 
 _AGAIN = "delete it and run olivine build-pairs again"
 
@@ -169,6 +169,8 @@ def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> N
             where=out,
             remedy="choose another --out folder, or replace them with --overwrite",
         )
+    for number in others:
+        check_replaceable(out / shard_name(number), is_shard_file)
     for number in others:
         entry_path(out, number).unlink(missing_ok=True)
         shutil.rmtree(out / shard_name(number), ignore_errors=True)

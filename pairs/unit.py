@@ -16,7 +16,7 @@ from ..common import Failure, OlivineError, atomic_directory, digest, package_ve
 from ..labelgen.store import LabelStore
 from ..readers.frame import Frame, FrameIndex, Scene
 from .frames import build_frame
-from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, shard_name
+from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
 from .manifest import entry_path, is_whole, read_entry, write_entry
 from .settings import PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
@@ -140,7 +140,7 @@ class UnitBuilder:
             "packages": package_versions(PACKAGES),
         }
         try:
-            with atomic_directory(final) as folder:
+            with atomic_directory(final, is_shard_file) as folder:
                 write_shard(folder, frames, self._attributes(unit, kept, frames))
                 entry["files"] = file_table(folder)
                 if _same(final.parent, entry):

@@ -6,11 +6,11 @@ starts from or distils (``source``, ``encoder``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, read_json, remove_leftovers, write_json
+from ..common import OlivineError, PathLike, check_output, read_json, remove_leftovers, write_json
 from .settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
 
 
@@ -50,6 +50,33 @@ def claim(
     difference = _difference(read_json(path, remedy), settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
+
+
+_FILES = ("last.pt", "steps.csv", "epochs.csv", "scores.json", "scores.md", "confusion.csv")
+
+
+def discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
+    """Remove the files of the run that ``out`` holds but for ``run.json``, and no other file.
+
+    Args:
+        kind: of the runs that may go; another kind is left alone.
+        inputs: what the new run reads; a folder that holds one of them is left alone.
+
+    Raises:
+        OlivineError: the folder holds something else than such a run.
+    """
+    path, remedy = out / "run.json", "choose another --out"
+    if not path.is_file():
+        return
+    found = read_json(path, remedy)
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        held = found.get("kind") if isinstance(found, dict) else "unknown run"
+        raise OlivineError(f"holds a {held}, no {kind}; it is left alone", where=out, remedy=remedy)
+    check_output(out, inputs=inputs, known=("run.json",))
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)
+    for events in (out / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink()
 
 
 def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], incidental: Sequence[str]) -> str:

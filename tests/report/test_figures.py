@@ -26,7 +26,7 @@ def test_the_folder_has_overlays_points_and_a_page_and_says_what_is_left_out(fol
     from olivine.report.figures import draw_report
 
     summary = draw_report(folders / "labels", folders / "shards", None, tmp_path / "out")
-    names = {p.name for p in (tmp_path / "out").iterdir()}
+    names = {p.name for p in (tmp_path / "out").iterdir()} - {".olivine.json"}
     assert names == {"labels-0.png", "points-0.png", "above-0.png", "index.html"}
     assert summary.pictures == 3
     assert [text.split(" (")[0] for text in summary.left_out] == ["loss curve", "probe table"]

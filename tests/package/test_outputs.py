@@ -1,0 +1,171 @@
+"""No command removes or replaces what olivine did not make, nor what it reads from, whatever folder --out names."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from olivine import cli, common, console
+from olivine.common import OlivineError, atomic_directory, check_replaceable
+
+# Each with the folder it reads from, which --out names in one of the cases.
+SHORT = ["--set", "run.steps=1", "--set", "sampling.pairs=256"]
+COMMANDS = {
+    "synth": (["synth", "--scenes", "4", "--frames", "1", "--image-scale", "0.05", "--workers", "1"], "data/nuscenes"),
+    "labelgen": (["labelgen"], "data/nuscenes"),
+    "labelgen-labels": (["labelgen", "--overwrite"], "data"),
+    "score-labels": (["score-labels"], "data/labels/nuscenes"),
+    "build-pairs": (["build-pairs", "--workers", "1", "--overwrite"], "data/labels"),
+    "pretrain": (["pretrain", *SHORT], "data/pairs/nuscenes/train"),
+    "pretrain-over-shards": (["pretrain", *SHORT], "data/pairs"),
+    "probe": (["probe", "--overwrite", "--epochs", "1"], "runs/cpu"),
+    "finetune": (["finetune", "--overwrite", "--epochs", "1"], "runs/cpu"),
+    "predict": (["predict", "--checkpoint", "runs/cpu/finetune-100"], "runs/cpu/finetune-100"),
+    "study": (["study"], "data/pairs/nuscenes"),
+    "study-merge": (["study", "--merge", "runs/study"], "runs/study"),
+    "report": (["report"], "runs/cpu"),
+    "report-data": (["report"], "data"),
+    "export": (["export", "--overwrite"], "runs/cpu/last.pt"),
+    "import-weights": (["import-weights", "backbone.pt", "--overwrite"], "runs/cpu/last.pt"),
+}
+
+
+def run(arguments, folder: Path, monkeypatch) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["olivine", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        console.run(cli.app)
+    return int(ended.value.code or 0)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its SHA-256, every link with its target."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with all that the commands make, by their default paths."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        steps = [
+            COMMANDS["synth"][0],
+            ["labelgen"],
+            ["build-pairs", "--workers", 1],
+            ["pretrain", *SHORT],
+            ["finetune", "--epochs", "1"],
+            ["export", "--out", "backbone.pt"],
+        ]
+        for arguments in steps:
+            assert run(arguments, folder, patch) == 0, arguments
+    (folder / "runs/study").mkdir()
+    (folder / "runs/study/study.json").write_text("{}")
+    (folder / "foreign").mkdir()
+    (folder / "foreign/thesis.pt").write_text("years of work")
+    (folder / "link").symlink_to("foreign")
+    return folder
+
+
+@pytest.fixture
+def world(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "world", symlinks=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("where", ["foreign", "input", ".", "link"])
+def test_out_never_costs_a_file_that_was_there(command, where, world, monkeypatch):
+    arguments, source = COMMANDS[command]
+    before = contents(world)
+    is_file = command in ("export", "import-weights")
+    out = {"input": source, "foreign": "foreign/thesis.pt" if is_file else "foreign"}.get(where, where)
+    code = run([*arguments, "--out", out], world, monkeypatch)
+    after = contents(world)
+    gone = [name for name in before if name not in after]
+    changed = [name for name in before if name in after and before[name] != after[name]]
+    assert not gone
+    assert not changed
+    assert code == 2 or command in ("build-pairs", "synth")  # these write beside, or find what they would make
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("export", "import-weights")])
+def test_the_root_folder_is_refused_before_anything_is_written(command, world, monkeypatch):
+    written = []
+    monkeypatch.setattr(common, "_partial_name", lambda path: written.append(path) or world / "x")
+    dry = ["--dry-run"] if command in ("synth", "labelgen", "build-pairs", "pretrain", "probe", "finetune") else []
+    assert run([*COMMANDS[command][0], *dry, "--out", "/"], world, monkeypatch) in (
+        (0,) if "build" in command else (2,)
+    )
+    assert not written
+
+
+def test_an_imported_checkpoint_never_takes_the_place_of_a_run(world, monkeypatch):
+    shutil.copy(world / "backbone.pt", world / "cpu.pt")
+    before = contents(world / "runs")
+    assert run(["import-weights", "cpu.pt", "--config", "cpu"], world, monkeypatch) == 2
+    assert run(["import-weights", "cpu.pt", "--config", "cpu", "--overwrite"], world, monkeypatch) == 2
+    assert contents(world / "runs") == before
+
+
+def test_a_report_and_a_data_set_of_ours_are_replaced_and_foreign_files_in_them_stay(world, monkeypatch):
+    assert run(["report"], world, monkeypatch) == 0
+    assert run(["report"], world, monkeypatch) == 0
+    (world / "report/notes.txt").write_text("mine")
+    assert run(["report"], world, monkeypatch) == 2
+    assert (world / "report/notes.txt").read_text() == "mine"
+    (world / "data/nuscenes/samples/mine.jpg").write_text("mine")
+    assert run([*COMMANDS["synth"][0], "--seed", 1, "--out", "data/nuscenes"], world, monkeypatch) == 2
+    assert (world / "data/nuscenes/samples/mine.jpg").read_text() == "mine"
+
+
+def test_a_finetuning_begun_anew_keeps_foreign_files_in_its_folder(world, monkeypatch):
+    folder = world / "runs/cpu/finetune-100"
+    (folder / "notes.txt").write_text("mine")
+    assert run(["finetune", "--overwrite", "--epochs", "2"], world, monkeypatch) == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_shard_that_is_a_link_or_holds_foreign_files_is_left_alone(world, monkeypatch):
+    shard = world / "data/pairs/nuscenes/train/shard-00000.zarr"
+    (shard / "mine.txt").write_text("mine")
+    before = contents(world / "data/pairs/nuscenes/train")
+    assert run(["build-pairs", "--workers", 1, "--jpeg-quality", 50, "--overwrite"], world, monkeypatch) == 2
+    assert contents(world / "data/pairs/nuscenes/train") == before
+
+
+def test_only_marked_folders_are_replaced(tmp_path, monkeypatch):
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub/a").write_text("1")
+    with atomic_directory(tmp_path / "out") as folder:
+        (folder / "b").write_text("2")
+    assert sorted(contents(tmp_path / "out")) == [common.MARK, "b"]
+    (tmp_path / "empty").mkdir()
+    with atomic_directory(tmp_path / "empty") as folder:
+        (folder / "c").write_text("3")
+    (tmp_path / "out/foreign").symlink_to(tmp_path)
+    with pytest.raises(OlivineError, match="holds 'foreign'"), atomic_directory(tmp_path / "out"):
+        raise AssertionError("must not begin")
+    (tmp_path / "to").symlink_to(tmp_path / "empty")
+    with pytest.raises(OlivineError, match="is a link"):
+        check_replaceable(tmp_path / "to")
+    for place in ("/", tmp_path):
+        monkeypatch.chdir(tmp_path / "empty")
+        with pytest.raises(OlivineError, match="is the folder you are in"):
+            check_replaceable(place)
+
+
+def test_what_comes_in_while_a_folder_is_made_is_not_lost(tmp_path):
+    with pytest.raises(OlivineError, match="late"), atomic_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/late").write_text("mine")
+    assert contents(tmp_path) == {"out/late": hashlib.sha256(b"mine").hexdigest()}
