@@ -4,8 +4,8 @@ VENV   := .venv
 MINKOWSKI := .venv-minkowski
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-CODE   := cluster readers synthetic labelgen pairs train downstream report configs tests benchmarks *.py
-PACKAGES := cluster readers synthetic labelgen pairs train downstream report
+CODE   := common commands cluster readers synthetic labelgen pairs train downstream study report configs tests benchmarks *.py
+PACKAGES := common commands cluster readers synthetic labelgen pairs train downstream study report
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
@@ -58,7 +58,7 @@ study-ground: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) $(foreach m,cli cli_cluster cli_downstream common console defaults doctor options,-m olivine.$(m))
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) -m olivine.cli
 
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
 test: lint

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
+from ..common.settings import flat_values, settings_from_plain, settings_to_plain
 from ..train.backbones import build_backbone
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
-from ..train.settings import PretrainSettings, flat_values, settings_from_plain, settings_to_plain
+from ..train.settings import PretrainSettings
 from ..train.setup import backbone_arguments
 from ..train.sparse import SparseTensor
 from ..train.voxelize import VoxelSettings

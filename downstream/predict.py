@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common import OlivineError, PathLike, track
+from ..common.settings import settings_from_plain
 from ..pairs.shards import open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
-from ..train.settings import settings_from_plain
 from ..train.setup import make_fabric
 from ..train.voxelize import VoxelSettings
 from .benchmarks import PredictionWriter

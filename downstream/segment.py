@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common import OlivineError, PathLike
+from ..common.settings import settings_to_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
 from ..train.run_folder import claim, discard
-from ..train.settings import settings_to_plain
 from ..train.step_metrics import over_processes
 from .benchmarks import PredictionWriter, training_frames
 from .data import Clouds, Examples, FrozenFeatures

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from ..common import OlivineError
-from ..train.settings import PretrainSettings, RunSettings, read_yaml, settings_from_plain
+from ..common.settings import read_yaml, settings_from_plain
+from ..train.settings import PretrainSettings, RunSettings
 
 S = TypeVar("S", bound="SegmentationSettings")
 

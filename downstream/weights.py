@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common import OlivineError, PathLike, check_output_file, sha256_file
+from ..common.settings import settings_to_plain
 from ..train.backbones import build_backbone
 from ..train.backbones.layouts import export_weights, load_weights, read_weights
 from ..train.checkpoint import checkpoint_file, load_backbone, load_checkpoint, save_checkpoint
-from ..train.settings import PretrainSettings, load_settings, settings_to_plain
+from ..train.settings import PretrainSettings, load_settings
 from ..train.setup import backbone_arguments
 
 

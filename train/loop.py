@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from ..common import OlivineError, package_versions, track, write_json
+from ..common.settings import settings_to_plain
 from .augment import Sample
 from .batch import collate
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
 from .metrics_log import MetricsLog
 from .pixel_features import PixelFeatures, open_pixel_features
 from .run_folder import claim, identity_of
-from .settings import PretrainSettings, settings_to_plain
+from .settings import PretrainSettings
 from .setup import (
     backbone_arguments,
     build_model,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError, PathLike, check_output, read_json, remove_leftovers, write_json
-from .settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
+from ..common.settings import flat_values, settings_to_plain
+from .settings import INCIDENTAL, PretrainSettings
 
 
 def identity_of(settings: PretrainSettings, data: dict[str, Any], encoder: dict[str, str]) -> dict[str, Any]:

@@ -1,25 +1,20 @@
 """The settings of a pre-training run: frozen dataclasses, read from YAML, changed by ``key=value``.
 
-Every key has a type, a unit where it has one, and a default, which is the paper's. A key that is not known, or a value
-of the wrong type, is refused with the key's dotted name and the nearest right one.
+Every key has a type, a unit where it has one, and a default, which is the paper's.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from ..common import OlivineError, PathLike
+from ..common.settings import apply_change, read_yaml, settings_from_plain
 from .augment import AugmentSettings
 from .voxelize import VoxelSettings
 
-S = TypeVar("S")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -275,158 +270,5 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
     if not isinstance(plain, dict):
         raise OlivineError("is not a table of settings", where=path, remedy="see olivine pretrain --print-config")
     for override in overrides:
-        _apply(plain, override)
+        apply_change(PretrainSettings, plain, override)
     return settings_from_plain(PretrainSettings, plain, str(path))
-
-
-def _apply(plain: dict[str, Any], override: str) -> None:
-    """Change one value of a nested table, checked."""
-    where, known = f"--set {override}", flat_keys(PretrainSettings)
-    key, separator, text = override.partition("=")
-    key = key.strip()
-    if not separator:
-        raise OlivineError("is not key=value", where=where, remedy="for example --set run.epochs=10")
-    if key not in known:
-        same = [name for name in known if name.endswith(f".{key}")]
-        if len(same) != 1:
-            raise unknown_key(PretrainSettings, key, where)
-        key = same[0]
-    _checked(known[key], read_yaml(text, where), key, where)
-    *parents, last = key.split(".")
-    place: Any = plain
-    for parent in parents:
-        place = place.setdefault(parent, {})
-    place[last] = read_yaml(text, where)
-
-
-def read_yaml(text: str, where: object) -> Any:
-    """A YAML document of plain values."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise OlivineError(f"is not YAML ({error})", where=where, remedy="mend the line named") from None
-
-
-def settings_to_plain(settings: Any) -> dict[str, Any]:
-    """Nested plain values of a settings dataclass (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(settings))
-    return result
-
-
-def settings_to_yaml(settings: Any) -> str:
-    """Settings as YAML, in the order of their definition (what ``--print-config`` prints)."""
-    import yaml
-
-    text: str = yaml.safe_dump(settings_to_plain(settings), sort_keys=False)
-    return text
-
-
-def flat_keys(kind: type, prefix: str = "") -> dict[str, Any]:
-    """The dotted name and type of every setting of a dataclass."""
-    keys: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
-    for member in dataclasses.fields(kind):
-        hint = hints[member.name]
-        if dataclasses.is_dataclass(hint):
-            keys.update(flat_keys(typing.cast(type, hint), f"{prefix}{member.name}."))
-        else:
-            keys[prefix + member.name] = hint
-    return keys
-
-
-def flat_values(settings: Any) -> dict[str, Any]:
-    """The dotted name and value of every setting."""
-    values = {}
-    for key in flat_keys(type(settings)):
-        value = settings
-        for part in key.split("."):
-            value = getattr(value, part)
-        values[key] = value
-    return values
-
-
-def unknown_key(kind: type, key: str, where: str) -> OlivineError:
-    """The error for a key that is not a setting, naming the nearest one that is."""
-    known = flat_keys(kind)
-    # The last part decides when the section is wrong: lr → optimizer.lr.
-    by_last = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key, known, 1, 0.75)
-    if not near:
-        last = difflib.get_close_matches(key.rpartition(".")[2], by_last, 1, 0.6)
-        near = [by_last[last[0]]] if last else difflib.get_close_matches(key, known, 1, 0.0)
-    return OlivineError(f"no setting {key!r}", where=where, remedy=f"did you mean {near[0]!r}?")
-
-
-def settings_from_plain(kind: type[S], plain: Mapping[str, Any], where: str, _prefix: str = "", _root: Any = None) -> S:
-    """Build a settings dataclass from nested plain values, checking names and types.
-
-    Raises:
-        OlivineError: names the key.
-    """
-    root = _root or kind
-    hints = typing.get_type_hints(kind)
-    names = {member.name for member in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, value in plain.items():
-        key = f"{_prefix}{name}"
-        if name not in names:
-            raise unknown_key(root, key, where)
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise OlivineError(f"{key} is a section, not a value", where=where, remedy=f"set {key}.… instead")
-            values[name] = settings_from_plain(typing.cast(type, hint), value, where, f"{key}.", root)
-        else:
-            values[name] = _checked(hint, value, key, where)
-    try:
-        return kind(**values)
-    except (ValueError, TypeError) as error:
-        raise OlivineError(f"{_prefix.rstrip('.')}: {error}", where=where, remedy="change that setting") from None
-
-
-def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
-    """``value`` as the type ``hint``, or an error that names the key."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _checked(next(a for a in arguments if a is not type(None)), value, key, where)
-    if origin is Literal:
-        if value in arguments and not (isinstance(value, bool) and value not in (True, False)):
-            return value
-        expected = " | ".join(str(a) for a in arguments)
-    elif origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis and isinstance(value, list) else arguments
-        if isinstance(value, (list, tuple)) and len(value) == len(kinds):
-            return tuple(_checked(kind, item, key, where) for kind, item in zip(kinds, value))
-        expected = f"a list of {len(kinds)} values"
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
-            try:
-                return float(value)
-            except ValueError:
-                pass
-        expected = "a number"
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        expected = "a whole number"
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-        expected = "true or false"
-    else:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        expected = "text"
-    raise OlivineError(f"{key} is {value!r}, expected {expected}", where=where, remedy=f"change {key}")

@@ -22,8 +22,8 @@ from olivine.cluster.ray_torchrun import check_room
 from olivine.cluster.slurm import SlurmSettings, submit
 from olivine.cluster.status import find_jobs, read_status, watch_jobs
 from olivine.cluster.ticket import Ticket, check_environment
+from olivine.commands.defaults import choose_executor
 from olivine.common import OlivineError, write_json
-from olivine.defaults import choose_executor
 
 
 def _job(tmp_path: Path, done: int, units: int) -> Path:

@@ -286,7 +286,7 @@ def test_shards_without_point_labels_or_with_other_classes_are_refused(
 
 
 def test_an_unfinished_run_says_how_far_it_got(nuscenes_world, make_checkpoint, tmp_path):
-    from olivine.defaults import choose_checkpoint
+    from olivine.commands.defaults import choose_checkpoint
 
     early = make_checkpoint(step=12)
     assert choose_checkpoint(early)[1] == "as asked; step 12 of 40: the run is not finished"

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.common.settings import settings_to_plain
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
 from olivine.downstream.settings import FinetuneSettings
 from olivine.downstream.weights import export_backbone, import_weights
 from olivine.train.backbones import build_backbone
 from olivine.train.checkpoint import load_backbone, save_checkpoint
-from olivine.train.settings import load_settings, settings_to_plain
+from olivine.train.settings import load_settings
 from olivine.train.setup import backbone_arguments
 from olivine.train.sparse import SparseTensor
 from olivine.train.sparse.engines import engine_problem

@@ -55,7 +55,7 @@ def test_doctor_finds_this_installation_in_order(tmp_path):
 
 
 def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, monkeypatch):
-    from olivine import doctor
+    from olivine.commands import doctor
 
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from olivine import cli, common, console
-from olivine.common import OlivineError, atomic_directory, check_replaceable
+from olivine import cli
+from olivine.commands import console
+from olivine.common import OlivineError, atomic_directory, check_replaceable, files
 
 # Each with the folder it reads from, which --out names in one of the cases.
 SHORT = ["--set", "run.steps=1", "--set", "sampling.pairs=256"]
@@ -99,7 +100,7 @@ def test_out_never_costs_a_file_that_was_there(command, where, world, monkeypatc
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("export", "import-weights")])
 def test_the_root_folder_is_refused_before_anything_is_written(command, world, monkeypatch):
     written = []
-    monkeypatch.setattr(common, "_partial_name", lambda path: written.append(path) or world / "x")
+    monkeypatch.setattr(files, "_partial_name", lambda path: written.append(path) or world / "x")
     dry = ["--dry-run"] if command in ("synth", "labelgen", "build-pairs", "pretrain", "probe", "finetune") else []
     assert run([*COMMANDS[command][0], *dry, "--out", "/"], world, monkeypatch) in (
         (0,) if "build" in command else (2,)
@@ -147,7 +148,7 @@ def test_only_marked_folders_are_replaced(tmp_path, monkeypatch):
         (folder / "sub/a").write_text("1")
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "b").write_text("2")
-    assert sorted(contents(tmp_path / "out")) == [common.MARK, "b"]
+    assert sorted(contents(tmp_path / "out")) == [files.MARK, "b"]
     (tmp_path / "empty").mkdir()
     with atomic_directory(tmp_path / "empty") as folder:
         (folder / "c").write_text("3")

@@ -107,7 +107,8 @@ PROCESS = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
 import olivine.train.loop as loop
-from olivine.train.settings import PretrainSettings, settings_from_plain
+from olivine.common.settings import settings_from_plain
+from olivine.train.settings import PretrainSettings
 settings = settings_from_plain(PretrainSettings, json.loads(sys.argv[1]), "test")
 true_step, killed_at = loop.forward_pass, int(sys.argv[3])
 def step(*a, **o):
@@ -121,7 +122,7 @@ loop.pretrain(settings, sys.argv[2])
 
 def run_in_a_process(settings: PretrainSettings, out: Path, killed_at: int = -1) -> None:
     """The run in a process of its own, as a user's is, killed at the start of a step."""
-    from olivine.train.settings import settings_to_plain
+    from olivine.common.settings import settings_to_plain
 
     command = [sys.executable, "-c", PROCESS, json.dumps(settings_to_plain(settings)), str(out), str(killed_at)]
     done = subprocess.run(command, check=False, capture_output=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from olivine.common.settings import settings_to_plain
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.loop import pretrain
-from olivine.train.settings import PretrainSettings, settings_to_plain
+from olivine.train.settings import PretrainSettings
 
 Settings = Callable[..., PretrainSettings]
 
@@ -26,7 +27,8 @@ import torch
 torch.set_num_threads(1)
 from olivine.common import OlivineError
 from olivine.train.loop import pretrain
-from olivine.train.settings import PretrainSettings, settings_from_plain
+from olivine.common.settings import settings_from_plain
+from olivine.train.settings import PretrainSettings
 try:
     pretrain(settings_from_plain(PretrainSettings, json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
 except OlivineError as error:

@@ -8,15 +8,8 @@ import pytest
 import yaml
 
 from olivine.common import OlivineError
-from olivine.train.settings import (
-    PretrainSettings,
-    flat_values,
-    load_settings,
-    preset_names,
-    settings_from_plain,
-    settings_to_plain,
-    settings_to_yaml,
-)
+from olivine.common.settings import flat_values, settings_from_plain, settings_to_plain, settings_to_yaml
+from olivine.train.settings import PretrainSettings, load_settings, preset_names
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference", "cpu"])

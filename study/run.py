@@ -3,7 +3,7 @@
 Every finished run is one JSON row with the digest of its configuration, so that a study goes on where it stopped and
 never takes a row of another configuration. :func:`run_study` runs, :func:`merge_studies` joins the rows of folders.
 
-What the folder holds: ``study.json`` (the study as read), ``rows/`` (see ``study_rows.py``), ``runs/`` (a run folder
+What the folder holds: ``study.json`` (the study as read), ``rows/`` (see ``rows.py``), ``runs/`` (a run folder
 for each pre-training, named with its digest), ``features/`` (the frozen encoder's, see ``train/pixel_features.py``),
 ``table.md``, ``table.csv``, ``table.png``, and ``times.csv``.
 """
@@ -19,20 +19,21 @@ from typing import Any
 import torch
 
 from ..common import Failure, OlivineError, PathLike, read_json, remove_leftovers, write_bytes, write_json
+from ..common.settings import flat_values, settings_to_plain
+from ..downstream.finetune import finetune
+from ..downstream.probe import linear_probe
+from ..downstream.settings import INCIDENTAL as HOW
+from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import save_checkpoint
 from ..train.loop import pretrain
 from ..train.pixel_features import store_pixel_features
-from ..train.settings import INCIDENTAL, PretrainSettings, flat_values, settings_to_plain
+from ..train.settings import INCIDENTAL, PretrainSettings
 from ..train.setup import backbone_arguments, build_encoder, seeded_backbone
-from .finetune import finetune
-from .probe import linear_probe
-from .settings import INCIDENTAL as HOW
-from .settings import SegmentationSettings
-from .study_config import StudySettings, slug, study_from_plain
-from .study_picture import draw_study
-from .study_rows import Row, Run, find_row, read_rows, write_row
-from .study_table import as_csv, as_markdown, scores_of
+from .config import StudySettings, slug, study_from_plain
+from .picture import draw_study
+from .rows import Row, Run, find_row, read_rows, write_row
+from .table import as_csv, as_markdown, scores_of
 
 # What decides random weights and how they are probed; the rest of a pre-training's settings does not.
 _NETWORK = ("backbone.", "voxels.")
@@ -134,7 +135,7 @@ def run_study(
     """Do what is left of a study, and make its table.
 
     Args:
-        study: see :func:`~olivine.downstream.study_config.load_study`.
+        study: see :func:`~olivine.study.config.load_study`.
         out: the study's folder.
         seeds, rows: run these only; by default the study's. The table has all that the folder holds.
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import OlivineError, read_json
+from ..common import OlivineError, read_json
 
 if TYPE_CHECKING:
-    from .cluster.work import Executor
+    from ..cluster.work import Executor
 
 DATA = Path("data")
 RUNS = Path("runs")
@@ -64,7 +64,7 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
 def choose_checkpoint(checkpoint: Path | None, pattern: str = "*") -> tuple[Path, str]:
     """The run folder or checkpoint, the reason, and how far it got where its run is not finished."""
     chosen, why = (newest_run(pattern), "the newest run") if checkpoint is None else (checkpoint, "as asked")
-    from .train.checkpoint import load_checkpoint, progress_of
+    from ..train.checkpoint import load_checkpoint, progress_of
 
     progress = progress_of(load_checkpoint(chosen))
     return chosen, f"{why}; {progress}" if progress else why
@@ -130,11 +130,11 @@ def choose_executor(
     if name == "local":
         if address is not None:
             raise OlivineError("--address needs --executor ray", remedy="add it, or leave --address out")
-        from .cluster.local import Local
+        from ..cluster.local import Local
 
         return Local(processes, devices)
     if name != "ray":
         raise OlivineError(f"--executor {name}", remedy="choose local or ray; for SLURM: olivine submit")
-    from .cluster.ray_actors import RayCluster
+    from ..cluster.ray_actors import RayCluster
 
     return RayCluster(address or os.environ.get("RAY_ADDRESS"), workers)

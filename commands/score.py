@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..common import OlivineError, check_output, check_replaceable
 from . import console, defaults
-from .common import OlivineError, check_output
 from .defaults import DATA, RUNS
-from .options import Checkpoint, DryRun, Fraction, Json, Labelled, Network, Overwrite, Predictions, Tuned
+from .options import Checkpoint, DryRun, Fraction, Json, Labelled, Labels, Network, Overwrite, Predictions, Tuned
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(predict)
     app.command()(study)
     app.command()(export)
+    app.command()(report)
     app.command("import-weights")(import_weights)
 
 
@@ -44,9 +45,9 @@ def probe(
 
     Example: olivine probe
     """
-    from .downstream.probe import linear_probe
-    from .downstream.settings import ProbeSettings, settings_of
-    from .train.settings import load_settings
+    from ..downstream.probe import linear_probe
+    from ..downstream.settings import ProbeSettings, settings_of
+    from ..train.settings import load_settings
 
     settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
     network = None if config is None else load_settings(config)
@@ -80,9 +81,9 @@ def finetune(
 
     Example: olivine finetune --fraction 1
     """
-    from .downstream.finetune import finetune as run
-    from .downstream.settings import FinetuneSettings, settings_of
-    from .train.settings import load_settings
+    from ..downstream.finetune import finetune as run
+    from ..downstream.settings import FinetuneSettings, settings_of
+    from ..train.settings import load_settings
 
     settings = settings_of(FinetuneSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
     network = None if config is None else load_settings(config)
@@ -110,7 +111,7 @@ def predict(
 
     Example: olivine predict --shards data/pairs/nuscenes/test
     """
-    from .downstream.predict import predict as run
+    from ..downstream.predict import predict as run
 
     checkpoint, folder = _choose_backbone(checkpoint, as_json, "*/finetune-*")
     held_out = "test" if any((DATA / "pairs").glob("*/test/manifest.json")) else "val"
@@ -137,7 +138,7 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
 
 
 def _say_scores(results: list[Any], out: Path, as_json: bool) -> None:
-    from .downstream.results import score_table
+    from ..downstream.results import score_table
 
     plain = json.dumps([dataclasses.asdict(r) for r in results])
     print(plain if as_json else f"\n{score_table(results)}\nscores: {out}")
@@ -160,13 +161,13 @@ def study(
 
     Example: olivine study --config configs/study-demo.yaml --out runs/study --seed 0
     """
-    from .downstream.study_config import load_study
+    from ..study.config import load_study
 
     if bool(folders) != merge:
         remedy = "give folders: olivine study --merge A B --out C" if merge else "to join folders add --merge"
         raise OlivineError("--merge and folders go together", where="olivine study", remedy=remedy)
     if merge:
-        from .downstream.study import merge_studies
+        from ..study.run import merge_studies
 
         out = out or RUNS / "study"
         check_output(out, inputs=folders or [], known=("study.json",))
@@ -176,7 +177,7 @@ def study(
         plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
         out = out or RUNS / plan.name
         check_output(out, inputs=(plan.shards,), known=("study.json",))
-        from .downstream.study import list_study, run_study
+        from ..study.run import list_study, run_study
 
         seeds = plan.seeds if seed is None else (seed,)
         if dry_run:
@@ -202,7 +203,7 @@ def export(
 
     Example: olivine export --layout minkowski --out backbone.pt
     """
-    from .downstream.weights import export_backbone
+    from ..downstream.weights import export_backbone
 
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
     out = out or folder / f"{layout or 'exported'}.pt"
@@ -223,9 +224,31 @@ def import_weights(
 
     Example: olivine import-weights slidr.pt --config reference
     """
-    from .downstream.weights import import_weights as run
-    from .train.settings import load_settings
+    from ..downstream.weights import import_weights as run
+    from ..train.settings import load_settings
 
     settings = load_settings(config or "reference", set_ or []) if config or set_ else None
     out = out or RUNS / file.stem / "last.pt"
     console.finish("import-weights", run(file, out, settings, overwrite=overwrite), out, as_json)
+
+
+def report(
+    run: Annotated[Path | None, typer.Option(help="Run folder [the newest in runs/].")] = None,
+    labels: Labels = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards to draw [the largest val split in data/pairs].")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("report"),
+    frames: Annotated[int, typer.Option(help="Frames to draw.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Draw label overlays, labelled points, the loss curve and the probe table.
+
+    Example: olivine report --out report
+    """
+    from ..report.figures import draw_report
+
+    labels, _ = defaults.choose_labels(labels, None)
+    shards, _ = defaults.choose_shards(shards, "val")
+    folder = run or (defaults.newest_run() if defaults.has_run() else None)
+    check_output(out, inputs=(labels, shards, folder))
+    check_replaceable(out)
+    console.finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)

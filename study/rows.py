@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError, digest, read_json, write_json
-from .study_config import slug
+from .config import slug
 
 SCHEMA = "1.0"
 

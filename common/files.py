@@ -1,85 +1,22 @@
-"""What every room shares: the package's one exception, whole-or-nothing writing, progress, pixels without a copy.
-
-Nothing here knows a data set, a network or a command.
-"""
+"""Files and folders that appear whole or not at all, what may be replaced, JSON, and digests."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
-import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import signal
-import socket
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    import numpy
-    from numpy.typing import NDArray
-
-T = TypeVar("T")
-PathLike = str | os.PathLike[str]
+from .errors import OlivineError, PathLike, disk_error
+from .processes import is_running, writer_name
 
 _PARTIAL = ".partial-"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-class OlivineError(Exception):
-    """Something the user can mend: what happened, where, and what to do.
-
-    Args:
-        what: what is wrong, without a full stop.
-        where: the file, frame, camera or key it was found in.
-        remedy: what to do about it, as an imperative without a full stop.
-
-    ``str(error)`` is one line, ``<where>: <what>. <Remedy>.``
-    """
-
-    def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
-        line = f"{where}: {what}" if where is not None else what
-        if remedy:
-            line = f"{line.rstrip('.')}. {remedy[0].upper()}{remedy[1:]}"
-        super().__init__(" ".join(line.split()))
-
-    # An exception with keyword-only arguments does not survive pickling by
-    # itself, and worker processes send theirs home that way.
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (OlivineError, (str(self),))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One unit of work that could not be done, and the line that says why."""
-
-    unit: str
-    reason: str
-
-
-def disk_error(error: OSError, path: PathLike) -> OlivineError:
-    """The one line for an ``OSError`` met while writing ``path``."""
-    if error.errno in FULL_DISK:
-        return OlivineError(
-            "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return OlivineError("no permission to write here", where=path, remedy="choose another --out folder")
-    return OlivineError(f"cannot be written: {error.strerror or error}", where=path)
-
-
-def writer_name(pid: int | None = None) -> str:
-    """What a process of this machine (this one without a pid) signs its half-written files with."""
-    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-    return f"{host}-{pid or os.getpid()}"
 
 
 def _partial_name(path: Path) -> Path:
@@ -279,48 +216,6 @@ def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) 
         raise
 
 
-def cores() -> int:
-    """Processor cores this process may use; under SLURM those of its task."""
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(free, int(os.environ.get("SLURM_CPUS_PER_TASK") or free))
-
-
-@contextlib.contextmanager
-def children_deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within the block are born with Ctrl-C blocked: it reaches a whole terminal, their parent answers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def children_share_cores(count: int) -> Iterator[None]:
-    """Processes started within the block take 1/``count`` of the cores for their threads each.
-
-    BLAS and OpenMP read their thread number once, when a process begins, and take every core by default: ``count``
-    such processes then spin against each other. What the user has set stays.
-    """
-    names = [n for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ]
-    os.environ.update(dict.fromkeys(names, str(max(1, cores() // max(count, 1)))))
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine lives."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    # After the name in brackets comes the state: Z is a dead process that nobody waited for.
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
 def remove_leftovers(directory: PathLike, writer: str | None = None) -> list[Path]:
     """Remove what dead processes of this machine left half-written in ``directory``.
 
@@ -373,102 +268,3 @@ def sha256_file(path: PathLike) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value's canonical form, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def progress(
-    description: str, total: int | None = None, unit: str = "it", before: int = 0
-) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error for the length of a block: rate and time left.
-
-    On a terminal a bar; elsewhere (a log file) a line every ten seconds. ``before`` of the total
-    are done already, and count for no rate. Yields a function that is told how many more are done.
-    """
-    start = last = time.monotonic()
-    count = 0
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=before, rate="")
-
-            def draw(more: int) -> None:
-                nonlocal count
-                count += more
-                bar.update(task, advance=more, rate=f"{count / max(time.monotonic() - start, 1e-9):.2f} {unit}/s")
-
-            yield draw
-        return
-
-    def say(more: int) -> None:
-        nonlocal count, last
-        count += more
-        now = time.monotonic()
-        if now - last >= 10:
-            last = now
-            rate = count / (now - start)
-            left = f", {max(total - before - count, 0) / rate:.0f} s left" if total and rate else ""
-            of = f"/{total}" if total else ""
-            print(f"{description}: {before + count}{of}, {rate:.2f} {unit}/s{left}", file=sys.stderr, flush=True)
-
-    yield say
-
-
-def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield ``items`` with a progress bar; see :func:`progress`."""
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
-    with progress(description, total, unit) as advance:
-        for item in items:
-            yield item
-            advance(1)
-
-
-def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The installed version of each distribution, ``"absent"`` where there is none."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "absent"
-
-    return {name: installed(name) for name in names}
-
-
-class _ArrowArray(ctypes.Structure):
-    """The C struct of Arrow's data interface, which Pillow exports its memory by (11.2 and later)."""
-
-    _fields_ = (
-        ("length", ctypes.c_int64),
-        ("null_count", ctypes.c_int64),
-        ("offset", ctypes.c_int64),
-        ("n_buffers", ctypes.c_int64),
-        ("n_children", ctypes.c_int64),
-        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-        ("children", ctypes.POINTER(ctypes.c_void_p)),
-    )
-
-
-def pixels_of(picture: Any) -> tuple[NDArray[numpy.uint8], object]:
-    """The pixels of a Pillow image of mode RGB, uint8 [H, W, 4], and what keeps their memory alive.
-
-    The last channel means nothing. Pillow's own memory where it can be had in one piece (Pillow
-    11.2 and newer, up to 16 MiB), else a copy; read it, and keep ``picture`` while you do.
-    """
-    import numpy as np
-
-    try:
-        _, capsule = picture.__arrow_c_array__()
-    except (AttributeError, ValueError, MemoryError):
-        return np.asarray(picture.convert("RGBX")), None
-    address = ctypes.pythonapi.PyCapsule_GetPointer
-    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    array = ctypes.cast(address(capsule, b"arrow_array"), ctypes.POINTER(_ArrowArray)).contents
-    child = ctypes.cast(array.children[0], ctypes.POINTER(_ArrowArray)).contents
-    width, height = picture.size
-    memory = (ctypes.c_uint8 * (width * height * 4)).from_address(child.buffers[1] or 0)
-    return np.ctypeslib.as_array(memory).reshape(height, width, 4), capsule

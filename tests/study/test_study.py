@@ -12,11 +12,11 @@ import pytest
 from scipy import stats
 
 from olivine.common import OlivineError
-from olivine.downstream import study as study_module
-from olivine.downstream.study import Ground, list_study, merge_studies, plan_study, run_study
-from olivine.downstream.study_config import load_study, study_from_plain
-from olivine.downstream.study_rows import Run, find_row, read_rows, write_row
-from olivine.downstream.study_table import Difference, as_markdown, paired_difference
+from olivine.study import run as study_module
+from olivine.study.config import load_study, study_from_plain
+from olivine.study.rows import Run, find_row, read_rows, write_row
+from olivine.study.run import Ground, list_study, merge_studies, plan_study, run_study
+from olivine.study.table import Difference, as_markdown, paired_difference
 
 PLAIN = {
     "name": "small",

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from .common import Failure, OlivineError, disk_error
+from ..common import Failure, OlivineError, disk_error
 
 _START = time.monotonic()
 _QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks

@@ -35,7 +35,7 @@ def submit(
 
     Example: olivine submit --partition gpu --nodes 4 --gpus 8 -- labelgen --dataset nuscenes
     """
-    from .cluster.slurm import SlurmSettings, submit
+    from ..cluster.slurm import SlurmSettings, submit
 
     settings = SlurmSettings(partition, nodes, gpus, cpus, parts, time, wait)
     summary = submit(command, settings)
@@ -53,7 +53,7 @@ def launch(
 
     Example: olivine launch --nodes 2 --gpus 8 --address auto -- pretrain --config paper
     """
-    from .cluster.ray_torchrun import launch
+    from ..cluster.ray_torchrun import launch
 
     summary = launch(command, nodes, max(1, gpus), address, say=lambda text: console.note(text, as_json))
     console.finish("launch", summary, summary.logs, as_json)
@@ -68,7 +68,7 @@ def status(
 
     Example: olivine status data/labels/nuscenes --watch
     """
-    from .cluster.status import find_jobs, read_status, watch_jobs
+    from ..cluster.status import find_jobs, read_status, watch_jobs
 
     found = watch_jobs(folder) if watch else [read_status(job) for job in find_jobs(folder)]
     left = sum(status.unfinished for status in found)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .study_config import Claim, StudySettings, Table
-from .study_rows import Row
+from .config import Claim, StudySettings, Table
+from .rows import Row
 
 CONFIDENCE = 0.95
 STAGE_NAMES = {"probe": "linear probe", "finetune": "fine-tuning on few labels"}

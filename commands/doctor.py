@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from .common import package_versions
+import typer
+
+from ..common import package_versions
+from .options import Json
 
 # distribution, module, what it is for, the extra that brings it (None: olivine itself)
 PACKAGES = (
@@ -127,8 +132,8 @@ def _devices() -> Iterator[Finding]:
 
 
 def _engine() -> Finding:
-    from .train.sparse import fused
-    from .train.sparse.engines import engine_problem
+    from ..train.sparse import fused
+    from ..train.sparse.engines import engine_problem
 
     path = "one-pass loops for AVX-512" if fused.available() else "matrix products"
     beside = "; minkowski can be chosen with --engine" if engine_problem("minkowski") is None else ""
@@ -155,3 +160,28 @@ def _folders() -> Iterator[Finding]:
         yield Finding(
             "data set", "missing", "none in data/", "link one to data/nuscenes, or: olivine synth --out data/nuscenes"
         )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(doctor)
+
+
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Without importing every package.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what is missing, what would be used, and what mends it.
+
+    Example: olivine doctor
+    """
+    findings = list(examine(quick))
+    if as_json:
+        print(json.dumps([f.as_dict() for f in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.state:8} {finding.topic:17} {finding.text}")
+            if finding.remedy:
+                print(f"{'':26} to mend: {finding.remedy}")
+    if any(f.state == "broken" for f in findings):
+        raise typer.Exit(1)

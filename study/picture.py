@@ -6,8 +6,8 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from .study_config import StudySettings, Table
-from .study_table import STAGE_NAMES, Scores, paired_difference
+from .config import StudySettings, Table
+from .table import STAGE_NAMES, Scores, paired_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,15 +28,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..common import OlivineError, PathLike
-from ..train.settings import (
-    CONFIGS,
-    PretrainSettings,
-    load_settings,
-    read_yaml,
-    settings_from_plain,
-    settings_to_plain,
-)
-from .settings import FinetuneSettings, ProbeSettings
+from ..common.settings import read_yaml, settings_from_plain, settings_to_plain
+from ..downstream.settings import FinetuneSettings, ProbeSettings
+from ..train.settings import CONFIGS, PretrainSettings, load_settings
 
 Stage = Literal["pretrain", "probe", "finetune"]
 

@@ -1,0 +1,314 @@
+"""The commands that make data sets, label maps and shards, and fetch the labellers' weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..common import check_output, check_replaceable, cores
+from . import console, defaults
+from .defaults import DATA
+from .options import (
+    Address,
+    DryRun,
+    Folder,
+    Json,
+    Labels,
+    Merge,
+    Moved,
+    Names,
+    Overwrite,
+    Part,
+    Place,
+    Plan,
+    Workers,
+)
+
+
+def register(app: typer.Typer, weights: typer.Typer) -> None:
+    """Add these commands to the command line, and those about weights to theirs."""
+    app.command()(synth)
+    app.command()(labelgen)
+    app.command("score-labels")(score_labels)
+    app.command("build-pairs")(build_pairs)
+    weights.command("list")(weights_list)
+    weights.command("fetch")(weights_fetch)
+    weights.command("check")(weights_check)
+
+
+def synth(
+    out: Annotated[Path | None, typer.Option(help="Folder of the new data set [data/<format>].")] = None,
+    format: Annotated[str, typer.Option(help="nuscenes or semantickitti.")] = "nuscenes",
+    scenes: Annotated[int, typer.Option(help="Scenes; about a quarter of them for validation.")] = 10,
+    frames: Annotated[int, typer.Option(help="Frames in each scene.")] = 6,
+    image_scale: Annotated[float, typer.Option(help="Image size relative to the real camera's.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Another seed, another street.")] = 0,
+    workers: Workers = 0,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a synthetic data set in a real one's format.
+
+    Example: olivine synth --scenes 10 --frames 6 --out data/nuscenes
+    """
+    from ..synthetic.settings import SyntheticSettings
+    from ..synthetic.write import write_dataset
+
+    settings = SyntheticSettings(
+        format=format, scenes=scenes, frames=frames, image_scale=image_scale, seed=seed, workers=workers
+    )
+    out = out or DATA / format
+    check_replaceable(out)
+    if dry_run:
+        return console.say_plan(f"{scenes} scenes of {frames} frames in {format} format", out, as_json)
+    console.finish("synth", write_dataset(settings, out), out, as_json)
+
+
+def labelgen(
+    dataset: Annotated[str | None, typer.Option(help="nuscenes, semantickitti, kitti [what data/ holds].")] = None,
+    root: Annotated[Path | None, typer.Option(help="The data set's folder [data/<dataset>].")] = None,
+    version: Annotated[str | None, typer.Option(help="nuScenes version [the largest present].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Label folder [data/labels/<dataset>].")] = None,
+    labeler: Annotated[str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle or import.")] = "auto",
+    camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="import: what each value of those maps means.")] = None,
+    error: Annotated[str, typer.Option(help="oracle: its errors; none for exact labels.")] = "default",
+    prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
+    weights: Folder = None,
+    detector: Annotated[str, typer.Option(help="GroundingDINO's size: swin-t or swin-b.")] = "swin-t",
+    detector_config: Annotated[Path | None, typer.Option(help="GroundingDINO configuration.")] = None,
+    detector_checkpoint: Annotated[Path | None, typer.Option(help="GroundingDINO checkpoint (hf: folder).")] = None,
+    sam: Annotated[str, typer.Option(help="SAM's size: vit-b, vit-l or vit-h.")] = "vit-h",
+    sam_checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint (hf: folder).")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="Folder with BERT's configuration and vocabulary.")] = None,
+    box_threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.25,
+    text_threshold: Annotated[float, typer.Option(help="Lowest score of a box's best prompt.")] = 0.25,
+    short_side: Annotated[int, typer.Option(help="The detector's image: short side in pixels.")] = 800,
+    long_side: Annotated[int, typer.Option(help="The detector's image: longest side in pixels.")] = 1333,
+    prompting: Annotated[str, typer.Option(help="combined (one caption) or separate.")] = "combined",
+    overlap: Annotated[str, typer.Option(help="layered (stuff, then things) or reference.")] = "layered",
+    min_area: Annotated[int, typer.Option(help="Drop masks under this many pixels.")] = 0,
+    max_components: Annotated[int, typer.Option(help="Drop masks of more pieces; 0 for no limit.")] = 0,
+    segments: Annotated[str, typer.Option(help="Segment maps too: none, masks, sam or slic.")] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the oracle's errors.")] = 0,
+    verify: Annotated[bool, typer.Option("--verify", help="Make a sample again and compare; writes nothing.")] = False,
+    executor: Place = "local",
+    address: Address = None,
+    workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
+    merge: Merge = False,
+    plan: Plan = 0,
+    shard: Part = "0/1",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a label map for every camera image.
+
+    Example: olivine labelgen --dataset nuscenes
+    """
+    from ..cluster.journal import logs_of
+    from ..cluster.ticket import check_environment
+    from ..labelgen.run import generate_labels, plan_labels
+    from ..labelgen.settings import LabelSettings
+    from ..labelgen.verify import verify_labels
+    from ..readers import index_dataset
+
+    check_environment()
+    gpus = defaults.gpus()
+    place = defaults.choose_executor(executor, address, workers, workers or len(gpus) or 1, gpus)
+    dataset, root, why = defaults.choose_dataset(dataset, root)
+    out = out or DATA / "labels" / dataset
+    console.note(f"data set: {root} ({why})", as_json or bool(plan))
+    settings = LabelSettings(
+        labeler=labeler,
+        camseg=camseg,
+        classes=classes,
+        error=error,
+        prompts=prompts,
+        weights=weights,
+        detector=detector,
+        detector_config=detector_config,
+        detector_checkpoint=detector_checkpoint,
+        sam=sam,
+        sam_checkpoint=sam_checkpoint,
+        text_encoder=text_encoder,
+        box_threshold=box_threshold,
+        text_threshold=text_threshold,
+        short_side=short_side,
+        long_side=long_side,
+        prompting=prompting,
+        overlap=overlap,
+        min_area=min_area,
+        max_components=max_components,
+        segments=segments,
+        device=device,
+        precision=precision,
+        batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
+        seed=seed,
+    )
+    check_output(out, inputs=(root, camseg, weights), known=("frames",))
+    if dry_run:
+        return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
+    index, found = index_dataset(out / "frames", dataset, root, version)
+    console.note(f"frames: {found}", as_json or bool(plan))
+    if plan:
+        print(json.dumps(plan_labels(index, out, plan).to_plain()))
+        return
+    if verify:
+        return console.finish("labelgen --verify", verify_labels(index, out, settings), None, as_json)
+    options: dict[str, Any] = {"executor": place, "logs": logs_of(out), "merge_only": merge}
+    summary = generate_labels(index, out, settings, part=defaults.part(shard), overwrite=overwrite, **options)
+    console.finish("labelgen", summary, out, as_json)
+
+
+def score_labels(
+    labels: Labels = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the scores [<labels>-scores].")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
+    root: Moved = None,
+    as_json: Json = False,
+) -> None:
+    """Score label maps against the data set's ground truth.
+
+    Example: olivine score-labels
+    """
+    from ..labelgen.score import score_labels as score
+    from ..labelgen.store import open_store
+
+    labels, why = defaults.choose_labels(labels, None)
+    console.note(f"labels: {labels} ({why})", as_json)
+    out = out or labels.with_name(f"{labels.name}-scores")
+    check_output(out, inputs=(labels, root), known=("score.json",))
+    console.finish(
+        "score-labels", score(open_store(labels), out, split=split, against=against, root=root), out, as_json
+    )
+
+
+def weights_list(weights: Folder = None, as_json: Json = False) -> None:
+    """Every model whose weights olivine can use: source, licence, size, whether it is here.
+
+    Example: olivine weights list
+    """
+    from ..labelgen.weights import list_weights
+
+    rows = list_weights(weights)
+    if as_json:
+        print(json.dumps(rows, default=str))
+        return
+    for row in rows:
+        files = row["files"]
+        known = [f["size"] for f in files if f["size"]]
+        size = f"{sum(known) / 2**20:,.0f} MiB" if len(known) == len(files) else "size unknown"
+        here = "here" if all(f["present"] for f in files) else "not here"
+        print(f"{row['name']:18} {size:>13}  {here:9} {row['licence']:11} {row['role']}; {row['source']}")
+
+
+def weights_fetch(names: Names = None, weights: Folder = None, as_json: Json = False) -> None:
+    """Fetch weights, going on where an earlier call stopped, and verify them.
+
+    Example: olivine weights fetch swin-t bert-base-uncased vit-h
+    """
+    from ..labelgen.weights import fetch_weights
+
+    summary = fetch_weights(names or [], weights)
+    console.finish("weights fetch", summary, summary.folder, as_json)
+
+
+def weights_check(names: Names = None, weights: Folder = None, as_json: Json = False) -> None:
+    """Compare the weights that are here with their published size and SHA-256.
+
+    Example: olivine weights check
+    """
+    from ..labelgen.weights import check_weights
+
+    console.finish("weights check", check_weights(names or [], weights), None, as_json)
+
+
+def build_pairs(
+    labels: Labels = None,
+    dataset: Annotated[str | None, typer.Option(help="Take the labels of this data set.")] = None,
+    root: Moved = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards [data/pairs/<dataset>].")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test [every split with frames].")] = None,
+    image_scale: Annotated[str, typer.Option(help="Size of the stored images: auto, or a number up to 1.")] = "auto",
+    jpeg_quality: Annotated[int, typer.Option(help="Of the stored images.")] = 90,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Store the images.")] = True,
+    segments: Annotated[bool, typer.Option("--segments", help="Carry the label store's segment maps.")] = False,
+    visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
+    distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
+    bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
+    check: Annotated[Path | None, typer.Option(help="Verify every byte and value of a set of shards; no more.")] = None,
+    describe: Annotated[Path | None, typer.Option(help="Say what is in a set of shards; no more.")] = None,
+    executor: Place = "local",
+    address: Address = None,
+    workers: Workers = 0,
+    merge: Merge = False,
+    plan: Plan = 0,
+    shard: Part = "0/1",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Project the label maps onto the points and write Zarr shards.
+
+    Example: olivine build-pairs
+    """
+    from ..cluster.journal import logs_of
+    from ..cluster.ticket import check_environment
+    from ..labelgen.store import open_store
+    from ..pairs.build import accounts_of, plan_pairs
+    from ..pairs.build import build_pairs as build
+    from ..pairs.check import check_shards, describe_shards
+    from ..pairs.settings import PairSettings
+
+    if check or describe:
+        for action, folder, function in (("check", check, check_shards), ("describe", describe, describe_shards)):
+            if folder is not None:
+                console.finish(f"build-pairs --{action}", function(folder), None, as_json)
+        return
+    check_environment()
+    place = defaults.choose_executor(executor, address, workers, workers or cores())
+    settings = PairSettings(
+        image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
+        images=images,
+        jpeg_quality=jpeg_quality,
+        segments=segments,
+        visibility=visibility,
+        distance=distance,
+        bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
+        workers=workers or cores(),
+    )
+    labels, why = defaults.choose_labels(labels, dataset)
+    store = open_store(labels)
+    index = store.index(root)
+    out = out or DATA / "pairs" / index.dataset
+    console.note(f"labels: {labels} ({why})", as_json or bool(plan))
+    splits = [split] if split else index.splits()
+    for name in splits:
+        check_output(out / name, inputs=(labels, index.root), known=("units", "shard-*.zarr"))
+    if plan:
+        print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
+        return
+    summaries: list[tuple[str, Any]] = []
+    if not dry_run:
+        for account in accounts_of(store, out, logs_of(out), settings, splits, index, overwrite):
+            account.open()
+    for name in splits:
+        if dry_run:
+            frames = sum(scene.frame_count for scene in index.select(name))
+            console.say_plan(f"shards of {frames} {name} frames", out / name, as_json)
+            continue
+        options: dict[str, Any] = {"split": name, "part": defaults.part(shard), "overwrite": overwrite, "index": index}
+        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": merge}
+        summaries.append((name, build(store, out / name, settings, **options)))
+        if merge:
+            summaries.append((f"{name} --check", check_shards(out / name)))
+    if not dry_run:
+        console.finish_many("build-pairs", summaries, out, as_json)

@@ -1,0 +1,72 @@
+"""The command that pre-trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common import check_output
+from . import console, defaults
+from .defaults import RUNS
+from .options import DryRun, Json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(pretrain)
+
+
+def pretrain(
+    shards: Annotated[
+        Path | None, typer.Option(help="Training shards [the largest train split in data/pairs].")
+    ] = None,
+    validation: Annotated[Path | None, typer.Option(help="Held-out shards [the val folder beside them].")] = None,
+    config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Sparse engine: torch or minkowski [the preset's].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run [the preset's].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [runs/<name>].")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the run's last checkpoint.")] = True,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting, and stop.")] = False,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Distil the image encoder and the labels into a sparse 3D network.
+
+    Example: olivine pretrain --config cpu --set run.epochs=20
+    """
+    from ..common.settings import settings_to_yaml
+    from ..train.settings import choose_preset, load_settings
+
+    changes = list(set_ or [])
+    if engine is not None:
+        changes.append(f"backbone.engine={engine}")
+    preset, why = choose_preset() if config == "auto" else (config, "as asked")
+    console.note(f"preset: {preset} ({why})", as_json or print_config)
+    if print_config and shards is None:
+        print(settings_to_yaml(load_settings(preset, changes)), end="")
+        return
+    shards, why = defaults.choose_shards(shards, "train")
+    if validation is None and (shards.parent / "val" / "manifest.json").is_file() and shards.name != "val":
+        validation = shards.parent / "val"
+    changes += [f"data.shards={json.dumps(str(shards))}"]
+    changes += [f"data.validation={json.dumps(str(validation))}"] if validation else []
+    settings = load_settings(preset, changes)
+    if print_config:
+        print(settings_to_yaml(settings), end="")
+        return
+    console.note(f"shards: {shards} ({why})", as_json)
+    out = out or RUNS / (name or settings.name)
+    check_output(out, inputs=(shards, validation), known=("run.json",))
+    if dry_run:
+        length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
+        return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)
+    from ..train.loop import pretrain as run
+
+    summary = run(settings, out, resume=resume)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    console.finish("pretrain", summary, out, as_json)

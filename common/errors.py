@@ -1,0 +1,53 @@
+"""The one exception that users see, a unit of work that failed, and errors of the disk in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class OlivineError(Exception):
+    """Something the user can mend: what happened, where, and what to do.
+
+    Args:
+        what: what is wrong, without a full stop.
+        where: the file, frame, camera or key it was found in.
+        remedy: what to do about it, as an imperative without a full stop.
+
+    ``str(error)`` is one line, ``<where>: <what>. <Remedy>.``
+    """
+
+    def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
+        line = f"{where}: {what}" if where is not None else what
+        if remedy:
+            line = f"{line.rstrip('.')}. {remedy[0].upper()}{remedy[1:]}"
+        super().__init__(" ".join(line.split()))
+
+    # An exception with keyword-only arguments does not survive pickling by
+    # itself, and worker processes send theirs home that way.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (OlivineError, (str(self),))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One unit of work that could not be done, and the line that says why."""
+
+    unit: str
+    reason: str
+
+
+def disk_error(error: OSError, path: PathLike) -> OlivineError:
+    """The one line for an ``OSError`` met while writing ``path``."""
+    if error.errno in FULL_DISK:
+        return OlivineError(
+            "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return OlivineError("no permission to write here", where=path, remedy="choose another --out folder")
+    return OlivineError(f"cannot be written: {error.strerror or error}", where=path)

@@ -1,0 +1,71 @@
+"""Processor cores, child processes, and whether a process lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def writer_name(pid: int | None = None) -> str:
+    """What a process of this machine (this one without a pid) signs its half-written files with."""
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    return f"{host}-{pid or os.getpid()}"
+
+
+def cores() -> int:
+    """Processor cores this process may use; under SLURM those of its task."""
+    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(free, int(os.environ.get("SLURM_CPUS_PER_TASK") or free))
+
+
+@contextlib.contextmanager
+def children_deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started within the block are born with Ctrl-C blocked: it reaches a whole terminal, their parent answers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def children_share_cores(count: int) -> Iterator[None]:
+    """Processes started within the block take 1/``count`` of the cores for their threads each.
+
+    BLAS and OpenMP read their thread number once, when a process begins, and take every core by default: ``count``
+    such processes then spin against each other. What the user has set stays.
+    """
+    names = [n for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ]
+    os.environ.update(dict.fromkeys(names, str(max(1, cores() // max(count, 1)))))
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # After the name in brackets comes the state: Z is a dead process that nobody waited for.
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The installed version of each distribution, ``"absent"`` where there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "absent"
+
+    return {name: installed(name) for name in names}
