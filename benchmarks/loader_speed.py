@@ -140,7 +140,7 @@ def main() -> None:
         store, frames = make_store(folder / "labels", options.data, options.frames)
         build_pairs(store, folder / "shards", PairSettings(), split="train")
         shards = open_shards(folder / "shards")
-        pictures = [shards.images(i) or [] for i in range(len(shards))]
+        pictures = [shards.read(i, ["image"]).image or [] for i in range(len(shards))]
 
         def decode_alone(number: int) -> None:
             for data in pictures[number % len(pictures)]:

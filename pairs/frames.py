@@ -56,32 +56,31 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
     distance = np.linalg.norm(points[:, :plane].astype(np.float64), axis=1)
     rule = settings.bandwidth
     bandwidth = bandwidth_of(distance, rule) if isinstance(rule, str) else float(rule)
-    return ShardFrame(
-        token=frame.token,
-        position=position,
-        points=points,
-        point_label=_point_label(frame, len(points)),
-        pair_point=point,
-        pair_tag=np.stack([camera, label], axis=1),
-        pair_uv=stored_uv,
-        pair_density=distance_density(distance, bandwidth)[point].astype(np.float32),
-        image=[
+    columns = {
+        "points": points,
+        "point_label": _point_label(frame, len(points)),
+        "pair_point": point,
+        "pair_camera": camera,
+        "pair_label": label,
+        "pair_uv": stored_uv,
+        "pair_density": distance_density(distance, bandwidth)[point].astype(np.float32),
+        "image": [
             encode_image(frame.image_path(view), view, size[c], settings.jpeg_quality)
             for c, view in enumerate(frame.cameras)
         ]
         if settings.images
         else None,
-        segment=_segments(frame, store, size) if settings.segments else None,
-        class_count=np.bincount(label, minlength=len(store.classes) + 1).astype(np.int64),
-        timestamp=frame.timestamp,
-        pose=frame.pose,
-        intrinsic=np.stack(
+        "segment": _segments(frame, store, size) if settings.segments else None,
+        "class_count": np.bincount(label, minlength=len(store.classes) + 1).astype(np.int64),
+        "timestamp": np.int64(frame.timestamp),
+        "pose": frame.pose,
+        "intrinsic": np.stack(
             [scale_intrinsic(v.intrinsic, (v.width, v.height), size[c]) for c, v in enumerate(frame.cameras)]
         ),
-        lidar_to_camera=np.stack([view.lidar_to_camera for view in frame.cameras]),
-        image_size=np.array(size, np.int64),
-        bandwidth=bandwidth,
-    )
+        "lidar_to_camera": np.stack([view.lidar_to_camera for view in frame.cameras]),
+        "image_size": np.array(size, np.int64),
+    }
+    return ShardFrame(frame.token, position, bandwidth, {k: v for k, v in columns.items() if v is not None})
 
 
 def _point_label(frame: Frame, count: int) -> NDArray[np.uint8] | None:

@@ -12,86 +12,27 @@ import bisect
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import make_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, digest
 from .chunks import ChunkedArray, damaged
-from .layout import ARRAYS, check_schema
+from .layout import ARRAYS, COLUMNS, check_schema
 from .manifest import read_manifest
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """A frame's point-pixel pairs, ordered by camera and within a camera by point.
+class _Counts:
+    """What follows from the columns of a frame."""
 
-    Attributes:
-        point: int32 [M], position in the cloud.
-        camera: uint8 [M].
-        label: uint8 [M], weak label, 0 = none.
-        uv: float32 [M, 2], sub-pixel position in the stored image.
-        density: float32 [M], distance density at the point, 1 / metre.
-    """
+    if TYPE_CHECKING:
 
-    point: NDArray[np.int32]
-    camera: NDArray[np.uint8]
-    label: NDArray[np.uint8]
-    uv: NDArray[np.float32]
-    density: NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class FrameRecord:
-    """One frame as stored, unpadded. N points, M pairs, C cameras, K classes.
-
-    Attributes:
-        index: position in the set.
-        token, scene, split: the frame's names in its data set.
-        frame_index: position in its scene.
-        points: float32 [N, 4]: x, y, z in metres, raw intensity.
-        point_label: uint8 [N], 0 = ignored; None where the set has none.
-        pair_point: int32 [M].
-        pair_camera, pair_label: uint8 [M].
-        pair_uv: float32 [M, 2], pixels of the stored image.
-        pair_density: float32 [M], 1 / metre.
-        image: C JPEG files; None in a set without images.
-        segment: C 16-bit PNG files; None in a set without segment maps.
-        class_count: int64 [K + 1].
-        timestamp: microseconds.
-        pose: float64 [4, 4], LiDAR to world.
-        intrinsic: float64 [C, 3, 3], of the stored image.
-        lidar_to_camera: float64 [C, 4, 4].
-        image_size: int64 [C, 2], width and height of the stored image.
-        bandwidth: of the density, metres.
-    """
-
-    index: int
-    token: str
-    scene: str
-    split: str
-    frame_index: int
-    points: NDArray[np.float32]
-    point_label: NDArray[np.uint8] | None
-    pair_point: NDArray[np.int32]
-    pair_camera: NDArray[np.uint8]
-    pair_label: NDArray[np.uint8]
-    pair_uv: NDArray[np.float32]
-    pair_density: NDArray[np.float32]
-    image: list[bytes] | None
-    segment: list[bytes] | None
-    class_count: NDArray[np.int64]
-    timestamp: int
-    pose: NDArray[np.float64]
-    intrinsic: NDArray[np.float64]
-    lidar_to_camera: NDArray[np.float64]
-    image_size: NDArray[np.int64]
-    bandwidth: float
+        def __getattr__(self, column: str) -> Any: ...
 
     @property
     def point_count(self) -> int:
@@ -112,6 +53,63 @@ class FrameRecord:
     def segment_bytes(self) -> NDArray[np.int64] | None:
         """Length of each segment map, int64 [C]."""
         return None if self.segment is None else np.array([len(data) for data in self.segment], np.int64)
+
+
+if TYPE_CHECKING:
+
+    class FrameRecord(_Counts):
+        """See below; the columns are made of the table."""
+
+        index: int
+        token: str
+        scene: str
+        split: str
+        frame_index: int
+        bandwidth: float
+
+        def __init__(self, **columns: Any) -> None: ...
+
+else:
+    FrameRecord = make_dataclass(
+        "FrameRecord",
+        [
+            ("index", int),
+            ("token", str),
+            ("scene", str),
+            ("split", str),
+            ("frame_index", int),
+            ("bandwidth", float),
+            *((name, Any, None) for name in COLUMNS),
+        ],
+        bases=(_Counts,),
+        frozen=True,
+        eq=False,
+        namespace={"__module__": __name__},
+    )
+    FrameRecord.__doc__ = """One frame as stored, unpadded: N points, M pairs ordered by camera, C cameras, K classes.
+
+    A column that the set has not, or that was not asked for, is None.
+
+    Attributes:
+        index: position in the set.
+        token, scene, split: the frame's names in its data set.
+        frame_index: position in its scene.
+        bandwidth: of the density, metres.
+        points: float32 [N, 4]: x, y, z in metres, raw intensity.
+        point_label: uint8 [N], 0 = ignored.
+        pair_point: int32 [M], position in the cloud.
+        pair_camera, pair_label: uint8 [M]; the weak label, 0 = none.
+        pair_uv: float32 [M, 2], sub-pixel position in the stored image.
+        pair_density: float32 [M], distance density at the point, 1 / metre.
+        image: C JPEG files.
+        segment: C 16-bit PNG files.
+        class_count: int64 [K + 1], pairs of each weak label.
+        timestamp: microseconds.
+        pose: float64 [4, 4], LiDAR to world.
+        intrinsic: float64 [C, 3, 3], of the stored image.
+        lidar_to_camera: float64 [C, 4, 4].
+        image_size: int64 [C, 2], width and height of the stored image.
+    """
 
 
 class Shard:
@@ -191,8 +189,8 @@ class Shard:
 class ShardSet(Sequence[FrameRecord]):
     """All shards of a folder as one sequence of frames; see :func:`open_shards`.
 
-    ``set[i]`` reads all of a frame. A loader reads what it needs: :meth:`points`,
-    :meth:`point_label`, :meth:`pairs`, :meth:`images`, :meth:`segments`.
+    ``set[i]`` reads all of a frame. A loader reads what it needs: :meth:`read`, :meth:`points`,
+    :meth:`point_label`.
 
     Attributes:
         path: the folder.
@@ -303,77 +301,65 @@ class ShardSet(Sequence[FrameRecord]):
         number = bisect.bisect_right(self._stops, index)
         return self.shard(number), index - (self._stops[number - 1] if number else 0)
 
+    def read(self, index: int, columns: Iterable[str]) -> FrameRecord:
+        """Some columns of a frame; the others are None and are not read.
+
+        Args:
+            columns: names out of :data:`~olivine.pairs.layout.COLUMNS`.
+        """
+        shard, i = self.locate(index)
+        count = {"points": shard.table("point_count")[i], "pairs": shard.table("pair_count")[i]}
+        tags: dict[str, NDArray[Any]] = {}
+        found: dict[str, Any] = {}
+        for column in map(COLUMNS.__getitem__, columns):
+            array = column.array or column.name
+            if array not in shard.arrays:
+                continue
+            if column.over == "images":
+                found[column.name] = shard.files(array, i)
+            elif column.over == "frame":
+                found[column.name] = shard.table(array)[i]
+            elif column.array:
+                if array not in tags:
+                    tags[array] = shard.frame(array, i, count[column.over])
+                found[column.name] = tags[array][:, column.slot]
+            else:
+                found[column.name] = shard.frame(array, i, count[column.over])
+        attributes = shard.attributes
+        return FrameRecord(
+            index=operator.index(index) % len(self),
+            token=shard.tokens[i],
+            scene=attributes["scene"],
+            split=attributes["split"],
+            frame_index=attributes["frame_index"][i],
+            bandwidth=attributes["bandwidth"][i],
+            **found,
+        )
+
+    def has(self, column: str) -> bool:
+        """Whether every frame has a column."""
+        if not COLUMNS[column].optional:
+            return True
+        return bool({"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}[column])
+
     def points(self, index: int) -> NDArray[np.float32]:
         """A frame's cloud, float32 [N, 4]: x, y, z in metres, raw intensity."""
-        shard, i = self.locate(index)
-        return shard.frame("points", i, shard.table("point_count")[i])
+        points: NDArray[np.float32] = self.read(index, ["points"]).points
+        return points
 
     def point_label(self, index: int) -> NDArray[np.uint8] | None:
         """A frame's ground truth, uint8 [N], 0 = ignored; None where it has none."""
-        shard, i = self.locate(index)
-        return shard.frame("point_label", i, shard.table("point_count")[i]) if "point_label" in shard.arrays else None
-
-    def pairs(self, index: int) -> Pairs:
-        """A frame's point-pixel pairs."""
-        shard, i = self.locate(index)
-        count = shard.table("pair_count")[i]
-        tag = shard.frame("pair_tag", i, count)
-        return Pairs(
-            point=shard.frame("pair_point", i, count),
-            camera=tag[:, 0],
-            label=tag[:, 1],
-            uv=shard.frame("pair_uv", i, count),
-            density=shard.frame("pair_density", i, count),
-        )
-
-    def images(self, index: int) -> list[bytes] | None:
-        """A frame's JPEG files, one for each camera; None in a set without images."""
-        shard, i = self.locate(index)
-        return shard.files("image", i) if "image" in shard.arrays else None
-
-    def segments(self, index: int) -> list[bytes] | None:
-        """A frame's segment maps, one 16-bit PNG for each camera; None in a set without."""
-        shard, i = self.locate(index)
-        return shard.files("segment", i) if "segment" in shard.arrays else None
+        label: NDArray[np.uint8] | None = self.read(index, ["point_label"]).point_label
+        return label
 
     def token(self, index: int) -> str:
         """A frame's token."""
         shard, i = self.locate(index)
         return shard.tokens[i]
 
-    def image_sizes(self, index: int) -> NDArray[np.int64]:
-        """Width and height of a frame's stored images, int64 [C, 2]."""
-        shard, i = self.locate(index)
-        size: NDArray[np.int64] = shard.table("image_size")[i]
-        return size
-
     def record(self, index: int) -> FrameRecord:
         """All of a frame."""
-        shard, i = self.locate(index)
-        pairs = self.pairs(index)
-        return FrameRecord(
-            index=operator.index(index) % len(self),
-            token=shard.tokens[i],
-            scene=shard.attributes["scene"],
-            split=shard.attributes["split"],
-            frame_index=shard.attributes["frame_index"][i],
-            points=self.points(index),
-            point_label=self.point_label(index),
-            pair_point=pairs.point,
-            pair_camera=pairs.camera,
-            pair_label=pairs.label,
-            pair_uv=pairs.uv,
-            pair_density=pairs.density,
-            image=self.images(index),
-            segment=self.segments(index),
-            class_count=shard.table("class_count")[i],
-            timestamp=int(shard.table("timestamp")[i]),
-            pose=shard.table("pose")[i],
-            intrinsic=shard.table("intrinsic")[i],
-            lidar_to_camera=shard.table("lidar_to_camera")[i],
-            image_size=shard.table("image_size")[i],
-            bandwidth=shard.attributes["bandwidth"][i],
-        )
+        return self.read(index, COLUMNS)
 
     @overload
     def __getitem__(self, index: int) -> FrameRecord: ...

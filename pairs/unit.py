@@ -130,12 +130,12 @@ class UnitBuilder:
             "scene": unit.scene.name,
             "first": unit.first,
             "frames": len(frames),
-            "points": sum(len(frame.points) for frame in frames),
-            "pairs": sum(len(frame.pair_point) for frame in frames),
-            "class_count": np.sum([frame.class_count for frame in frames], axis=0).tolist(),
-            "has_point_label": frames[0].point_label is not None,
+            "points": sum(len(frame.columns["points"]) for frame in frames),
+            "pairs": sum(len(frame.columns["pair_point"]) for frame in frames),
+            "class_count": np.sum([frame.columns["class_count"] for frame in frames], axis=0).tolist(),
+            "has_point_label": "point_label" in frames[0].columns,
             "cameras": [camera.name for camera in kept[0].cameras],
-            "image_size": np.max([frame.image_size for frame in frames], axis=0).tolist(),
+            "image_size": np.max([frame.columns["image_size"] for frame in frames], axis=0).tolist(),
             "left_out": [[failure.unit, failure.reason] for failure in failures],
             "packages": package_versions(PACKAGES),
         }
@@ -220,7 +220,7 @@ def _check_alike(member: Frame, first: Frame, frame: ShardFrame, first_frame: Sh
             where=f"frame {member.token}",
             remedy="download the missing images",
         )
-    if (frame.point_label is None) != (first_frame.point_label is None):
+    if ("point_label" in frame.columns) != ("point_label" in first_frame.columns):
         raise OlivineError(
             "some frames of the scene have point labels and some have none",
             where=f"frame {member.token}",

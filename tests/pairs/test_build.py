@@ -126,7 +126,12 @@ def test_a_set_without_images_needs_no_label_maps(make_store: MakeStore, tmp_pat
         shutil.rmtree(path)
     summary = build_pairs(store, tmp_path / "out", PairSettings(images=False), split="train")
     shards = open_shards(tmp_path / "out")
-    assert not summary.failures and not shards.has_image and shards.images(0) is None and shards.has_point_label
+    assert (
+        not summary.failures
+        and not shards.has_image
+        and shards.read(0, ["image"]).image is None
+        and shards.has_point_label
+    )
     assert shards.class_count.tolist() == [summary.pairs, 0, 0, 0]
 
 
@@ -146,7 +151,9 @@ def test_the_density_is_of_the_whole_clouds_distances(
     d = check(frame.points().astype(np.float64))
     h = 1.06 * np.std(d, ddof=1) * len(d) ** -0.2
     exact = np.exp(-0.5 * ((d[:, None] - d) / h) ** 2).sum(1) / (len(d) * h * np.sqrt(2 * np.pi))
-    assert made.bandwidth == pytest.approx(h) and np.allclose(made.pair_density, exact[made.pair_point], rtol=1e-3)
+    assert made.bandwidth == pytest.approx(h) and np.allclose(
+        made.columns["pair_density"], exact[made.columns["pair_point"]], rtol=1e-3
+    )
 
 
 # -- bad input -------------------------------------------------------------------------------------
