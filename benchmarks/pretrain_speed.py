@@ -1,15 +1,15 @@
-"""A training step at the paper's sizes against the usual step of this family, in one run, on the real keyframe.
+"""A training step of a preset against the usual step of this family, in one run, on the real keyframe.
 
-The usual step: the dilated ResNet-50 with its batch norms, all pictures at once, channels first; two heads on the whole
-map, upsampled by 4 to maps of the pictures' size, normalised, looked up at the pairs; similarities, exponentials and
-their logarithms as whole matrices through autograd. Ours: batch norms folded; in float32 matrix products and Winograd's
-convolutions picture by picture, the last blocks only where they are needed, otherwise channels last, a few pictures at
-a time; features sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients
-made in the same pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4.
+The usual step: the encoder with its batch norms, all images at once, channels first; two heads on the whole map,
+upsampled to maps of the images' size, normalised, looked up at the pairs; similarities, exponentials and their
+logarithms as whole matrices through autograd. Ours: batch norms folded, channels last, a few images at a time; features
+sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients made in the same
+pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4. An encoder whose weights
+do not come with the package has random ones: they change no time.
 
 Each way runs in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/pretrain_speed.py [--steps 3] [--threads 2] [--dtype float32|bfloat16]
+    python benchmarks/pretrain_speed.py [--config cpu|paper] [--steps 3] [--threads 2] [--dtype float32|bfloat16]
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ def build_shards(folder: Path) -> Path:
 class UsualStep:
     """The step as public code has it."""
 
-    def __init__(self, weights: Path, model: Distiller, settings: PretrainSettings) -> None:
-        encoder = ImageEncoder("resnet50", weights, fold=False)
+    def __init__(self, encoder: ImageEncoder, model: Distiller, settings: PretrainSettings) -> None:
         self.network = encoder.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.scale, self.shift = encoder.pixel_scale, encoder.pixel_shift
         self.model, self.settings = model, settings
@@ -89,7 +88,8 @@ class UsualStep:
 
         def head_map(head: nn.Linear) -> Tensor:
             small = nn.functional.conv2d(features, head.weight[:, :, None, None], head.bias)
-            large = nn.functional.interpolate(small, scale_factor=4, mode="bilinear", align_corners=True)
+            size = (settings.image.height, settings.image.width)
+            large = nn.functional.interpolate(small, size, mode="bilinear", align_corners=True)
             return nn.functional.normalize(large, dim=1)
 
         f_map, f_category_map = head_map(heads.point_pixel), head_map(heads.category)
@@ -98,7 +98,11 @@ class UsualStep:
         z = torch.exp(g_category_all[pair_voxel[draw.sup]] @ embedding(f_category_map, draw.sup).T / tau)
         label = batch.pair_label[draw.sup]
         same = (label[:, None] == label[None, :]).float()
-        wcd = -((torch.log(z / z.sum(1, keepdim=True)) * same).sum(1) / same.sum(1)).mean()
+        share = z / z.sum(1, keepdim=True)
+        if settings.loss.wcd_form == "reference":
+            wcd = -torch.log((share * same).sum(1)).mean()
+        else:
+            wcd = -((torch.log(share) * same).sum(1) / same.sum(1)).mean()
         direction, kappa, _ = statistics.parameters_of_classes()
         label = batch.pair_label
         cosine = (g_category_all[pair_voxel] * direction.float()[label]).sum(1)
@@ -107,26 +111,31 @@ class UsualStep:
         return weights.ppkt_weight * ppkt + weights.wcd_weight * wcd + weights.scr_weight * scr
 
 
-def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
+def encoder_of(settings: PretrainSettings, *, fold: bool, dtype: str) -> ImageEncoder:
+    """The preset's encoder, with the weights of the package or random ones of a seed."""
+    weights = None if settings.image.encoder == "small" else "random"
+    torch.manual_seed(0)
+    return ImageEncoder(settings.image.encoder, weights, fold=fold, dtype=getattr(torch, dtype))
+
+
+def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: str) -> None:
     """Run one way's steps and print what they took."""
     torch.set_num_threads(threads)
-    weights = folder / "resnet50.pth"
     # Pixels rounded in both: the usual way looks them up.
-    settings = load_settings("paper", ["run.batch=2", "run.group=2", "round_pixels=true", f"image.dtype={dtype}"])
+    settings = load_settings(config, ["run.batch=2", "run.group=2", "round_pixels=true", f"image.dtype={dtype}"])
     shards = open_shards(folder / "pairs")
     record = shards[0]
     size = (settings.image.height, settings.image.width)
     batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0)) for e in (0, 1)])
     class_count = pair_class_count(shards, settings)
-    model = build_model(settings, 2048)
+    encoder = encoder_of(settings, fold=way == "ours", dtype=dtype if way == "ours" else "float32")
+    model = build_model(settings, encoder.channels)
     statistics = VmfStatistics(len(class_count), 64, 0.1)
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
     statistics.update(statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count)))
-    usual = UsualStep(weights, model, settings) if way == "usual" else None
-    pixels = None
-    if usual is None:
-        pixels = EncodedFeatures(ImageEncoder("resnet50", weights, dtype=getattr(torch, dtype)), "align_corners")
+    usual = UsualStep(encoder, model, settings) if way == "usual" else None
+    pixels = None if usual else EncodedFeatures(encoder, "align_corners")
 
     def step() -> float:
         model.zero_grad()
@@ -154,6 +163,7 @@ def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
 def main() -> None:
     """Run both ways and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="cpu", help="the preset (default cpu)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of our encoder")
@@ -161,22 +171,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        work(options.way, options.folder, options.steps, options.threads, options.dtype)
+        work(options.way, options.folder, options.config, options.steps, options.threads, options.dtype)
         return
     if not SHARED.exists():
         print(f"skipped: no real sample data at {SHARED}")
         return
-    import torchvision
-
     folder = Path(tempfile.mkdtemp())
     try:
         build_shards(folder)
-        torch.manual_seed(0)
-        torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50.pth")
         found = {}
         for way in ("usual", "ours"):
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--steps", str(options.steps)]
-            command += ["--threads", str(options.threads), "--dtype", options.dtype]
+            command += ["--config", options.config, "--threads", str(options.threads), "--dtype", options.dtype]
             found[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
                 f"{way:6} {found[way]['seconds']:7.2f} s a step ({found[way]['processor']:.2f} of processor time), peak "
@@ -185,7 +191,7 @@ def main() -> None:
             )
         usual, ours = found["usual"], found["ours"]
         print(
-            f"ours against the usual step ({options.dtype}, {options.threads} threads, batch of 2 frames): "
+            f"ours against the usual step ({options.config}, {options.dtype}, {options.threads} threads, batch of 2 frames): "
             f"{usual['seconds'] / ours['seconds']:.2f} times the steps per second "
             f"({usual['processor'] / ours['processor']:.2f} by processor time, for a machine that does other things), "
             f"{100 * ours['peak_gib'] / usual['peak_gib']:.0f} % of the peak memory, "

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
-from .frozen_resnet import FrozenResNet, available
-from .heads import FeatureGrid, bilinear_cells, sample_features, weighted_sum
+from .heads import FeatureGrid, sample_features
 from .small_encoder import SmallEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -221,8 +220,6 @@ class ImageEncoder(nn.Module):
             network = fold_batch_norms(network)
         self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
-        self._matrices: FrozenResNet | None = None
-        self._has_matrices = fold and kind == "resnet50" and dtype == torch.float32
         scale = 1 / (255 * torch.tensor(self.spec.std))
         self.register_buffer("pixel_scale", scale.view(1, 3, 1, 1), persistent=False)
         self.register_buffer(
@@ -253,15 +250,6 @@ class ImageEncoder(nn.Module):
         """Stays in evaluation mode whatever is asked."""
         return super().train(False)
 
-    @property
-    def matrices(self) -> FrozenResNet | None:
-        """The network as matrix products, where it runs so: ResNet-50 in float32 on a CPU that gains by it."""
-        if not self._has_matrices or self.pixel_scale.device.type != "cpu" or not available():
-            return None
-        if self._matrices is None:
-            self._matrices = FrozenResNet(self.network)
-        return self._matrices
-
     def _normalised(self, image: Tensor) -> Tensor:
         x = image.permute(0, 3, 1, 2).to(torch.float32)
         x = x * self.pixel_scale + self.pixel_shift  # type: ignore[operator]
@@ -276,37 +264,7 @@ class ImageEncoder(nn.Module):
         """
         x = self._normalised(image)
         with torch.autocast(x.device.type, enabled=False):
-            if self.matrices is not None and len(x):
-                h, w = self.matrices.map_size(image.shape[1], image.shape[2])
-                return torch.stack(self.matrices(x)).view(len(x), h, w, self.channels).permute(0, 3, 1, 2)
             features: Tensor = self.network(x)
-        return features
-
-    @torch.no_grad()
-    def at_pixels(self, image: Tensor, index: Tensor, uv: Tensor, grid: FeatureGrid) -> Tensor:
-        """Bilinear samples of the pictures' features, [M, E]; see :func:`~olivine.train.heads.sample_features`.
-
-        Where the network runs as matrix products, features are made at the cells of the samples alone.
-
-        Args:
-            image: uint8 [I, H, W, 3], each with a pixel at least.
-        """
-        size = (image.shape[1], image.shape[2])
-        if self.matrices is None:
-            return sample_features(self(image), index, uv, size, grid)
-        map_size = self.matrices.map_size(*size)
-        cells, weights = bilinear_cells(map_size, index, uv, size, grid)
-        wanted, place = torch.unique(cells, return_inverse=True)
-        area = map_size[0] * map_size[1]
-        counts = torch.bincount(wanted // area, minlength=len(image)).tolist()
-        with torch.autocast("cpu", enabled=False):
-            maps = self.matrices(self._normalised(image), [some % area for some in wanted.split(counts)])
-        features, start = maps[0].new_empty(len(uv), self.channels), 0
-        for number, rows in enumerate(maps):
-            members = torch.nonzero(index == number)[:, 0]
-            its = place.index_select(1, members) - start
-            features.index_copy_(0, members, weighted_sum(rows, its, weights.index_select(1, members)))
-            start += len(rows)
         return features
 
 
@@ -324,18 +282,19 @@ def features_at_pixels(
         image_index: the picture of each pixel, int64 [M].
         uv: float32 [M, 2].
         grid: see :func:`~olivine.train.heads.sample_features`.
-        at_once: pictures per call; 0 is 4 on a CPU where whole maps are made, and all otherwise.
+        at_once: images per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
 
     Returns:
         float32 [M, E].
     """
-    at_once = at_once or (len(image) if image.is_cuda or encoder.matrices else 4)
+    at_once = at_once or (len(image) if image.is_cuda else 4)
+    size = (image.shape[1], image.shape[2])
     found, order = [image.new_zeros(0, encoder.channels, dtype=torch.float32)], [image_index[:0]]
     for some in torch.unique(image_index).split(at_once):
         members = torch.nonzero(torch.isin(image_index, some))[:, 0]
         local = torch.searchsorted(some, image_index.index_select(0, members))
-        chosen = encoder.at_pixels(image.index_select(0, some), local, uv.index_select(0, members), grid)
-        found.append(chosen.float())
+        feature_map = encoder(image.index_select(0, some))
+        found.append(sample_features(feature_map, local, uv.index_select(0, members), size, grid).float())
         order.append(members)
     return torch.cat(found).index_select(0, torch.argsort(torch.cat(order)))
 
