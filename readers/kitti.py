@@ -46,8 +46,8 @@ _LOOKUP_SIZE = 260
 class KittiDataset:
     """KITTI odometry in its own layout (``sequences/00/{velodyne,image_2,calib.txt,times.txt}``).
 
-    The projection is pykitti's: ``T_cam2_velo`` and ``K_cam2``, which leave out the last two
-    entries of P2's fourth column (0.2 mm and 3 mm).
+    Points are projected by the whole P2. pykitti's ``T_cam2_velo`` leaves out the last two
+    entries of its fourth column, which moves pixels by up to 0.8 on a real frame.
 
     Args:
         root: the folder with ``sequences/`` (and ``poses/`` where there are any).
@@ -105,8 +105,7 @@ class KittiDataset:
                 remedy="unpack the SemanticKITTI label archive, or read the folder as --dataset kitti",
             )
         lookup = _lookup() if labelled else b""
-        intrinsic = np.array(data.calib.K_cam2, np.float64)
-        lidar_to_camera = np.array(data.calib.T_cam2_velo, np.float64)
+        intrinsic, lidar_to_camera = _camera_2(data.calib, folder / "calib.txt")
         frames = []
         for cloud in clouds:
             number = int(cloud.stem)
@@ -159,6 +158,24 @@ def _open_sequence(root: Path, sequence: str) -> Any:
             where=folder,
             remedy="unpack the calibration and pose archives again",
         ) from error
+
+
+def _camera_2(calibration: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """K [3, 3] and ``lidar_to_camera`` [4, 4], so that K @ lidar_to_camera[:3] = P2 @ Tr.
+
+    KITTI's P2 = K [I | t] has t in all three axes: the left colour camera is not exactly beside
+    camera 0, in whose frame Tr ends.
+    """
+    projection = np.array(calibration.P_rect_20, np.float64)
+    intrinsic = projection[:, :3].copy()
+    lidar_to_camera = np.array(calibration.T_cam0_velo, np.float64)
+    try:
+        lidar_to_camera[:3, 3] += np.linalg.solve(intrinsic, projection[:, 3])
+    except np.linalg.LinAlgError:
+        raise OlivineError(
+            "the left three columns of P2 have no inverse", where=path, remedy="unpack the calibration archive again"
+        ) from None
+    return intrinsic, lidar_to_camera
 
 
 def _pose(data: Any, number: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The KITTI readers against the real frame, pykitti's calibration and the published label mapping."""
+"""The KITTI readers against the real frame, its calibration and the published label mapping."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from olivine.common import OlivineError
 from olivine.readers import open_dataset
 
 
-def test_the_frame_has_its_17238_points_and_pykittis_calibration(kitti_frame):
+def test_the_frame_has_its_17238_points_and_the_whole_p2(kitti_frame):
     frame = open_dataset("kitti", kitti_frame).frames("train")[0]
     calib = pykitti.odometry(str(kitti_frame), "00").calib
     assert frame.token == "00/000000"
@@ -18,7 +18,10 @@ def test_the_frame_has_its_17238_points_and_pykittis_calibration(kitti_frame):
     camera = frame.cameras[0]
     assert (camera.width, camera.height, camera.key) == (1242, 375, "00/image_2/000000")
     assert np.array_equal(camera.intrinsic, calib.K_cam2)
-    assert np.array_equal(camera.lidar_to_camera, calib.T_cam2_velo)
+    assert np.allclose(camera.intrinsic @ camera.lidar_to_camera[:3], calib.P_rect_20 @ calib.T_cam0_velo, atol=1e-9)
+    assert np.array_equal(camera.lidar_to_camera[:, :3], calib.T_cam0_velo[:, :3])
+    # x as pykitti has it but for the millimetres that P2's third row is away, y and z as it has not.
+    assert np.allclose(camera.lidar_to_camera[:3, 3] - calib.T_cam2_velo[:3, 3], (-0.0023, -0.0004, 0.0027), atol=1e-4)
     assert np.array_equal(frame.pose, calib.T_cam0_velo)
     assert frame.point_labels() is None
 
@@ -63,6 +66,11 @@ def test_half_data_sets_are_one_line(semantic, tmp_path):
         open_dataset("semantickitti", semantic).frames()
     (sequence / "image_2" / "000000.png").unlink()
     with pytest.raises(OlivineError, match=r"000000\.png: no such image"):
+        open_dataset("kitti", semantic).frames()
+    calibration = (sequence / "calib.txt").read_text().splitlines()
+    calibration[2] = "P2: 700 0 600 40 0 0 180 0 0 0 1 0"
+    (sequence / "calib.txt").write_text("\n".join(calibration) + "\n")
+    with pytest.raises(OlivineError, match=r"calib\.txt: the left three columns of P2 have no inverse"):
         open_dataset("kitti", semantic).frames()
     (sequence / "calib.txt").unlink()
     with pytest.raises(OlivineError, match=r"calib\.txt: missing"):
