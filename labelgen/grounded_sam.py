@@ -22,7 +22,7 @@ from ..common import OlivineError, sha256_file
 from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights, weights_digests
 from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, require_packages
+from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
 
@@ -174,7 +174,7 @@ def build_sam(state: dict[str, Tensor], path: Path) -> Any:
     the whole image; all of it shows in the parameters' shapes.
 
     Raises:
-        OlivineError: the state dict is not one of SAM.
+        OlivineError: the state dict is not one of SAM, or has tensors that SAM has not, as SAM-HQ's has.
     """
     from functools import partial
 
@@ -232,6 +232,7 @@ def build_sam(state: dict[str, Tensor], path: Path) -> Any:
         pixel_std=[58.395, 57.12, 57.375],
     )
     fill(sam, state, path, "SAM")
+    refuse_extra_tensors([name for name in state if name not in sam.state_dict()], path)
     return sam.eval()
 
 

@@ -120,6 +120,56 @@ def test_weights_of_another_model_are_refused_by_name(swap, message, settings, k
     assert next(str(getattr(wrong, key)) for key in swap) in str(caught.value)
 
 
+# What SAM-HQ's published checkpoints have beside SAM's tensors (github.com/SysCV/sam-hq, mask_decoder_hq.py), here for
+# the small network's widths: a token, its head, and convolutions of the encoder's first and last features.
+SAM_HQ = {
+    "hf_token.weight": (1, 256),
+    **{f"hf_mlp.layers.{k}.{part}": shape for k, out in enumerate((256, 256, 32)) for part, shape in
+       (("weight", (out, 256)), ("bias", (out,)))},
+    "compress_vit_feat.0.weight": (64, 256, 2, 2), "compress_vit_feat.0.bias": (256,),
+    "compress_vit_feat.1.weight": (256,), "compress_vit_feat.1.bias": (256,),
+    "compress_vit_feat.3.weight": (256, 32, 2, 2), "compress_vit_feat.3.bias": (32,),
+    "embedding_encoder.0.weight": (256, 64, 2, 2), "embedding_encoder.0.bias": (64,),
+    "embedding_maskfeature.0.weight": (64, 32, 3, 3), "embedding_maskfeature.0.bias": (64,),
+}  # fmt: skip
+
+
+def test_a_sam_hq_checkpoint_is_refused_by_name(settings, keyframe_index, tmp_path):
+    import torch
+
+    state = torch.load(settings.sam_checkpoint, weights_only=True)
+    extra = {f"mask_decoder.{name}": torch.zeros(shape) for name, shape in SAM_HQ.items()}
+    path = tmp_path / "sam_hq_vit_tiny.pth"
+    torch.save({**state, **extra}, path)
+    with pytest.raises(
+        OlivineError, match=rf"SAM-HQ: {len(SAM_HQ)} tensors that SAM has not \(mask_decoder\."
+    ) as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", replace(settings, sam_checkpoint=path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "labels").rglob("*.png"))
+
+
+def test_transformers_sam_hq_is_refused_by_name(tiny_folders, keyframe_index, tmp_path):
+    """The real SAM-HQ architecture of transformers, at reduced size, saved by its own save_pretrained."""
+    transformers = pytest.importorskip("transformers")
+
+    small = transformers.SamHQConfig(
+        vision_config=transformers.SamHQVisionConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
+            window_size=7, mlp_dim=256, num_pos_feats=128,
+        ),
+        prompt_encoder_config=transformers.SamHQPromptEncoderConfig(image_size=256),
+        mask_decoder_config=transformers.SamHQMaskDecoderConfig(mlp_dim=128, vit_dim=64),
+    )  # fmt: skip
+    transformers.SamHQModel(small).save_pretrained(tmp_path / "hq")
+    settings = LabelSettings(
+        "hf-grounded-sam", detector_checkpoint=tiny_folders.detector, sam_checkpoint=tmp_path / "hq", device="cpu"
+    )
+    with pytest.raises(OlivineError, match=r"another model than SAM, such as SAM-HQ: \d+ tensors") as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", settings)
+    assert str(tmp_path / "hq") in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_published_name_with_a_wrong_digest_is_refused(settings, keyframe_index, tmp_path):
     damaged = tmp_path / "sam_vit_b_01ec64.pth"
     damaged.write_bytes(settings.sam_checkpoint.read_bytes())
