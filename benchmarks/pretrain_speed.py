@@ -36,16 +36,19 @@ from olivine.pairs.shards import open_shards
 from olivine.readers import open_dataset
 from olivine.readers.frame import write_index
 from olivine.train.augment import generator_of, make_sample
-from olivine.train.batch import Batch, attach_to_voxels, collate
+from olivine.train.backbone import Clouds
+from olivine.train.batch import Batch, attach_to_places, collate
+from olivine.train.build import build_model, columns_of, label_names, pair_class_count
+from olivine.train.forward import Distiller
 from olivine.train.image_encoder import ImageEncoder
 from olivine.train.pixel_features import EncodedFeatures
+from olivine.train.sampling import draw_without_replacement, sampling_probability
+from olivine.train.sampling import generator_of as draw_generator
 from olivine.train.settings import PretrainSettings, load_settings
-from olivine.train.setup import build_model, pair_class_count
-from olivine.train.sparse import SparseTensor
-from olivine.train.step import Distiller, draw_pairs, forward_pass
 from olivine.train.vmf import VmfStatistics, log_normalizer
 from olivine.train.voxelize import voxelize
 
+STEP = 3  # after the warm-up of a run of four
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -71,17 +74,19 @@ class UsualStep:
         """The loss of a batch whose pixels are whole numbers."""
         settings = self.settings
         voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
-        batch, pair_voxel = attach_to_voxels(batch, voxels)
-        draw = draw_pairs(batch, 0, len(batch.tokens), settings, class_count, (settings.seed, 0, 0))
-        first, second = self.model.backbone(SparseTensor(voxels.feature, voxels.coordinate))
-        g_all = nn.functional.normalize(first.feature, dim=1)
-        g_category_all = nn.functional.normalize(second.feature, dim=1)
-        heads, tau = self.model.heads, settings.loss.temperature
-        assert heads.category is not None
+        cells = self.model.backbone.encode(Clouds(batch.points, batch.point_cloud(), voxels, settings.voxels)).cells
+        batch, pair_voxel = attach_to_places(batch, voxels, voxels.inverse)
+        chance = sampling_probability(batch.pair_density, batch.pair_label, class_count)
+        total, pairs = len(pair_voxel), settings.method.pairs
+        drawn_ppkt = draw_without_replacement(None, total, pairs, draw_generator(settings.seed, STEP, 0, 0))
+        drawn_wcd = draw_without_replacement(chance, total, pairs, draw_generator(settings.seed, STEP, 0, 1))
+        method, tau = self.model.method, settings.method.temperature
+        g_all = nn.functional.normalize(method.point_head(cells).feature, dim=1)
+        g_category_all = nn.functional.normalize(method.category_point_head(cells).feature, dim=1)
         pixel = batch.pair_uv.long()
 
         def embedding(maps: Tensor, rows: Tensor) -> Tensor:
-            return maps[batch.pair_image[rows], :, pixel[rows, 1], pixel[rows, 0]]
+            return maps[batch.pair_camera[rows], :, pixel[rows, 1], pixel[rows, 0]]
 
         with torch.no_grad():
             features = self.network(batch.image.permute(0, 3, 1, 2).float() * self.scale + self.shift)  # type: ignore[operator]
@@ -92,14 +97,14 @@ class UsualStep:
             large = nn.functional.interpolate(small, size, mode="bilinear", align_corners=True)
             return nn.functional.normalize(large, dim=1)
 
-        f_map, f_category_map = head_map(heads.point_pixel), head_map(heads.category)
-        z = torch.exp(g_all[pair_voxel[draw.ppkt]] @ embedding(f_map, draw.ppkt).T / tau)
+        f_map, f_category_map = head_map(method.pixel_head), head_map(method.category_pixel_head)
+        z = torch.exp(g_all[pair_voxel[drawn_ppkt]] @ embedding(f_map, drawn_ppkt).T / tau)
         ppkt = -torch.log(z.diagonal() / z.sum(1)).mean()
-        z = torch.exp(g_category_all[pair_voxel[draw.sup]] @ embedding(f_category_map, draw.sup).T / tau)
-        label = batch.pair_label[draw.sup]
+        z = torch.exp(g_category_all[pair_voxel[drawn_wcd]] @ embedding(f_category_map, drawn_wcd).T / tau)
+        label = batch.pair_label[drawn_wcd]
         same = (label[:, None] == label[None, :]).float()
         share = z / z.sum(1, keepdim=True)
-        if settings.loss.wcd_form == "reference":
+        if settings.method.wcd_form == "reference":
             wcd = -torch.log((share * same).sum(1)).mean()
         else:
             wcd = -((torch.log(share) * same).sum(1) / same.sum(1)).mean()
@@ -107,7 +112,7 @@ class UsualStep:
         label = batch.pair_label
         cosine = (g_category_all[pair_voxel] * direction.float()[label]).sum(1)
         scr = (-log_normalizer(kappa, 64).float()[label] - kappa.float()[label] * cosine).mean()
-        weights = settings.loss
+        weights = settings.method
         return weights.ppkt_weight * ppkt + weights.wcd_weight * wcd + weights.scr_weight * scr
 
 
@@ -126,11 +131,12 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
     shards = open_shards(folder / "pairs")
     record = shards[0]
     size = (settings.image.height, settings.image.width)
-    batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0)) for e in (0, 1)])
+    columns = columns_of(settings)
+    batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0), columns) for e in (0, 1)])
     class_count = pair_class_count(shards, settings)
     encoder = encoder_of(settings, fold=way == "ours", dtype=dtype if way == "ours" else "float32")
-    model = build_model(settings, encoder.channels)
-    statistics = VmfStatistics(len(class_count), 64, 0.1)
+    model = build_model(settings, encoder.channels, label_names(shards, settings), 4)
+    statistics = model.method.statistics
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
     statistics.update(statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count)))
@@ -143,9 +149,7 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
             loss = usual(batch, statistics, class_count)
         else:
             assert pixels is not None
-            loss = forward_pass(
-                batch, model, pixels, statistics, settings, class_count, step=0, first_group=0, consistency=True
-            ).loss
+            loss, _, _ = model(batch, pixels, class_count, STEP, 0)
         loss.backward()
         return loss.item()
 

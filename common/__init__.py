@@ -20,7 +20,15 @@ from .files import (
     write_json,
 )
 from .pixels import pixels_of
-from .processes import children_deaf_to_ctrl_c, children_share_cores, cores, is_running, package_versions, writer_name
+from .processes import (
+    children_deaf_to_ctrl_c,
+    children_share_cores,
+    cores,
+    is_running,
+    package_versions,
+    stop_signals,
+    writer_name,
+)
 from .progress import progress, track
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "sha256_file",
+    "stop_signals",
     "track",
     "write_bytes",
     "write_json",

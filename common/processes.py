@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 
 def writer_name(pid: int | None = None) -> str:
@@ -69,3 +71,33 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
             return "absent"
 
     return {name: installed(name) for name in names}
+
+
+class StopRequest:
+    """Whether a signal asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and the first Ctrl-C into a request that the loop sees at the end of its step.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if request.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, digest
 from .chunks import ChunkedArray, damaged
-from .layout import ARRAYS, COLUMNS, check_schema
+from .layout import ARRAYS, COLUMNS, Column, check_schema
 from .manifest import read_manifest
+
+__all__ = ["COLUMNS", "Column", "FrameRecord", "Shard", "ShardSet", "open_shards"]
 
 
 class _Counts:

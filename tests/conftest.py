@@ -201,9 +201,9 @@ def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from olivine.common.settings import settings_to_plain
+    from olivine.train.build import backbone_arguments, seeded_backbone
     from olivine.train.checkpoint import save_checkpoint
     from olivine.train.settings import load_settings
-    from olivine.train.setup import backbone_arguments, seeded_backbone
 
     """``make_checkpoint("voxels.size_m=1", seed=3)``: a checkpoint of random weights on coarse voxels."""
 

@@ -22,7 +22,7 @@ import typer
 from torch import Tensor, nn
 
 from ..common import OlivineError, atomic_file, track
-from .heads import sample_features
+from .feature_map import sample_features
 from .image_encoder import IMAGENET_MEAN, IMAGENET_STD, SMALL_WEIGHTS
 from .small_encoder import SmallEncoder
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
-from .heads import FeatureGrid, sample_features
+from .feature_map import FeatureGrid, sample_features
 from .small_encoder import SmallEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -281,7 +281,7 @@ def features_at_pixels(
         image: uint8 [I, H, W, 3].
         image_index: the picture of each pixel, int64 [M].
         uv: float32 [M, 2].
-        grid: see :func:`~olivine.train.heads.sample_features`.
+        grid: see :func:`~olivine.train.feature_map.sample_features`.
         at_once: images per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
 
     Returns:

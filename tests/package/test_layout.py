@@ -78,6 +78,22 @@ def test_a_room_imports_only_what_the_design_allows(room):
     assert not wrong
 
 
+def test_networks_know_no_method_and_the_trainer_knows_none_by_name():
+    contracts = ("train.backbone", "train.voxelize", "train.sparse", "train.backbones", "common")
+    wrong = []
+    for path in modules("train"):
+        place = path.relative_to(ROOT).as_posix()
+        for name in imported(path):
+            a_network = place.startswith("train/backbones/") and not name.startswith(":")
+            if a_network and not any(name == c or name.startswith(f"{c}.") for c in contracts):
+                wrong.append(f"{place} imports {name}")
+            if name.startswith(("train.methods", "train.backbones.")) and not place.startswith(
+                ("train/methods/", "train/backbones/")
+            ):
+                wrong.append(f"{place} imports {name}")
+    assert not wrong
+
+
 @pytest.mark.parametrize("room", ["train", "downstream"])
 def test_nothing_downstream_of_the_shards_knows_a_devkit(room):
     wrong = [

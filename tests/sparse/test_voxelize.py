@@ -51,6 +51,18 @@ def test_counts_and_batch_indices_say_the_same_and_clouds_stay_apart():
     assert torch.equal(by_count.coordinate[second, 1:], alone.coordinate[:, 1:])
 
 
+def test_the_keyframes_voxels_are_as_many_as_numpys_unique_cells_in_either_grid(nuscenes_keyframe):
+    points = keyframe_points(nuscenes_keyframe)
+    x, y, z = points[:, :3].numpy().astype(np.float64).T
+    cartesian = np.stack([x / 0.1, y / 0.1, z / 0.1])
+    cylindrical = np.stack([np.hypot(x, y) / 0.1, np.degrees(np.arctan2(y, x)), z / 0.1])
+    for grid, place in (("cartesian", cartesian), ("cylindrical", cylindrical)):
+        count = len(np.unique(np.floor(place), axis=1).T)
+        # Points on the edge of a voxel may fall to either side in float32.
+        assert len(voxelize(points, None, VoxelSettings(grid=grid)).coordinate) == pytest.approx(count, rel=2e-3)
+
+
+@pytest.mark.frames("real")
 def test_the_keyframe_has_the_known_numbers_of_voxels(nuscenes_keyframe):
     points = keyframe_points(nuscenes_keyframe)
     assert len(points) == 34_688

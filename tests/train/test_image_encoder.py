@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from olivine.common import OlivineError
-from olivine.train.heads import sample_features
+from olivine.train.feature_map import sample_features
 from olivine.train.image_encoder import KINDS, SMALL_WEIGHTS, ImageEncoder, dilate_to_stride_4, features_at_pixels
 
 

@@ -1,4 +1,4 @@
-"""Sparse residual U-Nets over voxels: SR-UNet34 and a small one of the same shape for CPUs.
+"""The sparse residual U-Net over voxels that ``srunet34.py`` and ``srunet_small.py`` give widths and depths.
 
 The architecture and the parameters' names are those of the 3D network of SLidR and OLIVINE (a MinkUNet with residual
 blocks of two convolutions), so that their checkpoints load: four strided levels, each followed by residual blocks,
@@ -8,10 +8,12 @@ and back up with the skipped features concatenated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ..backbone import Backbone, Clouds, Features
 from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 from ..sparse.operations import concatenate
 from ..sparse.tensor import SparseTensor
@@ -33,10 +35,6 @@ class SRUNetLayout:
     stem: int
     planes: tuple[int, int, int, int, int, int, int, int]
     blocks: tuple[int, int, int, int, int, int, int, int]
-
-
-SRUNET34 = SRUNetLayout(32, (32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2))
-SRUNET_SMALL = SRUNetLayout(16, (16, 32, 64, 64, 64, 32, 32, 32), (1, 1, 1, 1, 1, 1, 1, 1))
 
 
 class ResidualBlock(nn.Module):
@@ -62,35 +60,35 @@ class ResidualBlock(nn.Module):
         return normed
 
 
-class SRUNet(nn.Module):
-    """A sparse residual U-Net with a point-pixel and a category head.
+class SRUNet(Backbone):
+    """A sparse residual U-Net.
 
     Args:
         in_channels: width of a voxel's feature (1: intensity).
-        out_channels: width of each head's output.
-        layout: widths and depths.
+        out_channels: width of a last linear layer ``final``; None for none. Pre-training needs none: heads are the
+            method's.
         norm_momentum: of the batch norms outside residual blocks and in their shortcuts: 0.05 in pre-training, 0.02
             in fine-tuning, as in the authors' public code.
-        category_head: whether there is a second head; SLidR has one head only.
-        seed: of the initial weights.
+        seed: of the initial weights, or the generator that they are drawn from.
 
     Attributes:
-        feature_channels: width of :meth:`features`.
+        layout: widths and depths.
     """
+
+    layout: ClassVar[SRUNetLayout]
+    finetune_options: ClassVar[dict[str, Any]] = {"norm_momentum": 0.02}
 
     def __init__(
         self,
         in_channels: int = 1,
-        out_channels: int = 64,
+        out_channels: int | None = None,
         *,
-        layout: SRUNetLayout,
         norm_momentum: float = 0.05,
-        category_head: bool = True,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
+        layout = self.layout
         planes, blocks, stem = layout.planes, layout.blocks, layout.stem
-        self.layout = layout
         self.feature_channels = planes[7]
 
         def norm(channels: int) -> BatchNorm:
@@ -128,18 +126,28 @@ class SRUNet(nn.Module):
         self.bntr7 = norm(planes[7])
         self.block8 = stage(planes[7] + stem, planes[7], blocks[7])
 
-        self.final = Conv3d(planes[7], out_channels, 1, bias=True)
-        self.final_class_level = Conv3d(planes[7], out_channels, 1, bias=True) if category_head else None
-        self.reset_parameters(torch.Generator().manual_seed(seed))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Random weights: convolutions normal with variance 2 / (cells x output channels), the others uniform."""
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         for module in self.modules():
             if isinstance(module, Conv3d | ConvTranspose3d):
-                module.reset_parameters(generator)
-            if isinstance(module, Conv3d):
-                fan_out = module.kernel.numel() // module.in_channels
-                nn.init.normal_(module.kernel, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+                _reset(module, generator)
+        self.final = None if out_channels is None else self.new_head(out_channels, generator)
+
+    def new_head(self, out_channels: int, generator: torch.Generator) -> Conv3d:
+        """A 1x1x1 convolution with bias."""
+        head = Conv3d(self.feature_channels, out_channels, 1, bias=True)
+        _reset(head, generator)
+        return head
+
+    def encode(self, clouds: Clouds) -> Features:
+        """A feature for each voxel; a point's place is its voxel."""
+        return Features(self.features(clouds.tensor), clouds.voxels.inverse)
+
+    def layers(self) -> list[nn.Module]:
+        """Stem, the four levels down, the four levels up."""
+        names: list[tuple[str, ...]] = [("conv0p1s1", "bn0")]
+        names += [(f"conv{i}p{2 ** (i - 1)}s2", f"bn{i}", f"block{i}") for i in (1, 2, 3, 4)]
+        names += [(f"convtr{i}p{2 ** (8 - i)}s2", f"bntr{i}", f"block{i + 1}") for i in (4, 5, 6, 7)]
+        return [nn.ModuleList(getattr(self, name) for name in level) for level in names]
 
     def features(self, tensor: SparseTensor) -> SparseTensor:
         """The trunk's output on the input's voxels, before the heads: [V, feature_channels]."""
@@ -153,52 +161,16 @@ class SRUNet(nn.Module):
         out = self.block7(concatenate(self.bntr6(self.convtr6p4s2(out)), skip2))
         return self.block8(concatenate(self.bntr7(self.convtr7p2s2(out)), skip1))
 
-    def forward(self, tensor: SparseTensor) -> tuple[SparseTensor, SparseTensor | None]:
-        """The point-pixel and the category embedding of every voxel, [V, out_channels] each, not normalised."""
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        """The trunk's output, through ``final`` where there is one."""
         feature = self.features(tensor)
-        category = None if self.final_class_level is None else self.final_class_level(feature)
-        return self.final(feature), category
+        output: SparseTensor = feature if self.final is None else self.final(feature)
+        return output
 
 
-class SRUNet34(SRUNet):
-    """SR-UNet34, 37,855,392 parameters with one input channel and two 64-wide heads."""
-
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 64,
-        *,
-        norm_momentum: float = 0.05,
-        category_head: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            layout=SRUNET34,
-            norm_momentum=norm_momentum,
-            category_head=category_head,
-            seed=seed,
-        )
-
-
-class SRUNetSmall(SRUNet):
-    """The same network, narrow and shallow, for a CPU."""
-
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 64,
-        *,
-        norm_momentum: float = 0.05,
-        category_head: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            layout=SRUNET_SMALL,
-            norm_momentum=norm_momentum,
-            category_head=category_head,
-            seed=seed,
-        )
+def _reset(module: Conv3d | ConvTranspose3d, generator: torch.Generator) -> None:
+    """Random weights: convolutions normal with variance 2 / (cells x output channels), the others uniform."""
+    module.reset_parameters(generator)
+    if isinstance(module, Conv3d):
+        fan_out = module.kernel.numel() // module.in_channels
+        nn.init.normal_(module.kernel, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)

@@ -1,4 +1,4 @@
-"""From an encoder's small feature map to unit pixel embeddings at chosen pixels, and back to no map at all.
+"""Features at chosen pixels, sampled from an encoder's small map.
 
 The public code upsamples the head's map by 4 with ``align_corners=True`` and looks up the rounded pixel. Upsampling
 and head are both linear, so sampling the small map bilinearly at the pixel and applying the head to the sampled
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common import OlivineError
 
@@ -70,31 +70,3 @@ def sample_features(
     h, w = feature_map.shape[2:]
     cells, weights = bilinear_cells((h, w), image_index, uv, image_size, grid)
     return weighted_sum(feature_map.permute(0, 2, 3, 1).flatten(0, 2), cells, weights)
-
-
-class PixelHeads(nn.Module):
-    """The two heads of the image branch, 1x1 convolutions E → p with bias, followed by L2 normalisation.
-
-    Attributes:
-        point_pixel: the head of L_ppkt.
-        category: the head of L_sup; None with shared heads, where the first serves both.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int = 64, *, decoupled: bool = True) -> None:
-        super().__init__()
-        self.point_pixel = nn.Linear(in_channels, out_channels)
-        self.category = nn.Linear(in_channels, out_channels) if decoupled else None
-
-    def embed_point_pixel(self, feature: Tensor) -> Tensor:
-        """f: sampled features [M, E] → unit rows [M, p], float32."""
-        return unit_rows(self.point_pixel(feature))
-
-    def embed_category(self, feature: Tensor) -> Tensor:
-        """f': sampled features [M, E] → unit rows [M, p], float32."""
-        return unit_rows((self.category or self.point_pixel)(feature))
-
-
-def unit_rows(feature: Tensor) -> Tensor:
-    """L2-normalise rows, in float32 at least."""
-    wide = feature.to(torch.promote_types(torch.float32, feature.dtype))
-    return nn.functional.normalize(wide, dim=1)

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import conv2d, grid_sample, interpolate, normalize
 
 from olivine.common import OlivineError
-from olivine.train.heads import PixelHeads, sample_features, unit_rows
+from olivine.train.backbone import unit_rows
+from olivine.train.feature_map import sample_features
 
 
 def setup(h: int = 7, w: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -23,21 +24,19 @@ def setup(h: int = 7, w: int = 13) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 def test_sampling_equals_upsampling_and_looking_up_values_and_head_gradients() -> None:
     """The authors' way: head on the map, upsample by 4 with align_corners, look up the pixel, normalise."""
     maps, image, pixel = setup()
-    head = PixelHeads(5, 4).double()
-    with torch.no_grad():
-        assert head.category is not None
+    head = torch.nn.Linear(5, 4).double()
     upsampled = interpolate(
-        conv2d(maps, head.point_pixel.weight[:, :, None, None], head.point_pixel.bias),
+        conv2d(maps, head.weight[:, :, None, None], head.bias),
         scale_factor=4,
         mode="bilinear",
         align_corners=True,
     )
     theirs = normalize(upsampled[image, :, pixel[:, 1], pixel[:, 0]], dim=1)
-    ours = head.embed_point_pixel(sample_features(maps, image, pixel.double(), (28, 52)))
+    ours = unit_rows(head(sample_features(maps, image, pixel.double(), (28, 52))))
     # The positions are made in float32.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
     weight = torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    parameters = list(head.point_pixel.parameters())
+    parameters = list(head.parameters())
     for a, b in zip(
         torch.autograd.grad((ours * weight).sum(), parameters), torch.autograd.grad((theirs * weight).sum(), parameters)
     ):
@@ -74,12 +73,3 @@ def test_a_map_of_one_feature_and_no_pixels_work() -> None:
     found = sample_features(maps, torch.tensor([1, 0]), torch.tensor([[0.0, 0.0], [3.0, 2.0]]), (4, 4))
     torch.testing.assert_close(found, maps[[1, 0], :, 0, 0])
     assert sample_features(maps, torch.zeros(0), torch.zeros(0, 2), (4, 4)).shape == (0, 5)
-
-
-def test_shared_heads_are_one_head() -> None:
-    shared, decoupled = PixelHeads(5, 4, decoupled=False), PixelHeads(5, 4)
-    x = torch.randn(6, 5)
-    assert torch.equal(shared.embed_category(x), shared.embed_point_pixel(x))
-    assert not torch.equal(decoupled.embed_category(x), decoupled.embed_point_pixel(x))
-    torch.testing.assert_close(decoupled.embed_category(x).norm(dim=1), torch.ones(6))
-    assert unit_rows(x.bfloat16()).dtype == torch.float32

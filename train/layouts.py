@@ -11,15 +11,14 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...common import OlivineError, PathLike, atomic_file
-from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
+from ..common import OlivineError, PathLike, atomic_file
+from .sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
+from .tensors import check_state, read_tensors
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.
@@ -37,18 +36,7 @@ def read_weights(path: PathLike) -> tuple[str, Weights]:
     Raises:
         OlivineError: no such file, not a checkpoint, or no 3D network in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise OlivineError("no such file", where=path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OlivineError(
-            f"cannot be read as a checkpoint of tensors and plain values ({reason})",
-            where=path,
-            remedy="re-save its tensors with torch.save, or download it again",
-        ) from None
+    content = read_tensors(path, "re-save its tensors with torch.save, or download it again")
     return find_weights(content, where=path)
 
 
@@ -95,61 +83,47 @@ def _tensors(weights: dict[str, Any], where: object) -> Weights:
     return weights
 
 
-def load_weights(
-    network: nn.Module, weights: Weights, *, layout: str = "olivine", where: object, heads: bool = True
-) -> list[str]:
-    """Put weights of any layout into a network, all of them or none.
+def split_heads(weights: Weights) -> tuple[Weights, Weights]:
+    """The trunk's tensors and the heads' (``final…``), which no backbone owns."""
+    heads = {name: tensor for name, tensor in weights.items() if name.startswith(_HEADS)}
+    return {name: tensor for name, tensor in weights.items() if name not in heads}, heads
+
+
+def load_weights(network: nn.Module, weights: Weights, *, layout: str = "olivine", where: object) -> Weights:
+    """Put weights of any layout into a backbone, all of them or none.
 
     Args:
         network: one of this package's backbones.
         weights: as :func:`read_weights` gives them.
         layout: their layout.
         where: the file, for errors.
-        heads: whether the heads must be there; False leaves the network's own where they are not.
 
     Returns:
-        The names of the network's parameters that were left as they are (heads only).
+        The heads that were among them, by their names in the file.
 
     Raises:
         OlivineError: a name is missing or extra, or a shape differs; the first is named with both shapes.
     """
-    converted = from_openpcdet(weights, network) if layout == "openpcdet" else dict(weights)
     own = network.state_dict()
-    optional = not heads or layout == "openpcdet"
-    # SLidR has one head; the category head then starts as the network has it.
-    left = [
-        n
-        for n in own
-        if n not in converted
-        and ((optional and n.startswith(_HEADS)) or (layout == "slidr" and n.startswith(_HEADS[1])))
-    ]
+    converted, heads = split_heads(from_openpcdet(weights, network) if layout == "openpcdet" else dict(weights))
+    # A network that ends in a layer ``final`` of its own takes that one.
+    converted |= {name: heads.pop(name) for name in own if name in heads}
     # A norm's counter is absent from some exports and changes nothing: momenta are fixed.
-    counters = [n for n in own if n not in converted and n.endswith("num_batches_tracked")]
-    missing = [n for n in own if n not in converted and n not in left and n not in counters]
-    if not heads:
-        converted = {n: t for n, t in converted.items() if n in own or not n.startswith(_HEADS)}
-    extra = [n for n in converted if n not in own]
-    wrong = [n for n in own if n in converted and own[n].shape != converted[n].shape]
-    problems = [f"{n} {list(own[n].shape)} is missing" for n in missing]
-    problems += [f"{n} {list(converted[n].shape)} is not in the network" for n in extra]
-    problems += [f"{n} is {list(converted[n].shape)}, the network's {list(own[n].shape)}" for n in wrong]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise OlivineError(
-            f"the weights are of another network: {problems[0]}{more}",
-            where=where,
-            remedy="choose the backbone that the file was made with",
-        )
+    counters = {n: t for n, t in own.items() if n not in converted and n.endswith("num_batches_tracked")}
+    check_state(own, {**counters, **converted}, where, "choose the backbone that the file was made with")
     network.load_state_dict({**own, **converted})
-    return left
+    return heads
 
 
-def export_weights(network: nn.Module, path: PathLike, layout: str) -> list[str]:
+def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weights | None = None) -> list[str]:
     """Write a network's weights in another code base's layout.
 
     ``minkowski``: a file that SLidR's and OLIVINE's loaders read (``model_points``). ``openpcdet``: a file whose
     ``model_state`` OpenPCDet's detectors with that trunk load as pre-trained weights; it has no place for the heads.
     ``state_dict``: the tensors by this package's names and no more, for any network.
+
+    Args:
+        heads: the method's point heads by their names in such files (``final.kernel`` …).
 
     Returns:
         The names of the parameters that the layout has no place for.
@@ -157,26 +131,24 @@ def export_weights(network: nn.Module, path: PathLike, layout: str) -> list[str]
     Raises:
         OlivineError: an unknown layout, or one that is not this network's.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    heads = {name: tensor.detach().cpu() for name, tensor in (heads or {}).items()}
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()} | heads
     if layout not in EXPORT_LAYOUTS:
         raise OlivineError(f"no layout {layout!r}", remedy=f"choose one of {', '.join(EXPORT_LAYOUTS)}")
-    family = "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
-    if layout not in (family, "state_dict"):
+    own = "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
+    if layout not in (own, "state_dict"):
         raise OlivineError(
-            f"a {type(network).__name__} has no form in the layout {layout}", remedy=f"use --layout {family}"
+            f"a {type(network).__name__} has no form in the layout {layout}", remedy=f"use --layout {own}"
         )
-    dropped: list[str] = []
     if layout == "state_dict":
         content: dict[str, Any] = dict(state)
     elif layout == "minkowski":
         content = {"model_points": state}
     else:
-        converted = to_openpcdet(network)
-        content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in converted.items()}}
-        dropped = [name for name in state if name.startswith(_HEADS)]
+        content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in to_openpcdet(network).items()}}
     with atomic_file(path) as handle:
         torch.save(content, handle)
-    return dropped
+    return [name for name in state if name.startswith(_HEADS)] if layout == "openpcdet" else []
 
 
 def to_openpcdet(network: nn.Module) -> Weights:
