@@ -217,6 +217,7 @@ def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, spli
         "split": split,
         "classes": list(store.classes),
         "point_classes": list(index.point_classes),
+        "intensity_offset": index.intensity_offset,
         "labels": store.digest,
         "index": index.digest,
         "settings": settings.recipe(),

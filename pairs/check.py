@@ -158,7 +158,7 @@ def _strangers(shards: ShardSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Description:
-    """What is in a set of shards; see :func:`describe_shards`."""
+    """What is in a set of shards; see :func:`describe_shards`. ``intensity_offset`` is None before schema 1.1."""
 
     dataset: str
     split: str
@@ -171,6 +171,7 @@ class Description:
     image_size: list[str]
     classes: dict[str, str]
     point_classes: list[str]
+    intensity_offset: float | None
     bytes_per_frame: dict[str, int]
     left_out: list[str]
     settings: dict[str, Any]
@@ -205,6 +206,7 @@ def describe_shards(path: PathLike) -> Description:
             for name, count in zip(("(none)", *shards.classes), shards.class_count.tolist())
         },
         point_classes=list(shards.point_classes) if shards.has_point_label else [],
+        intensity_offset=manifest["recipe"].get("intensity_offset"),
         bytes_per_frame={name: round(size / frames) for name, size in bytes_by_array(shards).items()},
         left_out=[f"{unit}: {reason}" for entry in manifest["shards"] for unit, reason in entry["left_out"]],
         settings=manifest["recipe"]["settings"],

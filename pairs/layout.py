@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..common import OlivineError
 
-SCHEMA = "1.0"
+SCHEMA = "1.1"
 FORMAT = "olivine-pairs"
 MANIFEST = "manifest.json"
 UNITS = "units"

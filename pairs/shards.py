@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, digest
+from ..readers.frame import REVISED
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
 from .manifest import read_manifest
@@ -230,6 +231,23 @@ class ShardSet(Sequence[FrameRecord]):
     def dataset(self) -> str:
         """The data set's name."""
         return str(self.manifest["recipe"]["dataset"])
+
+    @property
+    def intensity_offset(self) -> float:
+        """What a network's input adds to the raw intensity of :meth:`points`; the data set's rule.
+
+        Raises:
+            OlivineError: the set was built before the rule, of a data set that has one.
+        """
+        recipe = self.manifest["recipe"]
+        if "intensity_offset" not in recipe and self.dataset in REVISED:
+            raise OlivineError(
+                f"{self.dataset} shards from before the intensity rule",
+                where=self.path,
+                remedy="run the same olivine labelgen again (it keeps the label maps), then: "
+                f"olivine build-pairs --dataset {self.dataset} --split {self.split} --out {self.path.parent} --overwrite",
+            )
+        return float(recipe.get("intensity_offset", 0.0))
 
     @property
     def split(self) -> str:

@@ -172,6 +172,7 @@ class UnitBuilder:
             "cameras": [camera.name for camera in first.cameras],
             "classes": list(self.store.classes),
             "point_classes": self.recipe["point_classes"],
+            "intensity_offset": self.recipe["intensity_offset"],
             # Raw values of the data set's label files that mean each class, 0 (ignored) first.
             "point_class_raw": [
                 [raw for raw, value in enumerate(lookup) if value == c]

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, digest, read_json, write_bytes, write_json
 
-INDEX_SCHEMA = "1.0"
+INDEX_SCHEMA = "1.1"
+
+REVISED = ("kitti", "semantickitti")
+"""Data sets whose index and shards of schema 1.0 are out of date: since 1.1 they are projected by the
+whole P2, and have an ``intensity_offset``."""
+
+
+class OutdatedIndex(OlivineError):
+    """An index that an earlier version wrote, and that is no longer right."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +292,9 @@ class FrameIndex:
 
     On disk: ``index.json`` (data set, version, root, scenes) and one JSON-lines file for
     each scene. Only ``index.json`` is read at opening.
+
+    Attributes:
+        intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
     """
 
     dataset: str
@@ -293,6 +304,7 @@ class FrameIndex:
     scenes: tuple[Scene, ...]
     digest: str
     fingerprint: str = ""
+    intensity_offset: float = 0.0
 
     def __len__(self) -> int:
         return sum(scene.frame_count for scene in self.scenes)
@@ -319,6 +331,7 @@ def write_index(
     version: str,
     root: PathLike,
     point_classes: tuple[str, ...] = (),
+    intensity_offset: float = 0.0,
     fingerprint: str = "",
 ) -> FrameIndex:
     """Write the index of ``frames`` (scene by scene, in time order) and open it.
@@ -326,6 +339,7 @@ def write_index(
     Args:
         directory: the index's folder, made where absent.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
+        intensity_offset: see :class:`FrameIndex`.
         fingerprint: changes when the data set's files do; tells an index that is out of date.
     """
     directory = Path(directory)
@@ -347,6 +361,7 @@ def write_index(
             "version": version,
             "root": os.fspath(Path(root).absolute()),
             "point_classes": list(point_classes),
+            "intensity_offset": intensity_offset,
             "fingerprint": fingerprint,
             "scenes": table,
         },
@@ -359,6 +374,10 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
 
     Args:
         root: where the data set is now, if it has moved since.
+
+    Raises:
+        OutdatedIndex: an earlier version wrote it, with another projection or without the intensity rule.
+        OlivineError: there is none, or of a schema this version does not read.
     """
     directory = Path(directory).absolute()  # the index may be sent to a process with another working folder
     plain = read_json(directory / "index.json", remedy="run olivine labelgen first")
@@ -367,6 +386,12 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
             f"frame index of schema {plain.get('schema')}, this olivine reads {INDEX_SCHEMA}",
             where=directory / "index.json",
             remedy="delete the frames folder and run olivine labelgen again",
+        )
+    if "intensity_offset" not in plain and plain["dataset"] in REVISED:
+        raise OutdatedIndex(
+            "written before KITTI was projected by the whole P2 and had its intensity rule",
+            where=directory / "index.json",
+            remedy="run the same olivine labelgen again: it writes the index anew and keeps the label maps",
         )
     base = Path(root if root is not None else plain["root"]).absolute()
     scenes = tuple(
@@ -381,4 +406,5 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
         scenes=scenes,
         digest=digest(identity),
         fingerprint=plain.get("fingerprint", ""),
+        intensity_offset=float(plain.get("intensity_offset", 0.0)),
     )

@@ -55,6 +55,10 @@ class KittiDataset:
     """
 
     version = "odometry"
+    # Many of this sensor's returns have the intensity 0, and a sparse convolution without bias cannot tell
+    # a voxel of the feature 0 from an absent one. SLidR's public code adds 1, on SemanticKITTI; so do we
+    # wherever the sensor is the same.
+    intensity_offset = 1.0
 
     def __init__(self, root: Path, semantic: bool) -> None:
         self.root = Path(root)

@@ -41,6 +41,7 @@ class NuScenesDataset:
     """
 
     name = "nuscenes"
+    intensity_offset = 0.0
 
     def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +19,13 @@ import zarr
 from olivine.common import OlivineError, write_json
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
+from olivine.pairs.check import describe_shards
 from olivine.pairs.frames import build_frame
 from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers import open_dataset
 
 SETTINGS = PairSettings(segments=True)
 
@@ -80,7 +84,7 @@ def test_zarr_python_reads_every_array_alike(built: tuple[LabelStore, ShardSet])
                     assert np.array_equal(shard.frame(name, i), theirs[i]), name
             else:
                 assert np.array_equal(shard.table(name), theirs), name
-        assert group.attrs["schema"] == "1.0" and list(group.attrs["token"]) == list(shard.tokens)
+        assert group.attrs["schema"] == "1.1" and list(group.attrs["token"]) == list(shard.tokens)
 
 
 def test_the_codecs_are_those_of_the_design(built: tuple[LabelStore, ShardSet]) -> None:
@@ -219,8 +223,47 @@ def test_an_unknown_major_schema_is_refused_and_a_newer_minor_one_read(built: tu
     _edit(shards.path, lambda manifest: manifest.update(schema="1.7"))
     assert len(open_shards(shards.path)) == 5
     _edit(shards.path, lambda manifest: manifest.update(schema="2.0"))
-    with pytest.raises(OlivineError, match=r"schema 2\.0.*reads 1\.0"):
+    with pytest.raises(OlivineError, match=r"schema 2\.0.*reads 1\.1"):
         open_shards(shards.path)
+
+
+def test_the_data_sets_intensity_rule_travels_with_the_shards_and_the_points_stay_raw(
+    built: tuple[LabelStore, ShardSet], kitti_world: Any
+) -> None:
+    assert built[1].intensity_offset == 0.0  # nuScenes
+    frames = open_dataset("semantickitti", kitti_world.root).frames("train")
+    shards = open_shards(kitti_world.pairs / "train")
+    assert shards.intensity_offset == 1.0
+    for file in shards.path.glob("*.zarr"):
+        assert zarr.open_group(str(file), mode="r").attrs["intensity_offset"] == 1.0
+    for i, frame in enumerate(frames):
+        raw = np.fromfile(frame.root / frame.point_file, np.float32).reshape(-1, 4)
+        assert np.array_equal(shards.points(i), raw)
+
+
+def test_shards_from_before_the_intensity_rule_are_refused_where_the_data_set_has_one(
+    built: tuple[LabelStore, ShardSet],
+) -> None:
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest["recipe"].pop("intensity_offset"))
+    assert open_shards(shards.path).intensity_offset == 0.0  # nuScenes has none
+    for name in ("kitti", "semantickitti"):
+        _edit(shards.path, lambda manifest, name=name: manifest["recipe"].update(dataset=name))
+        again = open_shards(shards.path)  # still opens: to describe it, for instance
+        with pytest.raises(OlivineError, match=f"olivine build-pairs --dataset {name} --split train") as error:
+            _ = again.intensity_offset
+        assert str(shards.path) in str(error.value) and "\n" not in str(error.value)
+        assert describe_shards(shards.path).intensity_offset is None
+
+
+def test_shards_of_two_intensity_rules_do_not_meet_in_one_set(
+    make_store: Callable[..., LabelStore], tmp_path: Path
+) -> None:
+    store = make_store({"a": 1})
+    build_pairs(store, tmp_path / "pairs", SETTINGS, split="train")
+    other = replace(store.index(), intensity_offset=1.0)
+    with pytest.raises(OlivineError, match=r"intensity_offset was 0\.0, now 1\.0"):
+        build_pairs(store, tmp_path / "pairs", SETTINGS, split="train", index=other)
 
 
 def test_unknown_optional_arrays_are_ignored(built: tuple[LabelStore, ShardSet]) -> None:

@@ -1,5 +1,6 @@
 """The KITTI readers against the real frame, its calibration and the published label mapping."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ import pykitti
 import pytest
 
 from olivine.common import OlivineError
-from olivine.readers import open_dataset
+from olivine.readers import index_dataset, open_dataset
+from olivine.readers.frame import open_index
 
 
 def test_the_frame_has_its_17238_points_and_the_whole_p2(kitti_frame):
@@ -82,3 +84,25 @@ def test_validation_is_sequence_08_and_training_the_rest_of_the_labelled(semanti
     dataset = open_dataset("semantickitti", semantic)
     assert [f.token for f in dataset.frames("val")] == ["08/000000"]
     assert [f.token for f in dataset.frames("train")] == ["00/000000"]
+
+
+def test_intensity_0_is_common_and_1_is_to_be_added(kitti_frame, semantic):
+    """The figure in docs/datasets.md."""
+    intensity = open_dataset("kitti", kitti_frame).frames()[0].points()[:, 3]
+    assert (100 * (intensity == 0).mean()).round() == 20
+    assert open_dataset("kitti", kitti_frame).intensity_offset == 1.0
+    assert open_dataset("semantickitti", semantic).intensity_offset == 1.0
+
+
+def test_an_index_from_before_the_rules_of_today_is_refused_and_written_anew(kitti_frame, tmp_path):
+    first, _ = index_dataset(tmp_path, "kitti", kitti_frame)
+    assert first.intensity_offset == 1.0
+    file = tmp_path / "index.json"
+    old = json.loads(file.read_text())
+    del old["intensity_offset"]
+    file.write_text(json.dumps({**old, "schema": "1.0"}))
+    with pytest.raises(OlivineError, match=r"index\.json: written before .* Run the same olivine labelgen again"):
+        open_index(tmp_path)
+    again, note = index_dataset(tmp_path, "kitti", kitti_frame)
+    assert again == first and "index at hand" not in note
+    assert open_index(tmp_path).intensity_offset == 1.0
