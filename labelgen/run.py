@@ -132,7 +132,7 @@ def _settle_manifest(
             raise OlivineError(
                 "the folder holds label maps but no manifest, so somebody else made them",
                 where=labels,
-                remedy="choose another --labels folder, or import them with --labeler import --camseg",
+                remedy="choose another --out folder, or import them with --labeler import --camseg",
             )
         write_json(path, new)
         return False, []
@@ -149,7 +149,7 @@ def _settle_manifest(
         raise OlivineError(
             f"the labels here were made with other settings: {difference}",
             where=path,
-            remedy="choose another --labels folder, or replace them with --overwrite",
+            remedy="choose another --out folder, or replace them with --overwrite",
         )
     # Every unit goes, also those of other parts: a map of the old settings must not
     # be taken for one of the new.
@@ -191,7 +191,7 @@ def generate_labels(
     labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
     _check_part(part)
     if settings.camseg is not None and settings.camseg.resolve() == labels.resolve():
-        raise OlivineError("is both --camseg and --labels", where=labels, remedy="choose another --labels folder")
+        raise OlivineError("is both --camseg and --out", where=labels, remedy="choose another --out folder")
     vocabulary = load_vocabulary(settings.prompts)
     name, reason = choose_labeler(settings.labeler, index.root)
     path = labels / MANIFEST

@@ -101,7 +101,7 @@ def test_import_needs_a_folder_that_is_there_and_not_its_own_output(keyframe_ind
     with pytest.raises(OlivineError, match="no such folder"):
         generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=tmp_path / "nowhere"))
     camseg = _copy(keyframe_camseg, tmp_path / "camseg")
-    with pytest.raises(OlivineError, match="both --camseg and --labels"):
+    with pytest.raises(OlivineError, match=r"both --camseg and --out\. Choose another --out folder"):
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=camseg))
-    with pytest.raises(OlivineError, match="somebody else made them"):
+    with pytest.raises(OlivineError, match=r"somebody else made them\. Choose another --out folder"):
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=keyframe_camseg))
