@@ -16,7 +16,14 @@ from .prompts import Vocabulary, load_structured
 from .settings import LabelSettings
 from .store import check_size, read_values
 
+_CLASS_MAPS = Path(__file__).parent / "data"
 _NOTHING = (None, "", "none", "background", "ignore", "unlabeled", "unlabelled")
+
+
+def shipped_class_map(name: PathLike) -> Path | None:
+    """The file of a class map that comes with olivine, such as ``seem``; None where it has none of that name."""
+    path = _CLASS_MAPS / f"{name}.yaml"
+    return path if len(Path(name).parts) == 1 and path.is_file() else None
 
 
 def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
@@ -25,12 +32,25 @@ def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
     The file (YAML or JSON) maps a value to a class name, or is a list whose positions are
     the values. ``none``, ``background`` or an empty name mean no label.
 
+    Args:
+        path: the file, or the name of a class map that comes with olivine: ``seem``.
+
     Returns:
         the label map's value for each foreign value.
 
     Raises:
-        OlivineError: the file is malformed or names a class that is not in the vocabulary.
+        OlivineError: there is no such file, it is malformed, or it names a class that is not in the vocabulary.
     """
+    if not Path(path).exists():
+        shipped = shipped_class_map(path)
+        if shipped is None:
+            names = ", ".join(sorted(file.stem for file in _CLASS_MAPS.glob("*.yaml")))
+            raise OlivineError(
+                "no such class map",
+                where=path,
+                remedy=f"name a YAML or JSON file, or a class map of olivine's: {names}",
+            )
+        path = shipped
     plain = load_structured(path)
     if isinstance(plain, list):
         plain = dict(enumerate(plain))

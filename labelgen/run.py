@@ -26,6 +26,7 @@ from ..common import (
     write_json,
 )
 from ..readers.frame import FrameIndex, Scene
+from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .settings import LabelSettings
@@ -294,5 +295,7 @@ def _elsewhere(settings: LabelSettings) -> LabelSettings:
     paths: dict[str, Any] = {
         f.name: p.absolute() for f in fields(settings) if isinstance(p := getattr(settings, f.name), Path)
     }
+    if settings.classes is not None and not settings.classes.exists() and shipped_class_map(settings.classes):
+        paths["classes"] = settings.classes  # a name, not a file
     error = Path(settings.error)
     return replace(settings, **paths, error=str(error.absolute()) if error.is_file() else settings.error)

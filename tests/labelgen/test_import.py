@@ -49,6 +49,39 @@ def test_another_vocabulary_is_mapped_by_a_file(keyframe_index, keyframe_camseg,
             assert np.array_equal(store.label_map(camera), np.where(np.asarray(original) == 4, 4, 0))
 
 
+# The authors' order (github.com/Eaphan/OLIVINE, demo_code/utils/constants.py), and the background after it.
+SEEM = (
+    "barrier", "bicycle", "bus", "car", "truck", "trailer", "motorcycle", "construction_vehicle", "pedestrian",
+    "traffic_cone", "road", "sidewalk", "terrain", "vegetation", "building", "other ground", "background",
+)  # fmt: skip
+
+
+def test_the_authors_seem_label_maps_are_read_by_the_name_of_their_class_map(keyframe_index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cameras = next(keyframe_index.frames()).cameras
+    values = np.zeros((900, 1600), np.uint8)
+    values[:17] = np.arange(17)[:, None]
+    for camera in cameras:
+        path = tmp_path / "camseg" / f"{camera.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    settings = LabelSettings("import", camseg=tmp_path / "camseg", classes=Path("seem"))
+    summary = generate_labels(keyframe_index, tmp_path / "labels", settings)
+    assert (summary.images, summary.failures) == (6, [])
+    store = open_store(tmp_path / "labels")
+    for camera in cameras:
+        found = store.label_map(camera)[:17, 0]
+        for name, value in zip(SEEM, found.tolist()):
+            expected = name.replace("_", " ")
+            assert value == (store.classes.index(expected) + 1 if expected in store.classes else 0), name
+    assert sorted(set(found.tolist())) == list(range(14))  # each of the 13 prompts, and no label
+
+    with pytest.raises(OlivineError, match=r"sem: no such class map\. Name a YAML or JSON file, .*: seem"):
+        generate_labels(
+            keyframe_index, tmp_path / "other", LabelSettings("import", camseg=tmp_path, classes=Path("sem"))
+        )
+
+
 def _spoil_value(path: Path) -> None:
     with Image.open(path) as image:
         values = np.asarray(image).copy()

@@ -132,7 +132,7 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path):
     }
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "configs").glob("*.yaml")}
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "cluster").glob("*.sbatch")}
-    for folder in ("train/weights", "synthetic/data", "readers/data"):
+    for folder in ("labelgen/data", "train/weights", "synthetic/data", "readers/data"):
         expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / folder).glob("*") if p.is_file()}
     assert expected <= carried
     assert not {n for n in carried if n.split("/")[1] in ("tests", "benchmarks", "data", "demo", "runs")}
