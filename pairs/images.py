@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..common import OlivineError
 from ..readers.frame import Camera
-from .shrink import shrink
 
 # The trainer's random crop (REFERENCE: 0.3 to 1.0 of the area, aspect 14/9 to 17/9, out to 416 x 224).
 CROP_WIDTH, CROP_HEIGHT = 416, 224
@@ -95,7 +94,7 @@ def encode_image(path: Path, camera: Camera, size: tuple[int, int], quality: int
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OlivineError(f"the image cannot be read ({error})", where=path, remedy=again) from None
     if picture.size != size or (box and box[2:] != size):
-        picture = shrink(picture, size, box[2:] if box else None)
+        picture = picture.resize(size, Image.Resampling.BILINEAR, box)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
