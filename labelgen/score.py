@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, read_json, track, write_bytes, write_json
 from ..readers.frame import Camera, Frame, FrameIndex
+from ..readers.project import look_up, project_points
 from .mapping import prompt_of_point_class
 from .store import LabelStore, check_size, read_values
 
@@ -80,26 +81,6 @@ def scores_of(confusion: NDArray[np.int64], classes: Sequence[str], against: str
     return summary
 
 
-def project(
-    points: NDArray[np.float32], camera: Camera
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The points that a camera sees: their index, and the row and column of the pixel each falls on.
-
-    Args:
-        points: float32 [N, >= 3], LiDAR frame.
-
-    Seen means depth over 1 m and strictly inside the image, as everywhere in this field.
-    """
-    homogeneous = np.concatenate([points[:, :3].astype(np.float64), np.ones((len(points), 1))], axis=1)
-    position = homogeneous @ camera.lidar_to_camera[:3].T
-    depth = position[:, 2]
-    index = np.flatnonzero(depth > 1.0)
-    pixel = position[index] @ camera.intrinsic.T
-    u, v = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
-    inside = (u > 0) & (u < camera.width - 1) & (v > 0) & (v < camera.height - 1)
-    return index[inside], np.rint(v[inside]).astype(np.int64), np.rint(u[inside]).astype(np.int64)
-
-
 class _Masks:
     """The truth of a synthetic world: its exact masks."""
 
@@ -151,9 +132,9 @@ class _Points:
         labels = frame.point_labels()
         if labels is None:
             raise OlivineError("has no point labels", where=frame.token, remedy="download the data set's point labels")
-        index, rows, columns = project(frame.points(), camera)
-        truth = self.lookup[labels[index]].astype(np.int64)
-        pairs = truth * 256 + label_of(camera)[rows, columns]
+        point, _, uv = project_points(frame.points(), [camera])
+        truth = self.lookup[labels[point]].astype(np.int64)
+        pairs = truth * 256 + look_up(label_of(camera), uv)
         return pairs[truth > 0]
 
 

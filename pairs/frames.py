@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..labelgen.store import LabelStore
 from ..readers.frame import Frame
+from ..readers.project import look_up, project_points
 from .density import bandwidth_of, distance_density
 from .images import encode_image, encode_segments, scale_intrinsic, scale_pixels, stored_size
-from .project import look_up, project_points
 from .settings import PairSettings
 from .shard_writer import ShardFrame
 

@@ -30,8 +30,8 @@ ALLOWED = {
     "readers": set(),
     "synthetic": {"readers.frame"},
     # Who has units of work brings them to the engines; the engines know no room, so nothing goes round.
-    "labelgen": {"readers.frame", "cluster"},
-    "pairs": {"readers.frame", "labelgen.store", "cluster"},
+    "labelgen": {"readers.frame", "readers.project", "cluster"},
+    "pairs": {"readers.frame", "readers.project", "labelgen.store", "cluster"},
     "train": {"pairs.shards"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
