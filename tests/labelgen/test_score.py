@@ -154,6 +154,16 @@ def test_every_prompt_is_some_class_of_nuscenes_and_the_tables_are_the_official_
     assert {v for v in SEMANTICKITTI.values() if v} <= set(DEFAULT_VOCABULARY.classes)
 
 
+def test_a_data_set_without_a_table_is_refused():
+    from olivine.labelgen.mapping import prompt_of_point_class
+
+    with pytest.raises(
+        OlivineError, match=r"which prompt a point class of waymo is.* nuscenes or semantickitti"
+    ) as caught:
+        prompt_of_point_class("waymo", "car")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_readers_class_names_are_the_tables(kitti_frame):
     from olivine.labelgen.mapping import prompt_of_point_class
     from olivine.readers.kitti import CLASSES
