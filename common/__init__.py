@@ -1,8 +1,9 @@
-"""What every room shares, one file each: errors, whole-or-nothing files, progress, processes, settings.
+"""What every room shares, one file each: devices, errors, whole-or-nothing files, progress, processes, settings.
 
 Nothing here knows a data set, a network or a command.
 """
 
+from .devices import gains_by_bfloat16
 from .errors import FULL_DISK, Failure, OlivineError, PathLike, disk_error
 from .files import (
     MARK,
@@ -48,6 +49,7 @@ __all__ = [
     "cores",
     "digest",
     "disk_error",
+    "gains_by_bfloat16",
     "is_running",
     "package_versions",
     "pixels_of",

@@ -40,10 +40,11 @@ def find(name: str, package: str, base: type[T], what: str) -> type[T]:
         raise OlivineError(f"no {what} {name!r}", remedy=f"{hint}or give a class of your own as package.module:Class")
     try:
         module = importlib.import_module(f"{package}.{path.replace('-', '_')}" if inside else path)
-    except ImportError as error:
+    except Exception as error:  # whatever a file of the user's raises
         raise OlivineError(
-            f"the {what} {name!r} cannot be imported ({error})", remedy="install its package, or mend PYTHONPATH"
-        ) from None
+            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error})",
+            remedy="put its folder on PYTHONPATH, or mend the file",
+        ) from error
     attribute = attribute or getattr(module, "PLUGIN", "")
     if attribute:
         found = [getattr(module, attribute, None)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, gains_by_bfloat16
 from .augment import NO_AUGMENTATION
 from .backbone import Backbone, build_backbone
 from .devices import Share
@@ -111,14 +110,6 @@ def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEnco
     image = settings.image
     name = image.dtype if image.dtype != "auto" else "bfloat16" if gains_by_bfloat16(device) else "float32"
     return ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, name)).to(device)
-
-
-def gains_by_bfloat16(device: torch.device) -> bool:
-    """Whether the frozen encoder runs faster in bfloat16 here: a GPU that has it, or a CPU with AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    processor = Path("/proc/cpuinfo")
-    return device.type == "cpu" and processor.is_file() and " amx_bf16 " in processor.read_text().replace("\n", " ")
 
 
 def label_names(shards: ShardSet, settings: PretrainSettings) -> tuple[str, ...]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
+
+from . import Encoder
+from ._fold import fold_batch_norms
 
 
 class _Residual(nn.Module):
@@ -21,7 +26,7 @@ class _Residual(nn.Module):
         return self.relu(x + self.bn2(self.conv2(y)))
 
 
-class SmallEncoder(nn.Module):
+class SmallEncoder(Encoder):
     """RGB [I, 3, H, W], normalised, → features [I, 64, ceil(H/4), ceil(W/4)].
 
     Growing dilation (1, 2, 4) gives a receptive field of some 90 pixels without a coarser map. Features are
@@ -30,6 +35,8 @@ class SmallEncoder(nn.Module):
 
     channels = 64
     stride = 4
+    bundled = Path(__file__).parents[1] / "weights" / "small_encoder.pt"
+    fetch = "python -m olivine.train.encoder_training"
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +50,12 @@ class SmallEncoder(nn.Module):
         self.standard = nn.BatchNorm2d(width, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch of pictures."""
+        """Features of a batch of images."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         features: Tensor = self.standard(self.blocks(x))
         return features
+
+    def fold(self) -> None:
+        """See :class:`.Encoder`."""
+        fold_batch_norms(self)
