@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common import OlivineError
 from .settings import PretrainSettings
-from .sparse.memory import keeper
+from .sparse.loops import release_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -129,4 +129,4 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
         torch.set_num_threads(threads)
-        keeper.release()
+        release_memory()

@@ -150,7 +150,7 @@ def test_encoders_are_found_by_their_files_and_outside_by_a_dotted_path(outside:
         ("_resnet", "no image encoder '_resnet'"),
         ("lab.own_encoder", "cannot be imported.*No module named.*PYTHONPATH"),
         ("lab.broken", "cannot be imported.*a_package_that_is_not_there"),
-        ("lab.own_encoders", "holds 2 image encoders.*package.module:Class"),
+        ("lab.own_encoders", "holds 2 image encoders.*own_encoders:Class"),
         ("lab.own_encoders:Median", "Median: lab.own_encoders holds 0 image encoders"),
     ],
 )

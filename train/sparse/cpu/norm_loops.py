@@ -10,8 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from .fused_tile import LANES
-from .norm_tile import (
+from .norm_tiles import (
     add_deviations,
     add_gradients,
     add_row,
@@ -19,6 +18,7 @@ from .norm_tile import (
     normalize_and_add_row,
     normalize_row,
 )
+from .tiles import LANES
 
 # Rows of a block: few enough that they stay in the second cache for the second pass over them.
 _BLOCK = 64
@@ -30,15 +30,15 @@ def moments(feature, first, last, mean, squares):  # type: ignore[no-untyped-def
     width = last - first
     vectors, pitch = width // LANES, feature.shape[1] * 4
     x = np.int64(feature.ctypes.data) + first * 4
-    center, rest, spread = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
-    u, v, w = np.int64(center.ctypes.data), np.int64(rest.ctypes.data), np.int64(spread.ctypes.data)
+    center, rest, squared = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+    u, v, w = np.int64(center.ctypes.data), np.int64(rest.ctypes.data), np.int64(squared.ctypes.data)
     mean[first:last] = 0
     squares[first:last] = 0
     for top in range(0, len(feature), _BLOCK):
         rows = min(_BLOCK, len(feature) - top)
         center[:] = 0
         rest[:] = 0
-        spread[:] = 0
+        squared[:] = 0
         for row in range(top, top + rows):
             add_row((x + row * pitch, u, vectors))
         for c in range(width):
@@ -50,7 +50,7 @@ def moments(feature, first, last, mean, squares):  # type: ignore[no-untyped-def
             left = np.float64(rest[c]) / rows
             shift = center[c] + left - mean[first + c]
             mean[first + c] += shift * rows / (top + rows)
-            squares[first + c] += spread[c] - left * left * rows + shift * shift * top * rows / (top + rows)
+            squares[first + c] += squared[c] - left * left * rows + shift * shift * top * rows / (top + rows)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""Large arrays on CPUs that are used again instead of going back to the system.
+"""A buffer pool: large arrays on CPUs that are used again instead of going back to the system.
 
 Large arrays come from the system page by page and go back when they are freed, which makes a voxel dearer in a batch of
 300,000 than in one of 18,000 (``benchmarks/sparse_speed.py --scaling``). torch keeps such memory for GPUs only.
@@ -14,35 +14,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Numbers from which on an array is kept (8 MiB); the C library keeps smaller ones itself.
+#: Numbers from which on an array is pooled (8 MiB); the C library keeps smaller ones itself.
 LEAST = 1 << 21
-# A kept array is taken for one of at least this share of its size.
+# A free buffer is used for an array of at least this share of its size.
 _FIT = 0.75
 
 
-class _Loan(np.ndarray[Any, Any]):
-    """The part of a kept array that a tensor uses; when the tensor's memory is no longer wanted, the array is free again."""
+class _Pooled(np.ndarray[Any, Any]):
+    """The part of a buffer that a tensor uses; when nobody uses the tensor's memory any more, the buffer is free again."""
 
-    keeper: Keeper
+    pool: BufferPool
     whole: np.ndarray[Any, Any]
 
     def __del__(self) -> None:
-        if hasattr(self, "keeper"):
-            self.keeper.give_back(self.whole)
+        if hasattr(self, "pool"):
+            self.pool.give_back(self.whole)
 
 
-class Keeper:
-    """float32 arrays that are free, by their size.
+class BufferPool:
+    """Free float32 buffers, by their size.
 
-    What is free never adds to the most that was in use at once: before a new array is asked of the system, free ones of
-    its size go back.
+    Free buffers never add to the peak of memory in use: before a new buffer is asked of the system, free ones of its
+    size go back.
     """
 
     def __init__(self) -> None:
         self._free: list[np.ndarray[Any, Any]] = []
         self._lock = threading.RLock()
 
-    def take(self, rows: int, columns: int) -> Tensor:
+    def empty(self, rows: int, columns: int) -> Tensor:
         """float32 [rows, columns] of any content."""
         size = rows * columns
         if size < LEAST:
@@ -55,12 +55,12 @@ class Keeper:
                 self._release(size)
                 # torch's arrays begin at multiples of 64 bytes; the bits of a matrix product may depend on that.
                 whole = torch.empty(size).numpy()
-        loan = whole[:size].view(_Loan)
-        loan.keeper, loan.whole = self, whole
-        return torch.from_numpy(loan).view(rows, columns)
+        used = whole[:size].view(_Pooled)
+        used.pool, used.whole = self, whole
+        return torch.from_numpy(used).view(rows, columns)
 
     def give_back(self, whole: np.ndarray[Any, Any]) -> None:
-        """Keep an array that nobody uses any more."""
+        """Keep a buffer that nobody uses any more."""
         with self._lock:
             bisect.insort(self._free, whole, key=len)
 
@@ -75,9 +75,9 @@ class Keeper:
 
     @property
     def free(self) -> int:
-        """Bytes that are kept for nobody."""
+        """Bytes that nobody uses."""
         return sum(array.nbytes for array in self._free)
 
 
 #: Of this process.
-keeper = Keeper()
+pool = BufferPool()

@@ -1,4 +1,4 @@
-"""Arrays that are kept for the next one of about their size."""
+"""The buffer pool: large arrays are used again for the next of about their size."""
 
 import gc
 import threading
@@ -6,58 +6,58 @@ import threading
 import pytest
 import torch
 
-from olivine.train.sparse import memory
-from olivine.train.sparse.memory import Keeper
+from olivine.train.sparse.cpu import buffer_pool
+from olivine.train.sparse.cpu.buffer_pool import BufferPool
 
 
 @pytest.fixture
-def keeper(monkeypatch):
-    monkeypatch.setattr(memory, "LEAST", 100)
-    return Keeper()
+def pool(monkeypatch):
+    monkeypatch.setattr(buffer_pool, "LEAST", 100)
+    return BufferPool()
 
 
-def test_what_is_freed_is_taken_again(keeper):
-    first = keeper.take(50, 4)
+def test_what_is_freed_is_taken_again(pool):
+    first = pool.empty(50, 4)
     place = first.data_ptr()
     assert first.shape == (50, 4) and first.dtype == torch.float32 and first.is_contiguous() and place % 64 == 0
     part, array = first[:10], first.numpy()
     del first
-    assert keeper.free == 0  # a view and an array still use it
+    assert pool.free == 0  # a view and an array still use it
     del part
-    assert keeper.free == 0
+    assert pool.free == 0
     del array
-    assert keeper.free == 800
-    again = keeper.take(40, 4)  # at least three quarters of it
-    assert again.data_ptr() == place and again.shape == (40, 4) and keeper.free == 0
+    assert pool.free == 800
+    again = pool.empty(40, 4)  # at least three quarters of it
+    assert again.data_ptr() == place and again.shape == (40, 4) and pool.free == 0
 
 
-def test_free_arrays_go_before_new_ones_come(keeper):
-    arrays = [keeper.take(n, 10) for n in (20, 40, 60)]
+def test_free_arrays_go_before_new_ones_come(pool):
+    arrays = [pool.empty(n, 10) for n in (20, 40, 60)]
     del arrays
     gc.collect()
-    assert keeper.free == 4800
-    small = keeper.take(12, 10)  # fits none well: the largest goes
-    assert keeper.free == 2400
+    assert pool.free == 4800
+    small = pool.empty(12, 10)  # fits none well: the largest goes
+    assert pool.free == 2400
     del small
-    large = keeper.take(1000, 10)
-    assert keeper.free == 0
+    large = pool.empty(1000, 10)
+    assert pool.free == 0
     del large
-    keeper.release()
-    assert keeper.free == 0
+    pool.release()
+    assert pool.free == 0
 
 
-def test_small_arrays_are_torchs(keeper):
-    tensor = keeper.take(9, 11)
+def test_small_arrays_are_torchs(pool):
+    tensor = pool.empty(9, 11)
     del tensor
-    assert keeper.free == 0
+    assert pool.free == 0
 
 
-def test_threads_never_share_an_array(keeper):
+def test_threads_never_share_an_array(pool):
     wrong = []
 
     def work(number):
         for _ in range(200):
-            tensor = keeper.take(30, 10).fill_(number)
+            tensor = pool.empty(30, 10).fill_(number)
             if not bool((tensor == number).all()):
                 wrong.append(number)
 
@@ -69,7 +69,7 @@ def test_threads_never_share_an_array(keeper):
     assert wrong == []
 
 
-def test_a_network_gives_the_same_bits_with_kept_arrays(monkeypatch):
+def test_a_network_gives_the_same_bits_with_pooled_arrays(monkeypatch):
     from olivine.train.backbones import build_backbone
     from olivine.train.sparse import SparseTensor
 
@@ -86,7 +86,7 @@ def test_a_network_gives_the_same_bits_with_kept_arrays(monkeypatch):
         return [parameter.grad for parameter in network.parameters()]
 
     expected = gradients()
-    monkeypatch.setattr(memory, "LEAST", 1)
+    monkeypatch.setattr(buffer_pool, "LEAST", 1)
     for one, other in zip(gradients(), expected):
         assert torch.equal(one, other)
-    memory.keeper.release()
+    buffer_pool.pool.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from .fused_tile import LANES, OUTPUT_ROWS, WEIGHT_ROWS, WEIGHT_STEPS, copy, output_tile, transpose, weight_tile
+from .tiles import LANES, OUTPUT_ROWS, WEIGHT_ROWS, WEIGHT_STEPS, copy, output_tile, transpose, weight_tile
 
 # Numbers of a panel: three quarters of a near cache of 32 KiB and more, so that a tile's rows fit beside it.
 _PANEL = 8192
@@ -37,12 +37,12 @@ def _aligned(array):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def outputs(source, kernel, turned, in_index, out_index, groups, fresh, first, last, spare, out):  # type: ignore[no-untyped-def]
+def outputs(source, kernel, transposed, in_index, out_index, groups, fresh, first, last, spare, out):  # type: ignore[no-untyped-def]
     """out[o] += source[i] @ kernel[cell] for the pairs of each group whose output rows are first..last - 1.
 
     Args:
         source: float32 [N, inputs].
-        kernel: float32 [K, inputs, columns], or [K, columns, inputs] where ``turned``.
+        kernel: float32 [K, inputs, columns], or [K, columns, inputs] where ``transposed``.
         in_index, out_index: int64 [P], ascending in each group.
         groups: int64 [G, 3]: cell, first pair, end.
         fresh: the group whose outputs are written rather than added to (the first one, of all rows), or -1.
@@ -77,7 +77,7 @@ def outputs(source, kernel, turned, in_index, out_index, groups, fresh, first, l
                 steps = min(chunk, inputs - s)
                 write = np.int64(g == fresh and s == 0)
                 for p in range(0, columns, panel):
-                    if turned:
+                    if transposed:
                         for v in range(0, panel, LANES):
                             for t in range(0, steps, LANES):
                                 corner = k + ((cell * columns + p + v) * inputs + s + t) * 4

@@ -1,6 +1,6 @@
 """The convolution on CPUs with 512-bit vectors: gather, product and sum in one pass, compiled at its first use.
 
-The general path (:mod:`.convolution`) copies the rows of all pairs before its matrix products and the products after
+The general path (:mod:`olivine.train.sparse.convolution`) copies the rows of all pairs before its matrix products and the products after
 them. Here a tile of eight pairs is read from where the rows are, multiplied in registers and added where the output
 is, so nothing of the size of the pairs is ever stored. Each output row belongs to one thread and meets its cells in
 their order: results repeat bit for bit, whatever the number of threads.
@@ -8,38 +8,22 @@ their order: results repeat bit for bit, whatever the number of threads.
 
 from __future__ import annotations
 
-import os
-from functools import cache
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .kernel_map import KernelMap
-from .memory import keeper
+from ..kernel_map import KernelMap
+from .buffer_pool import pool
 from .threads import in_threads
 
 #: Widths must be multiples of it.
 LANES = 16
-# Calls of a loop for each thread, so that one that is held up leaves work to the others; and pairs that a call wants of
-# each cell to be worth preparing the cell's weights for it.
+# Work items per thread (2, for load balance), and pairs of each cell from which on a work item is worth preparing the
+# cell's weights for it.
 _SHARES, _PAIRS = 2, 256
-#: Set this environment variable to 0 to compute with torch's matrix products alone.
-SWITCH = "OLIVINE_FUSED"
-
-
-@cache
-def available() -> bool:
-    """Whether this machine can run the fused loops (numba, AVX-512), and nobody switched them off."""
-    if os.environ.get(SWITCH, "1") == "0":
-        return False
-    try:
-        import llvmlite.binding as llvm
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
 
 
 def suits(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> bool:
@@ -50,32 +34,41 @@ def suits(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> bool:
         and feature.device.type == "cpu"
         and kernel.shape[1] % LANES == 0
         and kernel.shape[2] % LANES == 0
-        and available()
     )
 
 
-def convolve_rows(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, turned: bool = False) -> Tensor:
+def gradients(
+    feature: Tensor, kernel: Tensor, gradient: Tensor, kernel_map: KernelMap, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of :func:`convolve` for feature and kernel, those that are wanted; ``gradient`` is [M, C_out]."""
+    return (
+        convolve(gradient, kernel, kernel_map.transposed, transposed=True) if wanted[0] else None,
+        weight_gradient(feature, gradient, kernel, kernel_map) if wanted[1] else None,
+    )
+
+
+def convolve(feature: Tensor, kernel: Tensor, kernel_map: KernelMap, transposed: bool = False) -> Tensor:
     """Sum over the cells' pairs of feature[in] @ kernel[cell]: [N, C_in], [K, C_in, C_out] -> [M, C_out].
 
-    Where ``turned``, the kernel is [K, C_out, C_in] and each cell's matrix is transposed (the gradient's way back).
+    Where ``transposed``, the kernel is [K, C_out, C_in] and each cell's matrix is transposed (the backward pass).
     """
-    from .fused_loops import outputs
+    from .convolution_loops import outputs
 
-    columns = kernel.shape[1 if turned else 2]
+    columns = kernel.shape[1 if transposed else 2]
     in_index, out_index, groups, fresh = _tables(kernel_map)
     bounds = list(pairwise(_balanced_rows(kernel_map, len(groups))))
     rows = kernel_map.out_count
-    out = keeper.take(rows + len(bounds), columns)
+    out = pool.empty(rows + len(bounds), columns)
     if fresh < 0:  # otherwise the group of all rows in their order comes first and writes
         out.zero_()
-    arrays = (feature.numpy(), kernel.numpy(), turned, in_index, out_index, groups, fresh)
+    arrays = (feature.numpy(), kernel.numpy(), transposed, in_index, out_index, groups, fresh)
     in_threads(outputs, [(*arrays, low, high, rows + n, out.numpy()) for n, (low, high) in enumerate(bounds)])
     return out[:rows]
 
 
 def weight_gradient(feature: Tensor, gradient: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
     """Sum over each cell's pairs of feature[in]^T gradient[out]: the gradient of ``kernel`` [K, C_in, C_out]."""
-    from .fused_loops import weights
+    from .convolution_loops import weights
 
     in_index, out_index, groups, _ = _tables(kernel_map)
     # Cells without pairs have a gradient of zero.

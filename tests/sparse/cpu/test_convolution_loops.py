@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from olivine.train.sparse import Conv3d, ConvTranspose3d, SparseTensor, fused
+from olivine.train.sparse import Conv3d, ConvTranspose3d, SparseTensor, loops
 from olivine.train.sparse.convolution import convolve
+from olivine.train.sparse.cpu.convolution import suits
 
-pytestmark = pytest.mark.skipif(not fused.available(), reason="this CPU has no AVX-512, or numba is switched off")
+pytestmark = pytest.mark.skipif(
+    not loops.available(), reason="this CPU lacks the vectors, or the loops are switched off"
+)
 
 
 def sorted_cloud(seed: int, channels: int, batch: int = 2, size: int = 12, fill: float = 0.2) -> SparseTensor:
@@ -41,10 +44,10 @@ def test_values_and_gradients_are_the_general_paths(inputs, outputs, threads):
             feature = torch.randn(kernel_map.in_count, inputs, generator=generator, requires_grad=True)
             kernel = torch.randn(len(kernel_map.counts), inputs, outputs, generator=generator, requires_grad=True)
             weight = torch.randn(kernel_map.out_count, outputs, generator=generator)
-            assert fused.suits(feature, kernel, kernel_map)
+            assert suits(feature, kernel, kernel_map)
             exact_feature = feature.detach().double().requires_grad_()
             exact_kernel = kernel.detach().double().requires_grad_()
-            assert not fused.suits(exact_feature, exact_kernel, kernel_map)
+            assert not suits(exact_feature, exact_kernel, kernel_map)
             out, exact = convolve(feature, kernel, kernel_map), convolve(exact_feature, exact_kernel, kernel_map)
             (out * weight).sum().backward()
             (exact * weight).sum().backward()
@@ -83,9 +86,9 @@ def test_unsorted_rows_and_odd_widths_take_the_general_path():
     other = SparseTensor(cloud.feature[order], cloud.coordinate[order])
     layer = Conv3d(32, 32, 3)
     kernel_map = other.family.map(other.voxels, other.voxels, (3, 3, 3), (1, 1, 1), transposed=False)
-    assert not fused.suits(other.feature, layer.kernel, kernel_map)
+    assert not suits(other.feature, layer.kernel, kernel_map)
     torch.testing.assert_close(layer(other).feature, layer(cloud).feature[order], rtol=1e-4, atol=1e-5)
-    assert not fused.suits(torch.ones(3, 8), torch.ones(27, 8, 16), kernel_map)
+    assert not suits(torch.ones(3, 8), torch.ones(27, 8, 16), kernel_map)
 
 
 def test_a_nearly_empty_map_is_summed_right():

@@ -96,14 +96,14 @@ def _accumulate(
     ``operands(step)`` gives the addresses of the left scalars, one for each row, and of the right vectors. Where
     ``fresh`` is not 0 the target is written without being read. ``ahead(turn, step)`` may fetch what comes later.
     """
-    slots = [pointer(builder, _after(builder, t, 4 * LANES * v), VECTOR) for t in targets for v in range(vectors)]
+    sums_at = [pointer(builder, _after(builder, t, 4 * LANES * v), VECTOR) for t in targets for v in range(vectors)]
     # Sums start from zero and are added to the target at the end: an error does not grow with what is there already.
     zero = ir.Constant(VECTOR, [0.0] * LANES)
     before, body, done = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
     builder.branch(body)
     builder.position_at_end(body)
     step = builder.phi(WORD)
-    sums = [builder.phi(VECTOR) for _ in slots]
+    sums = [builder.phi(VECTOR) for _ in sums_at]
     current = list(sums)
     fma = _multiply_add(builder)
     for turn in range(unroll):
@@ -125,11 +125,11 @@ def _accumulate(
     builder.position_at_end(done)
     with builder.if_else(builder.icmp_signed("!=", fresh, ir.Constant(WORD, 0))) as (then, otherwise):
         with then:
-            for slot, value in zip(slots, current):
-                builder.store(value, slot, align=4)
+            for place, value in zip(sums_at, current):
+                builder.store(value, place, align=4)
         with otherwise:
-            for slot, value in zip(slots, current):
-                builder.store(builder.fadd(builder.load(slot, align=4), value), slot, align=4)
+            for place, value in zip(sums_at, current):
+                builder.store(builder.fadd(builder.load(place, align=4), value), place, align=4)
 
 
 def output_tile(vectors: int) -> Any:
@@ -217,5 +217,5 @@ def _emit_transpose(builder: Any, values: list[Any]) -> None:
         builder.store(row, pointer(builder, builder.add(target, _times(builder, target_row, r)), VECTOR), align=4)
 
 
-#: ``transpose((source, source_row, target, target_row))``: 16 x 16 float32 turned; addresses, and bytes from row to row.
+#: ``transpose((source, source_row, target, target_row))``: 16 x 16 float32 transposed; addresses, and bytes from row to row.
 transpose = function(_emit_transpose)

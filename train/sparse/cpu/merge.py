@@ -1,9 +1,17 @@
-"""Keys that two ascending lists have in common, in one walk along both, compiled for CPUs."""
+"""Keys that two ascending lists have in common: a merge join, one walk along both."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
+
+
+def common_keys(keys: Tensor, queries: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """:func:`common` of tensors on a CPU."""
+    position, place = common(keys.numpy(), queries.numpy(), shift)
+    return torch.from_numpy(position), torch.from_numpy(place)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from olivine.train.sparse import threads
-from olivine.train.sparse.threads import in_threads
+from olivine.train.sparse.cpu import threads
+from olivine.train.sparse.cpu.threads import in_threads
 
 
 @pytest.fixture(params=["openmp", "python"])

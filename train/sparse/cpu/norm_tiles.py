@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .fused_tile import LANES, VECTOR, WORD, function, load, pointer
+from .tiles import LANES, VECTOR, WORD, function, load, pointer
 
 _ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 
@@ -78,7 +78,7 @@ def _normalize(builder: Any, vector: _Vector, x: Any, *others: Any) -> None:
 
 
 def _passed(builder: Any, vector: _Vector, out: Any, gradient: Any, floor: Any) -> Any:
-    """The gradient before the rectifier."""
+    """The gradient before the ReLU."""
     return builder.select(builder.fcmp_unordered(">", vector(out), vector(floor)), vector(gradient), _ZERO)
 
 
