@@ -22,14 +22,14 @@ def sorted_cloud(seed: int, channels: int, batch: int = 2, size: int = 12, fill:
 
 
 def maps_of(cloud: SparseTensor):
-    family, voxels = cloud.family, cloud.voxels
-    coarse = family.coarser(voxels, (2, 2, 2))
+    manager, voxels = cloud.manager, cloud.voxels
+    coarse = manager.coarser(voxels, (2, 2, 2))
     one = (1, 1, 1)
-    yield "submanifold", family.map(voxels, voxels, (3, 3, 3), one, transposed=False)
-    yield "down", family.map(voxels, coarse, (2, 2, 2), one, transposed=False)
-    yield "up", family.map(coarse, voxels, (2, 2, 2), one, transposed=True)
-    yield "down of size 3", family.map(voxels, coarse, (3, 3, 3), one, transposed=False)
-    yield "coarse", family.map(coarse, coarse, (3, 3, 3), one, transposed=False)
+    yield "submanifold", manager.map(voxels, voxels, (3, 3, 3), one, transposed=False)
+    yield "down", manager.map(voxels, coarse, (2, 2, 2), one, transposed=False)
+    yield "up", manager.map(coarse, voxels, (2, 2, 2), one, transposed=True)
+    yield "down of size 3", manager.map(voxels, coarse, (3, 3, 3), one, transposed=False)
+    yield "coarse", manager.map(coarse, coarse, (3, 3, 3), one, transposed=False)
 
 
 # Panels of one to four vectors, in one part and in two, and a last tile of every length.
@@ -85,7 +85,7 @@ def test_unsorted_rows_and_odd_widths_take_the_general_path():
     order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(5))
     other = SparseTensor(cloud.feature[order], cloud.coordinate[order])
     layer = Conv3d(32, 32, 3)
-    kernel_map = other.family.map(other.voxels, other.voxels, (3, 3, 3), (1, 1, 1), transposed=False)
+    kernel_map = other.manager.map(other.voxels, other.voxels, (3, 3, 3), (1, 1, 1), transposed=False)
     assert not suits(other.feature, layer.kernel, kernel_map)
     torch.testing.assert_close(layer(other).feature, layer(cloud).feature[order], rtol=1e-4, atol=1e-5)
     assert not suits(torch.ones(3, 8), torch.ones(27, 8, 16), kernel_map)
