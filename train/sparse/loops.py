@@ -31,7 +31,7 @@ def switch(on: bool) -> None:
 
 
 def available() -> bool:
-    """Whether the loops run here: they are there and switched on, and the CPU has 512-bit vectors (AVX-512)."""
+    """Whether the loops run here: they are there and switched on, and the CPU has AVX-512, or AVX2 with FMA."""
     return _compiled() and _wide_vectors()
 
 
@@ -54,7 +54,8 @@ def _importable() -> bool:
 def _wide_vectors() -> bool:
     import llvmlite.binding as llvm
 
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx512f", False) or (features.get("avx2", False) and features.get("fma", False)))
 
 
 def convolve(feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The compiled loops for CPUs with 512-bit vectors against the general path in float64."""
+"""The compiled loops for CPUs against the general path in float64."""
 
 from __future__ import annotations
 

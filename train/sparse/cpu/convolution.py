@@ -1,4 +1,4 @@
-"""The convolution on CPUs with 512-bit vectors: gather, product and sum in one pass, compiled at its first use.
+"""The convolution on CPUs with AVX-512 or AVX2: gather, product and sum in one pass, compiled at its first use.
 
 The general path (:mod:`olivine.train.sparse.convolution`) copies the rows of all pairs before its matrix products and the products after
 them. Here a tile of eight pairs is read from where the rows are, multiplied in registers and added where the output

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
 
-#: float32 lanes of a 512-bit vector.
+#: float32 numbers of a vector: one register of 512 bits, or two of 256.
 LANES = 16
-#: Rows of an output tile by the vectors of its panel. Rows times vectors sums are held in 24 of the 32 registers; the
-#: wider the panel, the fewer loads for a multiply-add (a tile of one vector is bound by its loads).
-OUTPUT_ROWS = {1: 8, 2: 12, 3: 8, 4: 6}
-#: The same for the weights' gradient, whose rows are input channels, multiples of 16.
-WEIGHT_ROWS = {1: 8, 2: 8, 3: 8, 4: 4}
+_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
+#: Rows of an output tile by the vectors of its panel. Rows times vectors sums are held in registers: in 24 of AVX-512's
+#: 32, or 12 of AVX2's 16. The wider the panel, the fewer loads for a multiply-add. No result depends on the rows.
+OUTPUT_ROWS = {1: 8, 2: 12, 3: 8, 4: 6} if _AVX512 else {1: 6, 2: 3, 3: 2, 4: 1}
+#: The same for the weights' gradient, whose rows are input channels and divide 16.
+WEIGHT_ROWS = {1: 8, 2: 8, 3: 8, 4: 4} if _AVX512 else {1: 4, 2: 2, 3: 2, 4: 1}
 #: Steps written out in one turn of a tile's loop; numbers of steps are multiples of it. An output tile's turn reads one
 #: cache line of each row.
 OUTPUT_STEPS, WEIGHT_STEPS = LANES, 4
