@@ -137,7 +137,7 @@ def _engine() -> Finding:
 
     path = "compiled loops" if loops.available() else "matrix products"
     beside = "; minkowski can be chosen with --engine" if engine_problem("minkowski") is None else ""
-    return Finding("sparse engine", "ok", f"torch (nothing to compile; on this CPU {path}){beside}")
+    return Finding("sparse engine", "ok", f"torch (on this CPU with {path}){beside}")
 
 
 def _jpeg() -> Finding:
