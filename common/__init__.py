@@ -14,7 +14,7 @@ from .files import (
     check_replaceable,
     claim_output,
     digest,
-    read_json,
+    inside,
     remove_leftovers,
     sha256_file,
     write_bytes,
@@ -31,6 +31,7 @@ from .processes import (
     writer_name,
 )
 from .progress import progress, track
+from .reading import Whole, demand, parse_csv, parse_json, read_bytes, read_csv, read_json, read_text
 
 __all__ = [
     "FULL_DISK",
@@ -38,6 +39,7 @@ __all__ = [
     "Failure",
     "OlivineError",
     "PathLike",
+    "Whole",
     "atomic_directory",
     "atomic_file",
     "check_output",
@@ -47,14 +49,21 @@ __all__ = [
     "children_share_cores",
     "claim_output",
     "cores",
+    "demand",
     "digest",
     "disk_error",
     "gains_by_bfloat16",
+    "inside",
     "is_running",
     "package_versions",
+    "parse_csv",
+    "parse_json",
     "pixels_of",
     "progress",
+    "read_bytes",
+    "read_csv",
     "read_json",
+    "read_text",
     "remove_leftovers",
     "sha256_file",
     "stop_signals",

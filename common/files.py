@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, what may be replaced, JSON, and digests."""
+"""Files and folders that appear whole or not at all, what may be replaced, and digests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from .errors import OlivineError, PathLike, disk_error
 from .processes import is_running, writer_name
+from .reading import read_json
 
 _PARTIAL = ".partial-"
 
@@ -242,21 +243,36 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 def write_json(path: PathLike, value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys (the same value, the same bytes)."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8: JSON's own escapes can hold it
+        data = json.dumps(value, indent=1, sort_keys=True).encode()
+    write_bytes(path, data + b"\n")
 
 
-def read_json(path: PathLike, remedy: str = "make it again") -> Any:
-    """The value in a JSON file.
+def inside(folder: PathLike, name: object, where: object, *, write: bool = False) -> Path:
+    """The path of something that a file names, which must lie in a folder.
+
+    Args:
+        folder: where it must be.
+        name: relative to ``folder``, with ``/``, as read from a file.
+        where: the file that names it, for the message.
+        write: it is to be written or removed: then no link may lead out of the folder either.
 
     Raises:
-        OlivineError: the file is missing or is not JSON; ``remedy`` says what to do.
+        OlivineError: ``name`` is no relative path (absolute, with ``..``, empty, with a null character), or leads out.
     """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise OlivineError("no such file", where=path, remedy=remedy) from None
-    except (ValueError, OSError) as error:
-        raise OlivineError(f"cannot be read as JSON ({error})", where=path, remedy=remedy) from None
+    remedy = "a path in this file may not leave its folder; get or make the file again"
+    parts = name.split("/") if isinstance(name, str) else []
+    # Surrogates are bytes of a name that is not UTF-8; half of a pair is no byte at all.
+    encodable = all(ord(c) < 0xD800 or ord(c) > 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for part in parts for c in part)
+    if not parts or not encodable or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise OlivineError(f"names the path {name!r}", where=where, remedy=remedy)
+    path = Path(folder, *parts)
+    if write and not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise OlivineError(f"names the path {name!r}, which a link leads out of {folder}", where=where, remedy=remedy)
+    return path
 
 
 def sha256_file(path: PathLike) -> str:
