@@ -14,7 +14,7 @@ from ..readers.frame import Camera
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary, load_structured
 from .settings import LabelSettings
-from .store import check_size, read_values
+from .store import read_values
 
 _CLASS_MAPS = Path(__file__).parent / "data"
 _NOTHING = (None, "", "none", "background", "ignore", "unlabeled", "unlabelled")
@@ -117,8 +117,7 @@ class ImportLabeler:
 
     def _read(self, camera: Camera) -> NDArray[np.uint8]:
         path = self._path(camera)
-        values = read_values(path, "add it to the folder, or leave its scene out")
-        check_size(values, camera, path, "label maps are imported at the size of the image")
+        values = read_values(path, "add it to the folder, or leave its scene out", camera)
         label = self._lookup[values]
         if label.min() < 0:
             unknown = np.unique(values[label < 0])

@@ -15,7 +15,7 @@ from ..common import OlivineError, read_json
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import Vocabulary, load_structured
 from .settings import LabelSettings
-from .store import check_size, read_values
+from .store import read_values
 
 _REMAKE = "make the data set again with olivine synth"
 
@@ -275,8 +275,7 @@ class OracleLabeler:
         if truth is None:
             raise OlivineError(f"frame {task.frame.token} has no exact masks", where=task.path, remedy=_REMAKE)
         class_path, instance_path = truth[task.position]
-        raw = read_values(class_path, _REMAKE)
-        check_size(raw, task.camera, class_path, _REMAKE)
+        raw = read_values(class_path, _REMAKE, task.camera)
         label = self._lookup[raw] if raw.max() < 256 else np.full(raw.shape, -1, np.int16)
         if label.min() < 0:
             raise OlivineError(
@@ -284,8 +283,7 @@ class OracleLabeler:
                 where=class_path,
                 remedy=_REMAKE,
             )
-        instance = read_values(instance_path, _REMAKE)
-        check_size(instance, task.camera, instance_path, _REMAKE)
+        instance = read_values(instance_path, _REMAKE, task.camera)
         exact = label.astype(np.uint8)
         regions = _regions(exact, instance, self.vocabulary)
         spoilt, regions = spoil(

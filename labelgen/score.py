@@ -17,7 +17,7 @@ from ..common import Failure, OlivineError, PathLike, read_json, track, write_by
 from ..readers.frame import Camera, Frame, FrameIndex
 from ..readers.project import look_up, project_points
 from .mapping import prompt_of_point_class
-from .store import LabelStore, check_size, read_values
+from .store import LabelStore, read_values
 
 _REMAKE = "make the data set again with olivine synth"
 
@@ -101,8 +101,7 @@ class _Masks:
         if truth is None:
             raise OlivineError("has no exact masks", where=frame.token, remedy=_REMAKE)
         path = truth[position][0]
-        exact = read_values(path, _REMAKE)
-        check_size(exact, camera, path, _REMAKE)
+        exact = read_values(path, _REMAKE, camera)
         return self.lookup[exact].astype(np.int64).ravel() * 256 + label_of(camera).ravel()
 
 
@@ -186,7 +185,8 @@ def score_labels(
 
     def one(frame: Frame, position: int) -> NDArray[np.int64] | Failure:
         try:
-            counts = np.bincount(truth.compare(frame, store.label_map, position), minlength=size * 256)
+            pairs = truth.compare(frame, lambda camera: store.label_map(camera, frame.scene), position)
+            counts = np.bincount(pairs, minlength=size * 256)
         except OlivineError as error:
             return Failure(frame.cameras[position].key, str(error))
         return counts.reshape(-1, 256)[:size, :size]

@@ -51,7 +51,7 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
         stored_uv[mine] = scale_pixels(uv[mine], (view.width, view.height), size[c])
         # A set without images is for probing, and may do without label maps.
         if settings.images or store.label_path(view).is_file():
-            label[mine] = look_up(store.label_map(view), uv[mine])
+            label[mine] = look_up(store.label_map(view, frame.scene), uv[mine])
     plane = 2 if settings.distance == "plane" else 3
     distance = np.linalg.norm(points[:, :plane].astype(np.float64), axis=1)
     rule = settings.bandwidth
@@ -97,7 +97,7 @@ def _point_label(frame: Frame, count: int) -> NDArray[np.uint8] | None:
 def _segments(frame: Frame, store: LabelStore, size: list[tuple[int, int]]) -> list[bytes]:
     files = []
     for c, view in enumerate(frame.cameras):
-        segment = store.segment_map(view)
+        segment = store.segment_map(view, frame.scene)
         if segment is None:
             raise OlivineError("the label store has no segment maps", where=store.root, remedy="leave out --segments")
         files.append(encode_segments(segment, size[c]))

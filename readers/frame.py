@@ -17,13 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, digest, read_json, write_bytes, write_json
+from ..common import (
+    OlivineError,
+    PathLike,
+    Whole,
+    demand,
+    digest,
+    inside,
+    parse_json,
+    read_json,
+    read_text,
+    write_bytes,
+    write_json,
+)
 
 INDEX_SCHEMA = "1.1"
 
 REVISED = ("kitti", "semantickitti")
 """Data sets whose index and shards of schema 1.0 are out of date: since 1.1 they are projected by the
 whole P2, and have an ``intensity_offset``."""
+MAX_DISTANCE = 1e5
+"""Metres from the sensor; a point further away is damage, and would ruin its frame's distance density."""
+_AGAIN = "delete the frames folder and run olivine labelgen again"
 
 
 class OutdatedIndex(OlivineError):
@@ -129,7 +144,8 @@ class Frame:
         """The cloud, float32 [N, 4]: x, y, z in metres in the LiDAR frame, raw intensity.
 
         Raises:
-            OlivineError: the file is missing, truncated or empty, or holds a value that is not finite.
+            OlivineError: the file is missing, truncated or empty, or holds a value that is not finite or
+                a point over :data:`MAX_DISTANCE` away.
         """
         path = self.root / self.point_file
         try:
@@ -156,6 +172,13 @@ class Frame:
         if not finite.all():
             raise OlivineError(
                 f"{int((~finite).sum())} points are not finite (the first is point {int(np.argmin(finite))})",
+                where=path,
+                remedy="download it again or mend the file",
+            )
+        far = np.abs(points[:, :3]).max(axis=1) > MAX_DISTANCE
+        if far.any():
+            raise OlivineError(
+                f"{int(far.sum())} points are over {MAX_DISTANCE:g} m away (the first is point {int(np.argmax(far))})",
                 where=path,
                 remedy="download it again or mend the file",
             )
@@ -238,22 +261,84 @@ def _frame_to_plain(frame: Frame) -> dict[str, Any]:
     return plain
 
 
-def _frame_from_plain(plain: dict[str, Any], root: Path) -> Frame:
-    values = dict(plain)
-    values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
-    values["point_label_lookup"] = bytes(plain["point_label_lookup"])
-    values["cameras"] = tuple(
-        Camera(
-            c["name"],
-            c["image"],
-            c["width"],
-            c["height"],
-            np.array(c["intrinsic"], np.float64).reshape(3, 3),
-            np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+_CAMERA_FIELDS = {
+    "name": str,
+    "image": str,
+    "width": Whole(1),
+    "height": Whole(1),
+    "intrinsic": list,
+    "lidar_to_camera": list,
+}
+_FRAME_FIELDS = {
+    "dataset": str,
+    "version": str,
+    "token": str,
+    "scene": str,
+    "split": str,
+    "timestamp": Whole(-(2**63)),
+    "point_file": str,
+    "point_columns": Whole(4, 64),
+    "pose": list,
+    "cameras": [_CAMERA_FIELDS],
+    "point_label_file": {str, None},
+    "point_label_bytes": {Whole(1, 1), Whole(4, 4)},
+    "point_label_lookup": list,
+    "truth_folder": {str, None},
+}
+
+
+def _frame_from_plain(plain: Any, root: Path, where: str) -> Frame:
+    """A frame as the index has it; ``where`` is the index's file and line.
+
+    Raises:
+        OlivineError: a key is missing or wrong, or a path leads out of the data set's folder.
+    """
+    values = dict(demand(plain, _FRAME_FIELDS, where, _AGAIN))
+    try:
+        values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
+        values["point_label_lookup"] = bytes(plain["point_label_lookup"])
+        values["cameras"] = tuple(
+            Camera(
+                c["name"],
+                c["image"],
+                c["width"],
+                c["height"],
+                np.array(c["intrinsic"], np.float64).reshape(3, 3),
+                np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+            )
+            for c in plain["cameras"]
         )
-        for c in plain["cameras"]
-    )
-    return Frame(root=root, **values)
+        frame = Frame(root=root, **values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise OlivineError(f"not a frame ({error})", where=where, remedy=_AGAIN) from None
+    check_frame(frame, where)
+    return frame
+
+
+def check_frame(frame: Frame, where: object) -> None:
+    """Raise unless a frame's files lie in its data set, its names fit file names, and its cameras' numbers are finite.
+
+    Args:
+        where: the file that the frame was read from, for the message.
+
+    Raises:
+        OlivineError: names the file, and the path, frame or camera.
+    """
+    # A scene's name is a file's name, a token may have a folder (08/000123).
+    if "/" in frame.scene:
+        raise OlivineError(f"names the scene {frame.scene!r}", where=where, remedy=_AGAIN)
+    names = [frame.scene, frame.token, frame.point_file, *(camera.image for camera in frame.cameras)]
+    for name in (*names, *filter(None, (frame.point_label_file, frame.truth_folder))):
+        inside(frame.root, name, where)
+    for camera in frame.cameras:
+        if "/" in camera.name or camera.image in ("samples", "sweeps", "sequences"):
+            raise OlivineError(f"names the camera {camera.name!r} with {camera.image}", where=where, remedy=_AGAIN)
+        if not (np.isfinite(camera.intrinsic).all() and np.isfinite(camera.lidar_to_camera).all()):
+            raise OlivineError(
+                f"the calibration of {camera.name} in frame {frame.token} is not finite",
+                where=where,
+                remedy="download the data set's calibration again",
+            )
 
 
 @dataclass(frozen=True)
@@ -265,25 +350,26 @@ class Scene:
     frame_count: int
     file: Path
     root: Path
+    digest: str
 
     def frames(self) -> list[Frame]:
-        """The scene's frames in time order."""
-        try:
-            lines = self.file.read_text().splitlines()
-        except OSError as error:
+        """The scene's frames in time order.
+
+        Raises:
+            OlivineError: the scene's file is missing, has other bytes than when it was written, or holds no such frames.
+        """
+        text = read_text(self.file, _AGAIN)
+        if digest(text) != self.digest:
+            raise OlivineError("has other bytes than the index says", where=self.file, remedy=_AGAIN)
+        lines = text.splitlines()
+        if len(lines) != self.frame_count:
             raise OlivineError(
-                f"the frame index cannot be read ({error.strerror})",
+                f"the index holds {len(lines)} frames, its table says {self.frame_count}",
                 where=self.file,
-                remedy="run olivine labelgen again",
-            ) from None
-        frames = [_frame_from_plain(json.loads(line), self.root) for line in lines]
-        if len(frames) != self.frame_count:
-            raise OlivineError(
-                f"the index holds {len(frames)} frames, its table says {self.frame_count}",
-                where=self.file,
-                remedy="delete the frames folder and run olivine labelgen again",
+                remedy=_AGAIN,
             )
-        return frames
+        places = ((line, f"{self.file} line {number}") for number, line in enumerate(lines, 1))
+        return [_frame_from_plain(parse_json(line, where, _AGAIN), self.root, where) for line, where in places]
 
 
 @dataclass(frozen=True)
@@ -350,23 +436,39 @@ def write_index(
         raise OlivineError("the data set has no frames", where=root, remedy="check the data set's folder and version")
     table = []
     for name, members in by_scene.items():
+        for member in members:
+            check_frame(member, root)
         text = "".join(json.dumps(_frame_to_plain(f), sort_keys=True) + "\n" for f in members)
         write_bytes(directory / f"{name}.jsonl", text.encode())
         table.append({"name": name, "split": members[0].split, "frames": len(members), "digest": digest(text)})
-    write_json(
-        directory / "index.json",
-        {
-            "schema": INDEX_SCHEMA,
-            "dataset": dataset,
-            "version": version,
-            "root": os.fspath(Path(root).absolute()),
-            "point_classes": list(point_classes),
-            "intensity_offset": intensity_offset,
-            "fingerprint": fingerprint,
-            "scenes": table,
-        },
-    )
+    plain = {
+        "schema": INDEX_SCHEMA,
+        "dataset": dataset,
+        "version": version,
+        "root": os.fspath(Path(root).absolute()),
+        "point_classes": list(point_classes),
+        "intensity_offset": intensity_offset,
+        "fingerprint": fingerprint,
+        "scenes": table,
+    }
+    write_json(directory / "index.json", {**plain, "digest": _index_digest(plain)})
     return open_index(directory)
+
+
+_INDEX_FIELDS = {
+    "dataset": str,
+    "version": str,
+    "root": str,
+    "point_classes": [str],
+    "fingerprint?": str,
+    "scenes": [{"name": str, "split": str, "frames": Whole(1), "digest": str}],
+    "digest?": str,
+}
+
+
+def _index_digest(plain: dict[str, Any]) -> str:
+    # Not of the root: a data set may move.
+    return digest({key: value for key, value in plain.items() if key not in ("digest", "root")})
 
 
 def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
@@ -377,33 +479,39 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
 
     Raises:
         OutdatedIndex: an earlier version wrote it, with another projection or without the intensity rule.
-        OlivineError: there is none, or of a schema this version does not read.
+        OlivineError: there is none, it is damaged, or of a schema this version does not read.
     """
     directory = Path(directory).absolute()  # the index may be sent to a process with another working folder
-    plain = read_json(directory / "index.json", remedy="run olivine labelgen first")
-    if str(plain.get("schema", "")).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
+    path = directory / "index.json"
+    plain = read_json(path, remedy="run olivine labelgen first")
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if str(schema).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
         raise OlivineError(
-            f"frame index of schema {plain.get('schema')}, this olivine reads {INDEX_SCHEMA}",
-            where=directory / "index.json",
-            remedy="delete the frames folder and run olivine labelgen again",
+            f"frame index of schema {schema}, this olivine reads {INDEX_SCHEMA}", where=path, remedy=_AGAIN
         )
+    demand(plain, _INDEX_FIELDS, path, _AGAIN)
+    if plain.get("digest", "") not in ("", _index_digest(plain)):  # an older olivine wrote none
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=_AGAIN)
     if "intensity_offset" not in plain and plain["dataset"] in REVISED:
         raise OutdatedIndex(
             "written before KITTI was projected by the whole P2 and had its intensity rule",
-            where=directory / "index.json",
+            where=path,
             remedy="run the same olivine labelgen again: it writes the index anew and keeps the label maps",
         )
     base = Path(root if root is not None else plain["root"]).absolute()
-    scenes = tuple(
-        Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
-    )
+    scenes = []
+    for s in plain["scenes"]:
+        file = inside(directory, f"{s['name']}.jsonl", path)
+        if file.parent != directory:
+            raise OlivineError(f"names the scene {s['name']!r}", where=path, remedy=_AGAIN)
+        scenes.append(Scene(s["name"], s["split"], s["frames"], file, base, s["digest"]))
     identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
     return FrameIndex(
         dataset=plain["dataset"],
         version=plain["version"],
         root=base,
         point_classes=tuple(plain["point_classes"]),
-        scenes=scenes,
+        scenes=tuple(scenes),
         digest=digest(identity),
         fingerprint=plain.get("fingerprint", ""),
         intensity_offset=float(plain.get("intensity_offset", 0.0)),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.images import image_size
 from .frame import Camera, Frame
 
 SPLITS = {
@@ -120,7 +121,7 @@ class KittiDataset:
                     remedy="unpack the calibration archive again",
                 )
             image = f"sequences/{sequence}/image_2/{cloud.stem}.png"
-            width, height = _image_size(self.root / image)
+            width, height = image_size(self.root / image, "unpack the color image archive again")
             frames.append(
                 Frame(
                     dataset=self.name,
@@ -194,17 +195,3 @@ def _lookup() -> bytes:
         for raw in raw_ids:
             table[raw] = index
     return bytes(table)
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise OlivineError("no such image", where=path, remedy="unpack the color image archive again") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise OlivineError(
-            f"not a readable image ({error})", where=path, remedy="unpack the color image archive again"
-        ) from None

@@ -91,7 +91,7 @@ def _spoil_value(path: Path) -> None:
 
 SPOILERS = {
     "no such label map": Path.unlink,
-    "is 800x450, the image": lambda path: Image.new("L", (800, 450)).save(path),
+    "is 800x450, not 1600x900": lambda path: Image.new("L", (800, 450)).save(path),
     "holds the value 77, which has no meaning": _spoil_value,
     "cannot be read": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "has RGB colours": lambda path: Image.new("RGB", (1600, 900)).save(path),

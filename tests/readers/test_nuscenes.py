@@ -164,7 +164,7 @@ def test_bad_point_files_are_named_with_the_remedy(broken):
         ),
         (
             lambda root: (root / "v1.0-mini" / "sample_data.json").write_text("[{"),
-            "sample_data.json: a table of the data set is not whole",
+            "sample_data.json: cannot be read as JSON",
         ),
     ],
 )
