@@ -315,6 +315,12 @@ def _frame_from_plain(plain: Any, root: Path, where: str) -> Frame:
     return frame
 
 
+def check_scene_name(name: str, where: object) -> None:
+    """Raise unless a scene's name can be the stem of a file's name; ``where`` names the scene."""
+    if inside("", name, where).name != name or name.startswith("."):
+        raise OlivineError(f"names the scene {name!r}", where=where, remedy=_AGAIN)
+
+
 def check_frame(frame: Frame, where: object) -> None:
     """Raise unless a frame's files lie in its data set, its names fit file names, and its cameras' numbers are finite.
 
@@ -324,12 +330,12 @@ def check_frame(frame: Frame, where: object) -> None:
     Raises:
         OlivineError: names the file, and the path, frame or camera.
     """
-    # A scene's name is a file's name, a token may have a folder (08/000123).
-    if "/" in frame.scene:
-        raise OlivineError(f"names the scene {frame.scene!r}", where=where, remedy=_AGAIN)
-    names = [frame.scene, frame.token, frame.point_file, *(camera.image for camera in frame.cameras)]
-    for name in (*names, *filter(None, (frame.point_label_file, frame.truth_folder))):
-        inside(frame.root, name, where)
+    check_scene_name(frame.scene, where)
+    # A token may have a folder (08/000123), and names a prediction's file.
+    names = [frame.token, frame.point_file, *(camera.image for camera in frame.cameras)]
+    for name in (*names, frame.point_label_file, frame.truth_folder):
+        if name is not None:
+            inside(frame.root, name, where)
     for camera in frame.cameras:
         if "/" in camera.name or camera.image in ("samples", "sweeps", "sequences"):
             raise OlivineError(f"names the camera {camera.name!r} with {camera.image}", where=where, remedy=_AGAIN)
@@ -501,10 +507,8 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
     base = Path(root if root is not None else plain["root"]).absolute()
     scenes = []
     for s in plain["scenes"]:
-        file = inside(directory, f"{s['name']}.jsonl", path)
-        if file.parent != directory:
-            raise OlivineError(f"names the scene {s['name']!r}", where=path, remedy=_AGAIN)
-        scenes.append(Scene(s["name"], s["split"], s["frames"], file, base, s["digest"]))
+        check_scene_name(s["name"], path)
+        scenes.append(Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base, s["digest"]))
     identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
     return FrameIndex(
         dataset=plain["dataset"],
