@@ -22,9 +22,10 @@ from .files import (
 )
 from .pixels import pixels_of
 from .processes import (
-    children_deaf_to_ctrl_c,
+    children_ignore_ctrl_c,
     children_share_cores,
     cores,
+    ctrl_c_afterwards,
     is_running,
     package_versions,
     stop_signals,
@@ -45,10 +46,11 @@ __all__ = [
     "check_output",
     "check_output_file",
     "check_replaceable",
-    "children_deaf_to_ctrl_c",
+    "children_ignore_ctrl_c",
     "children_share_cores",
     "claim_output",
     "cores",
+    "ctrl_c_afterwards",
     "demand",
     "digest",
     "disk_error",

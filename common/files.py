@@ -205,9 +205,20 @@ def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             list(pool.map(_sync_file, files))
         check_replaceable(path, ours)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        # Two renames: what is there goes as a whole, or, where that fails, stays as a whole.
+        before = _partial_name(path) if path.exists() else None
+        if before is not None:
+            os.rename(path, before)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if before is not None:
+                with contextlib.suppress(OSError):  # another writer's is there by now
+                    os.rename(before, path)
+            raise
+        finally:
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         _sync_directory(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

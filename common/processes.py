@@ -25,13 +25,38 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def children_deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within the block are born with Ctrl-C blocked: it reaches a whole terminal, their parent answers."""
+def children_ignore_ctrl_c() -> Iterator[None]:
+    """Child processes started within the block ignore Ctrl-C, which reaches a whole terminal; the parent handles it."""
+    from multiprocessing import resource_tracker
+
+    # Before its first child multiprocessing starts a process that looks after shared memory, and unblocks Ctrl-C in this
+    # thread when it has. Started here, it cannot undo what the next line does.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ctrl_c_afterwards() -> Iterator[None]:
+    """Ctrl-C within the block takes effect at its end, for work that must not be left in the middle.
+
+    Does nothing outside the main thread, which alone hears of Ctrl-C, and where somebody else handles it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

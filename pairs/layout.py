@@ -29,6 +29,7 @@ class Column:
         name, dtype: as users see them.
         over: what the rows are: ``points``, ``pairs``, ``images`` (one encoded file for each camera), or ``frame`` (one
             value of a fixed shape, not ragged).
+        shape: of one row, None where it is not fixed; of a column over frames that of the value.
         counts: what the values of a column over pairs number, ``points`` or ``images``: when frames are joined they
             are shifted by as many.
         optional: absent from some sets; ``added_by`` says how such a set is made.
@@ -38,6 +39,7 @@ class Column:
     name: str
     dtype: str
     over: Over
+    shape: tuple[int | None, ...] = ()
     counts: Literal["points", "images"] | None = None
     optional: bool = False
     added_by: str = "olivine build-pairs"
@@ -48,7 +50,7 @@ class Column:
 COLUMNS = {
     column.name: column
     for column in (
-        Column("points", "float32", "points"),  # [N, 4]
+        Column("points", "float32", "points", (4,)),
         Column(
             "point_label",
             "uint8",
@@ -59,22 +61,23 @@ COLUMNS = {
         Column("pair_point", "int32", "pairs", counts="points"),
         Column("pair_camera", "uint8", "pairs", counts="images", array="pair_tag"),
         Column("pair_label", "uint8", "pairs", array="pair_tag", slot=1),
-        Column("pair_uv", "float32", "pairs"),  # [M, 2]
+        Column("pair_uv", "float32", "pairs", (2,)),
         Column("pair_density", "float32", "pairs"),
-        Column("image", "uint8", "images", optional=True, added_by="olivine build-pairs without --no-images"),
+        Column("image", "uint8", "images", (None,), optional=True, added_by="olivine build-pairs without --no-images"),
         Column(
             "segment",
             "uint8",
             "images",
+            (None,),
             optional=True,
             added_by="olivine labelgen --segments slic (or sam), then olivine build-pairs --segments",
         ),
-        Column("class_count", "int64", "frame"),  # [K + 1]
+        Column("class_count", "int64", "frame", (None,)),
         Column("timestamp", "int64", "frame"),
-        Column("pose", "float64", "frame"),  # [4, 4]
-        Column("intrinsic", "float64", "frame"),  # [C, 3, 3]
-        Column("lidar_to_camera", "float64", "frame"),  # [C, 4, 4]
-        Column("image_size", "int64", "frame"),  # [C, 2]
+        Column("pose", "float64", "frame", (4, 4)),
+        Column("intrinsic", "float64", "frame", (None, 3, 3)),
+        Column("lidar_to_camera", "float64", "frame", (None, 4, 4)),
+        Column("image_size", "int64", "frame", (None, 2)),
     )
 }
 
@@ -88,11 +91,13 @@ class ArrayLayout:
         packed: one chunk for each frame, packed into one file by the sharding codec;
             else one chunk for the whole shard.
         optional: absent from some sets.
+        shape: of one frame's values; None where it differs from shard to shard.
     """
 
     name: str
     dtype: str
     packed: bool
+    shape: tuple[int | None, ...]
     optional: bool = False
 
 
@@ -100,13 +105,14 @@ def _arrays() -> dict[str, ArrayLayout]:
     """The arrays that hold the columns, and those that hold the lengths of ragged ones."""
     arrays: dict[str, ArrayLayout] = {}
     for column in COLUMNS.values():
-        name = column.array or column.name
-        arrays[name] = ArrayLayout(name, column.dtype, column.over != "frame", column.optional)
+        name, together = column.array or column.name, sum(c.array == column.array for c in COLUMNS.values())
+        shape = column.shape if not column.array else (together,)
+        ragged = column.over != "frame"
+        arrays[name] = ArrayLayout(name, column.dtype, ragged, (None, *shape) if ragged else shape, column.optional)
         if column.over == "images":
-            lengths = f"{name}_bytes"
-            arrays[lengths] = ArrayLayout(lengths, "int64", False, column.optional)
+            arrays[f"{name}_bytes"] = ArrayLayout(f"{name}_bytes", "int64", False, (None,), column.optional)
     for name in ("point_count", "pair_count"):
-        arrays[name] = ArrayLayout(name, "int64", False)
+        arrays[name] = ArrayLayout(name, "int64", False, ())
     return arrays
 
 
@@ -120,7 +126,8 @@ def shard_name(number: int) -> str:
 
 def is_shard_file(name: str) -> bool:
     """Whether a shard has a file of this path, relative to its folder."""
-    return name == "zarr.json" or name.split("/")[0] in ARRAYS
+    folder, *inner = name.split("/")
+    return name == "zarr.json" or (folder in ARRAYS and ".." not in inner)
 
 
 def check_schema(schema: object, where: object) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import json
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import make_dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, digest
+from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
 from ..readers.frame import REVISED
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
@@ -115,6 +114,18 @@ else:
     """
 
 
+_AGAIN = "delete this shard's folder and run olivine build-pairs again"
+_ATTRIBUTES = {
+    "schema": str,
+    "recipe": str,
+    "scene": str,
+    "split": str,
+    "token": [str],
+    "frame_index": [Whole()],
+    "bandwidth": [float],
+}
+
+
 class Shard:
     """One shard, opened and checked against its manifest entry.
 
@@ -134,9 +145,10 @@ class Shard:
                 raise damaged("a file is gone", self._blame(name)) from None
             if found != size:
                 raise damaged(f"has {found} bytes, was written with {size}", self._blame(name))
-        attributes = json.loads(self._metadata("zarr.json"))["attributes"]
-        check_schema(attributes.get("schema"), path)
-        if attributes.get("recipe") != recipe:
+        plain = parse_json(self._metadata("zarr.json"), path / "zarr.json", _AGAIN)
+        attributes = demand(plain, {"attributes": _ATTRIBUTES}, path / "zarr.json", _AGAIN)["attributes"]
+        check_schema(attributes["schema"], path)
+        if attributes["recipe"] != recipe:
             raise OlivineError(
                 "a shard of other labels or settings than the manifest says",
                 where=path,
@@ -144,6 +156,10 @@ class Shard:
             )
         self.attributes: dict[str, Any] = attributes
         self.tokens: tuple[str, ...] = tuple(attributes["token"])
+        for token in self.tokens:  # it names the file of a frame's prediction
+            inside(path, token, path / "zarr.json")
+        if not len(self.tokens) == len(attributes["frame_index"]) == len(attributes["bandwidth"]):
+            raise damaged("has another number of tokens than of frames", str(path / "zarr.json"))
         present = {name.split("/")[0] for name in entry["files"]}
         self.arrays = {
             name: ChunkedArray(path / name, self._metadata(f"{name}/zarr.json"), f"{path.name}/{name}")
@@ -151,8 +167,16 @@ class Shard:
             if name in present
         }
         for name, layout in ARRAYS.items():
-            if not layout.optional and name not in self.arrays:
-                raise damaged(f"has no array {name}", str(path))
+            if name not in self.arrays:
+                if not layout.optional:
+                    raise damaged(f"has no array {name}", str(path))
+                continue
+            array = self.arrays[name]
+            shape = [None if fixed is None else n for n, fixed in zip(array.shape[1:], layout.shape)]
+            if (array.dtype, array.packed, array.shape[0]) != (layout.dtype, layout.packed, len(self.tokens)) or (
+                len(array.shape) != len(layout.shape) + 1 or tuple(shape) != layout.shape
+            ):
+                raise damaged(f"is {array.dtype} {array.shape}, not as the format has it", f"{path.name}/{name}")
         self._whole: dict[str, NDArray[Any]] = {}
 
     def _blame(self, name: str) -> str:
@@ -160,6 +184,8 @@ class Shard:
         return f"{self.path / name} (shard {self.path.name}, array {name.split('/')[0]}{frames})"
 
     def _metadata(self, name: str) -> bytes:
+        if name not in self._entry["files"]:
+            raise damaged("is not in the manifest", self._blame(name))
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
@@ -277,7 +303,8 @@ class ShardSet(Sequence[FrameRecord]):
     @cached_property
     def image_size(self) -> NDArray[np.int64]:
         """Width and height of each camera's stored images, the largest in the set: int64 [C, 2]."""
-        return np.max([entry["image_size"] for entry in self._entries], axis=0).astype(np.int64)
+        sizes = [entry["image_size"] for entry in self._entries]
+        return np.max(sizes, axis=0).astype(np.int64) if sizes else np.zeros((0, 2), np.int64)
 
     @cached_property
     def shard_ranges(self) -> tuple[range, ...]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, children_deaf_to_ctrl_c
+from ..common import OlivineError, PathLike, children_ignore_ctrl_c
 from .augment import AugmentSettings, generator_of, make_sample, stored_columns
 from .sample import STORED, Sample
 from .slots import Slots
@@ -183,7 +183,7 @@ class FrameStream:
     def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
         assert self.pool is not None
         slot = self.slots.take()
-        with children_deaf_to_ctrl_c():  # the pool starts its workers here, one by one
+        with children_ignore_ctrl_c():  # the pool starts its workers here, one by one
             return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from olivine.common import devices
 from olivine.labelgen.encoders import resolve_precision
-from olivine.train.settings import load_settings
 from olivine.train.build import build_encoder
+from olivine.train.settings import load_settings
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from olivine.common import OlivineError, write_json
+from olivine.common import OlivineError, sha256_file, write_json
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import describe_shards
@@ -216,6 +216,119 @@ def _edit(path: Path, change: Callable[[dict], None]) -> None:
     change(manifest)
     manifest["digest"] = _entry_digest(manifest)
     write_json(path / "manifest.json", manifest)
+
+
+def _first(**changes: object) -> Callable[[dict], None]:
+    return lambda manifest: manifest["shards"][0].update(changes)
+
+
+def _file(name: str, entry: object = (1, "0")) -> Callable[[dict], None]:
+    return lambda manifest: manifest["shards"][0]["files"].update({name: entry})
+
+
+def _drop(*keys: str) -> Callable[[dict], None]:
+    def change(manifest: dict) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        del manifest[keys[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _first(name="../elsewhere"),
+        _first(name="/etc"),
+        _first(name="shard-00001.zarr"),
+        _first(number=-1),
+        _first(number=2**64),
+        _first(frames=0),
+        _first(frames="3"),
+        _first(class_count=[1]),
+        _first(class_count=None),
+        _first(image_size=[[1]]),
+        _first(left_out=[["a"]]),
+        _first(files={}),
+        _first(files=[]),
+        _file("../../elsewhere/zarr.json"),
+        _file("points/../../../x"),
+        _file("/etc/passwd"),
+        _file("points/zarr.json", [1]),
+        _file("points/zarr.json", ["1", "0"]),
+        _drop("recipe"),
+        _drop("recipe", "classes"),
+        _drop("recipe", "settings", "images"),
+        _drop("provenance", "packages"),
+        _drop("class_count"),
+        _drop("cameras"),
+        lambda manifest: manifest.update(shards={}),
+        lambda manifest: manifest.update(shards=[3]),
+        lambda manifest: manifest.update(planned_frames=None),
+        lambda manifest: manifest["recipe"].update(classes="car"),
+    ],
+)
+def test_a_manifest_that_leads_outside_or_lacks_a_key_is_one_line(
+    built: tuple[LabelStore, ShardSet], change: Callable[[dict], None]
+) -> None:
+    """Its digest is right: whoever wrote it knows the format."""
+    _, shards = built
+    _edit(shards.path, change)
+    with pytest.raises(OlivineError, match=r"manifest\.json: ") as error:
+        open_shards(shards.path)
+    assert "\n" not in str(error.value)
+
+
+def _forge(shards: ShardSet, name: str, change: Callable[[dict], object]) -> None:
+    """Change a shard's metadata and enter the change, so that every digest matches."""
+    path = shards.path / "shard-00000.zarr" / name
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps(change(plain) or plain))
+    _edit(shards.path, _file(name, [path.stat().st_size, sha256_file(path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("zarr.json", lambda plain: plain["attributes"]["token"].__setitem__(0, "../../outside")),
+        ("zarr.json", lambda plain: plain["attributes"]["token"].__setitem__(0, "/outside")),
+        ("zarr.json", lambda plain: plain["attributes"]["token"].pop()),
+        ("zarr.json", lambda plain: plain["attributes"].update(token=3)),
+        ("zarr.json", lambda plain: plain["attributes"].pop("bandwidth")),
+        ("zarr.json", lambda plain: plain.pop("attributes")),
+        ("zarr.json", lambda plain: [1]),
+        ("points/zarr.json", lambda plain: plain.update(data_type="object")),
+        ("points/zarr.json", lambda plain: plain.update(data_type="float64")),
+        ("points/zarr.json", lambda plain: plain.update(data_type=["u1"])),
+        ("points/zarr.json", lambda plain: plain.update(shape=[])),
+        ("points/zarr.json", lambda plain: plain.update(shape=[3, -1, 4])),
+        ("points/zarr.json", lambda plain: plain.update(shape="xyz")),
+        ("points/zarr.json", lambda plain: plain.update(codecs=[])),
+        ("points/zarr.json", lambda plain: plain["codecs"].__setitem__(0, "zstd")),
+        ("points/zarr.json", lambda plain: plain["chunk_key_encoding"]["configuration"].update(separator="/../")),
+        ("points/zarr.json", lambda plain: [1]),
+        ("pair_count/zarr.json", lambda plain: plain["codecs"].__setitem__(1, {"name": "pickle"})),
+    ],
+)
+def test_metadata_that_is_not_the_formats_is_one_line(
+    built: tuple[LabelStore, ShardSet], name: str, change: Callable[[dict], object]
+) -> None:
+    _, shards = built
+    _forge(shards, name, change)
+    again = open_shards(shards.path)
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr") as error:
+        again[0]
+    assert "\n" not in str(error.value)
+    assert len(again.points(4)) == again[4].point_count  # the other shard is read
+
+
+def test_a_chunk_longer_than_its_file_takes_no_memory(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    array = shards.shard(0).arrays["points"]
+    for offset, length in ((0, 2**62), (2**63, 16), (2**62, 2**62)):
+        array._index = np.array([[offset, length]] * 3, np.uint64)
+        with pytest.raises(OlivineError, match="bytes early"):
+            array.frame(0, "x")
 
 
 def test_an_unknown_major_schema_is_refused_and_a_newer_minor_one_read(built: tuple[LabelStore, ShardSet]) -> None:
