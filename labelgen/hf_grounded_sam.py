@@ -19,6 +19,7 @@ from .encoders import TextMemory
 from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
+from .tokens import load_tokenizer
 
 _DETECTOR_FILES = (("config.json",), ("model.safetensors",), ("tokenizer.json", "vocab.txt"))
 _SAM_FILES = (("config.json",), ("model.safetensors",))
@@ -146,13 +147,13 @@ class HfGroundedSam(GroundedSam):
 
     def load(self) -> tuple[Detector, Segmenter]:
         """Build both networks and load their weights."""
-        from transformers import AutoTokenizer, GroundingDinoForObjectDetection, SamModel
+        from transformers import GroundingDinoForObjectDetection, SamModel
 
         folder = self.files["detector"].path
         detector, _ = load_pretrained(GroundingDinoForObjectDetection.from_pretrained, folder, "GroundingDINO")
         sam, extra = load_pretrained(SamModel.from_pretrained, self.files["sam"].path, "SAM")
         refuse_extra_tensors(extra, self.files["sam"].path)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
         _check_marks(tokenizer, folder)
         s = self.settings
         return (

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
+from ..common.settings import read_yaml_file
 from ..readers.frame import Camera
 from .labeler import BatchResult, ImageTask, Labelled
-from .prompts import Vocabulary, load_structured
+from .prompts import Vocabulary
 from .settings import LabelSettings
 from .store import read_values
 
@@ -51,17 +52,19 @@ def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
                 remedy=f"name a YAML or JSON file, or a class map of olivine's: {names}",
             )
         path = shipped
-    plain = load_structured(path)
+    plain = read_yaml_file(path)
     if isinstance(plain, list):
         plain = dict(enumerate(plain))
     if not isinstance(plain, dict) or not plain:
         raise OlivineError("maps no values to class names", where=path, remedy="write lines like 3: car")
     mapping: dict[int, int] = {}
     for value, name in plain.items():
-        if isinstance(value, str) and value.isdigit():
+        if isinstance(value, str) and value.isdecimal() and len(value) <= 5:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
             raise OlivineError(f"{value!r} is not a value of a label map", where=path, remedy="write lines like 3: car")
+        if value in mapping:
+            raise OlivineError(f"names the value {value} a second time", where=path, remedy="remove one of the two")
         if name is None or str(name).lower() in _NOTHING:
             mapping[value] = 0
         elif name in vocabulary.classes:

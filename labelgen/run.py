@@ -300,5 +300,5 @@ def _elsewhere(settings: LabelSettings) -> LabelSettings:
     }
     if settings.classes is not None and not settings.classes.exists() and shipped_class_map(settings.classes):
         paths["classes"] = settings.classes  # a name, not a file
-    error = Path(settings.error)
-    return replace(settings, **paths, error=str(error.absolute()) if error.is_file() else settings.error)
+    error = os.path.abspath(settings.error) if os.path.isfile(settings.error) else settings.error
+    return replace(settings, **paths, error=error)

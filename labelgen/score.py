@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, PathLike, read_json, track, write_bytes, write_json
+from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_json
 from ..readers.frame import Camera, Frame, FrameIndex
 from ..readers.project import look_up, project_points
 from .mapping import prompt_of_point_class
+from .oracle import read_world_classes
 from .store import LabelStore, read_values
 
 _REMAKE = "make the data set again with olivine synth"
@@ -87,9 +88,8 @@ class _Masks:
     name = "masks"
 
     def __init__(self, store: LabelStore, index: FrameIndex) -> None:
-        plain = read_json(index.root / "synthetic.json", _REMAKE)
         self.lookup = np.zeros(256, np.uint8)
-        for value, name in enumerate(plain["classes"]):
+        for value, name in enumerate(read_world_classes(index.root / "synthetic.json")):
             self.lookup[value] = store.classes.index(name) + 1 if name in store.classes else 0
 
     def compare(
@@ -102,6 +102,8 @@ class _Masks:
             raise OlivineError("has no exact masks", where=frame.token, remedy=_REMAKE)
         path = truth[position][0]
         exact = read_values(path, _REMAKE, camera)
+        if exact.max() >= len(self.lookup):
+            raise OlivineError(f"holds the class {int(exact.max())}", where=path, remedy=_REMAKE)
         return self.lookup[exact].astype(np.int64).ravel() * 256 + label_of(camera).ravel()
 
 
@@ -228,9 +230,11 @@ def draw_confusion(summary: ScoreSummary) -> bytes:
                 axes.text(
                     column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8
                 )
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    # A class may be named with dollar signs, which are no formula.
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
     ious = [summary.iou.get(name) for name in names]
-    axes.set_yticks(range(len(names)), [n if i is None else f"{n}  (IoU {i:.1f})" for n, i in zip(names, ious)])
+    rows = [n if i is None else f"{n}  (IoU {i:.1f})" for n, i in zip(names, ious)]
+    axes.set_yticks(range(len(names)), rows, parse_math=False)
     axes.set_xlabel("label map")
     axes.set_ylabel(f"ground truth ({summary.against})")
     mean = "" if summary.mean_iou is None else f"mean IoU {summary.mean_iou:.1f} %"

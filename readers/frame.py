@@ -504,6 +504,9 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
             where=path,
             remedy="run the same olivine labelgen again: it writes the index anew and keeps the label maps",
         )
+    if not plain["scenes"] or len(plain["point_classes"]) > 255:
+        what = "has no scenes" if not plain["scenes"] else f"has {len(plain['point_classes'])} point classes"
+        raise OlivineError(what, where=path, remedy=_AGAIN)
     base = Path(root if root is not None else plain["root"]).absolute()
     scenes = []
     for s in plain["scenes"]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.compiled import compiled
 from .frame import Camera
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _project(points, matrices, sizes, min_depth, point, uv):  # type: ignore[no-untyped-def]
     """Fill ``point`` [C, N] and ``uv`` [C, N, 2] from the front; return the pairs of each camera."""
     count = np.zeros(len(matrices), np.int64)

@@ -119,6 +119,11 @@ def test_a_bad_label_map_is_named_and_the_others_get_done(message, keyframe_inde
         ("200: lorry\n", "'lorry', which is not a class"),
         ("car: 200\n", "'car' is not a value"),
         ("", "maps no values"),
+        ("3: car\n'3': bus\n", "names the value 3 a second time"),
+        ("'²': car\n", "'²' is not a value"),
+        ("99999999999999999999: car\n", "which is no plain value"),
+        ("'99999999999999999999': car\n", "is not a value"),
+        ("3: [car]\n", "is not a class"),
     ],
 )
 def test_a_bad_class_file_is_refused(text, message, keyframe_index, keyframe_camseg, tmp_path):
