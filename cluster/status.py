@@ -73,7 +73,8 @@ def find_jobs(path: Path) -> list[Path]:
 def read_status(logs: Path, now: float | None = None) -> JobStatus:
     """How far the job of a log folder is."""
     path, now = logs / "job.json", time.time() if now is None else now
-    plain = demand(read_json(path), {"job": str, "out": str, "units": Whole()}, path, "delete it and run the job again")
+    again = "delete it and run the job again"
+    plain = demand(read_json(path, again), {"job": str, "out": str, "units": Whole()}, path, again)
     status = JobStatus(plain["job"], Path(logs, plain["out"]).resolve(), plain["units"])
     records = {path.stem for path in (status.out / "units").glob("[!.]*.json")}
     last: dict[str, tuple[float, str, str, Path]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from olivine.common import OlivineError
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
+from olivine.labelgen.tokens import load_tokenizer
 
 pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
 
@@ -227,6 +229,23 @@ def test_a_bad_image_is_named_and_the_others_get_done(settings, movable_keyframe
     with pytest.raises(OlivineError, match="no such label map"):
         store.label_map(frame.cameras[0])
     assert store.label_map(frame.cameras[1]).shape == (900, 1600)
+
+
+@pytest.mark.parametrize("name", ["AutoTokenizer", "AutoConfig"])
+def test_no_code_of_a_tokenizers_folder_runs(tiny_networks, tmp_path, name):
+    shutil.copytree(tiny_networks.text_encoder, tmp_path / "bert")
+    (tmp_path / "bert" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    for file in ("tokenizer_config.json", "config.json"):
+        path = tmp_path / "bert" / file
+        plain = json.loads(path.read_text()) if path.exists() else {}
+        plain |= {
+            "auto_map": {name: ["code.C", None] if name == "AutoTokenizer" else "code.C"},
+            "tokenizer_class": "Own",
+        }
+        path.write_text(json.dumps({**plain, "model_type": "own"}))
+    with pytest.raises(OlivineError, match="bert: is no tokenizer that transformers can load"):
+        load_tokenizer(tmp_path / "bert")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="session")
