@@ -262,6 +262,14 @@ def write_json(path: PathLike, value: Any) -> None:
     write_bytes(path, data + b"\n")
 
 
+def is_relative_name(name: str) -> bool:
+    """Whether ``name`` is a path that leads down from any folder: not absolute or empty, no ``..``, no null character."""
+    if not name or not {"", ".", ".."}.isdisjoint(name.split("/")) or "\0" in name:
+        return False
+    # Surrogates are bytes of a name that is not UTF-8; half of a pair is no byte at all.
+    return name.isascii() or all(not "\ud800" <= c <= "\udfff" or "\udc80" <= c <= "\udcff" for c in name)
+
+
 def inside(folder: PathLike, name: object, where: object, *, write: bool = False) -> Path:
     """The path of something that a file names, which must lie in a folder.
 
@@ -275,12 +283,9 @@ def inside(folder: PathLike, name: object, where: object, *, write: bool = False
         OlivineError: ``name`` is no relative path (absolute, with ``..``, empty, with a null character), or leads out.
     """
     remedy = "a path in this file may not leave its folder; get or make the file again"
-    parts = name.split("/") if isinstance(name, str) else []
-    # Surrogates are bytes of a name that is not UTF-8; half of a pair is no byte at all.
-    encodable = all(ord(c) < 0xD800 or ord(c) > 0xDFFF or 0xDC80 <= ord(c) <= 0xDCFF for part in parts for c in part)
-    if not parts or not encodable or any(part in ("", ".", "..") or "\0" in part for part in parts):
+    if not (isinstance(name, str) and is_relative_name(name)):
         raise OlivineError(f"names the path {name!r}", where=where, remedy=remedy)
-    path = Path(folder, *parts)
+    path = Path(folder, name)
     if write and not path.parent.resolve().is_relative_to(Path(folder).resolve()):
         raise OlivineError(f"names the path {name!r}, which a link leads out of {folder}", where=where, remedy=remedy)
     return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,11 @@ def read_bytes(path: PathLike, remedy: str, *, what: str = "file", most: int = M
     """
     try:
         with open(path, "rb") as handle:
-            data = handle.read(most + 1)
+            # Not read(most + 1), which takes that much memory before it reads. A pipe's size is 0.
+            step = max(os.fstat(handle.fileno()).st_size, 1 << 16) + 1
+            data = handle.read(min(step, most + 1))
+            while len(data) <= most and (more := handle.read(min(step, most + 1 - len(data)))):
+                data += more
     except FileNotFoundError:
         raise OlivineError(f"no such {what}", where=path, remedy=remedy) from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -143,22 +148,28 @@ def demand(value: Any, kind: Any, where: object, remedy: str = "make it again") 
     Raises:
         OlivineError: names the file ``where`` and the key.
     """
-    if wrong := _wrong(value, kind, ""):
+    if wrong := _wrong(value, kind, ()):
         raise OlivineError(wrong, where=where, remedy=remedy)
     return value
 
 
-def _wrong(value: Any, kind: Any, key: str) -> str:
+# A key is (the key it is in, its name or position), and becomes text only for an error: files have many values.
+_Key = tuple[Any, ...]
+
+
+def _wrong(value: Any, kind: Any, key: _Key) -> str:
     """What is wrong with a value, empty where nothing is."""
+    if type(value) is kind:
+        return ""
     if isinstance(kind, list):
         if not isinstance(value, list):
             return _is(key, value, "a list")
-        return next((wrong for i, item in enumerate(value) if (wrong := _wrong(item, kind[0], f"{key}[{i}]"))), "")
+        return next((wrong for i, item in enumerate(value) if (wrong := _wrong(item, kind[0], (key, i)))), "")
     if isinstance(kind, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(kind):
             return _is(key, value, f"a list of {len(kind)}")
         both = enumerate(zip(value, kind))
-        return next((wrong for i, (item, one) in both if (wrong := _wrong(item, one, f"{key}[{i}]"))), "")
+        return next((wrong for i, (item, one) in both if (wrong := _wrong(item, one, (key, i)))), "")
     if isinstance(kind, dict):
         return _wrong_mapping(value, kind, key)
     kinds = kind if isinstance(kind, set) else {kind}
@@ -173,18 +184,18 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind or type(None))
 
 
-def _wrong_mapping(value: Any, kind: dict[Any, Any], key: str) -> str:
+def _wrong_mapping(value: Any, kind: dict[Any, Any], key: _Key) -> str:
     if not isinstance(value, dict):
         return _is(key, value, "a mapping")
     if str in kind:
         items = value.items()
-        return next((wrong for name, item in items if (wrong := _wrong(item, kind[str], _join(key, name)))), "")
+        return next((wrong for name, item in items if (wrong := _wrong(item, kind[str], (key, name)))), "")
     for name, one in kind.items():
         plain = name.removesuffix("?")
         if plain not in value:
             if plain == name:
-                return f"has no {_join(key, name)!r}"
-        elif wrong := _wrong(value[plain], one, _join(key, plain)):
+                return f"has no {_text((key, name))!r}"
+        elif wrong := _wrong(value[plain], one, (key, plain)):
             return wrong
     return ""
 
@@ -207,11 +218,16 @@ _NAMES = {
 }
 
 
-def _join(key: str, name: object) -> str:
-    return f"{key}.{name}" if key else str(name)
+def _text(key: _Key) -> str:
+    if not key:
+        return ""
+    inside, name = _text(key[0]), key[1]
+    if isinstance(name, int):
+        return f"{inside}[{name}]"
+    return f"{inside}.{name}" if inside else str(name)
 
 
-def _is(key: str, value: Any, expected: str) -> str:
+def _is(key: _Key, value: Any, expected: str) -> str:
     text = repr(value)
     short = text if len(text) <= 40 else text[:37] + "..."
-    return f"{key} is {short}, expected {expected}" if key else f"is {short}, expected {expected}"
+    return f"{_text(key)} is {short}, expected {expected}".strip()

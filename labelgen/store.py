@@ -196,9 +196,8 @@ _RECORD = {
     "segment_sha256?": [str],
     "pixels": [Whole()],
     "notes": {dict, list},
-    "detections": {"image": [Whole()], "box": [(float,) * 4], "score": [float], "text_score": [float],
-                   "class": [Whole(1, 255)], "area": [Whole()]},
-}  # fmt: skip
+    "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
+}
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, An
     """
     import zarr
 
+    _forget_dead_thread()
     group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
     for name in {column.array or column.name: None for column in COLUMNS.values()}:
         columns = sorted((c for c in COLUMNS.values() if name in (c.array, c.name)), key=lambda c: c.slot)
@@ -55,6 +56,14 @@ def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, An
             _write(group, name, _pad([row[0] if len(row) == 1 else np.stack(row, axis=1) for row in rows]))
     for name, column in (("point_count", "points"), ("pair_count", "pair_point")):
         _write(group, name, np.array([len(frame.columns[column]) for frame in frames], np.int64))
+
+
+def _forget_dead_thread() -> None:
+    """Let zarr start its thread again where it once could not (out of memory): else it waits for that one for ever."""
+    from zarr.core import sync
+
+    if sync.loop[0] is not None and not (sync.iothread[0] is not None and sync.iothread[0].is_alive()):
+        sync.loop[0] = None
 
 
 def _pad(rows: list[NDArray[Any]]) -> NDArray[Any]:

@@ -113,6 +113,8 @@ class KittiDataset:
         intrinsic, lidar_to_camera = _camera_2(data.calib, folder / "calib.txt")
         frames = []
         for cloud in clouds:
+            if not cloud.stem.isdecimal():
+                raise OlivineError("is not named by its number", where=cloud, remedy="move it out of this folder")
             number = int(cloud.stem)
             if number >= len(data.timestamps):
                 raise OlivineError(
@@ -157,7 +159,7 @@ def _open_sequence(root: Path, sequence: str) -> Any:
             raise OlivineError("missing", where=folder / name, remedy="unpack the calibration archive again")
     try:
         return pykitti.odometry(str(root), sequence)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         raise OlivineError(
             f"pykitti cannot read the sequence ({type(error).__name__}: {error})",
             where=folder,

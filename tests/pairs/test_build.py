@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -346,6 +347,29 @@ def test_a_shard_whose_replacement_fails_stays_in_the_set(
     assert [record.token for record in open_shards(out)] == ["a-token-0000"]
     assert not check_shards(out).failures
     assert build_pairs(store, out, SETTINGS, split="train").frames == 2
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_a_thread_that_could_not_be_started_is_not_waited_for(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zarr's thread, where memory is short: the unit is tried again, and zarr alone would wait for ever."""
+    from zarr.core import sync
+
+    monkeypatch.setattr(sync, "loop", [None])
+    monkeypatch.setattr(sync, "iothread", [None])
+    real, refused = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "zarr_io" and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    store = make_store({"a": 1})
+    assert build_pairs(store, tmp_path / "out", SETTINGS, split="train").failures == []
+    assert refused
 
 
 def test_files_that_are_no_units_are_no_units(make_store: MakeStore, tmp_path: Path) -> None:

@@ -99,10 +99,32 @@ def test_an_index_from_before_the_rules_of_today_is_refused_and_written_anew(kit
     assert first.intensity_offset == 1.0
     file = tmp_path / "index.json"
     old = json.loads(file.read_text())
-    del old["intensity_offset"]
+    del old["intensity_offset"], old["digest"]
     file.write_text(json.dumps({**old, "schema": "1.0"}))
     with pytest.raises(OlivineError, match=r"index\.json: written before .* Run the same olivine labelgen again"):
         open_index(tmp_path)
     again, note = index_dataset(tmp_path, "kitti", kitti_frame)
     assert again == first and "index at hand" not in note
     assert open_index(tmp_path).intensity_offset == 1.0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "calib.txt").write_text("P0: 1 2\n"),
+        lambda folder: (folder / "calib.txt").write_bytes(b"\xff\xfe"),
+        lambda folder: (folder / "calib.txt").write_text((folder / "calib.txt").read_text().replace("P2:", "Q2:")),
+        lambda folder: (folder / "calib.txt").write_text(
+            (folder / "calib.txt").read_text().replace("Tr: ", "Tr: nan ")
+        ),
+        lambda folder: (folder / "times.txt").write_text("now\n"),
+        lambda folder: (folder / "times.txt").write_text(""),
+        lambda folder: (folder / "velodyne" / "first.bin").write_bytes(bytes(16)),
+        lambda folder: (folder / "image_2" / "000000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+    ],
+)
+def test_damaged_files_of_a_sequence_are_one_line(semantic, tmp_path, damage):
+    damage(semantic / "sequences" / "00")
+    with pytest.raises(OlivineError, match=r"sequences/00") as error:
+        index_dataset(tmp_path / "frames", "kitti", semantic)
+    assert "\n" not in str(error.value)
