@@ -336,6 +336,9 @@ class ShardSet(Sequence[FrameRecord]):
             shard = self._open[number] = Shard(self.path / entry["name"], entry, self._recipe)
             if len(shard) != entry["frames"]:
                 raise damaged(f"holds {len(shard)} frames, the manifest says {entry['frames']}", str(shard.path))
+            for name, count in (("image_size", len(self.cameras)), ("class_count", len(self.classes) + 1)):
+                if (found := shard.arrays[name].shape[1]) != count:
+                    raise damaged(f"{name} has {found} columns, the manifest says {count}", str(shard.path))
         return shard
 
     def locate(self, index: int) -> tuple[Shard, int]:

@@ -205,7 +205,7 @@ def _open_devkit(root: Path, version: str) -> Any:
             raise OlivineError("a table of the data set is missing", where=path, remedy=_DOWNLOAD)
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except _BROKEN as error:
+    except Exception as error:
         for table in (*TABLES, "lidarseg"):
             path = root / version / f"{table}.json"
             if path.is_file():

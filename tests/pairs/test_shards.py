@@ -322,6 +322,13 @@ def test_metadata_that_is_not_the_formats_is_one_line(
     assert len(again.points(4)) == again[4].point_count  # the other shard is read
 
 
+def test_a_shard_of_other_cameras_than_the_manifest_names_is_refused(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest["cameras"].pop())
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr: image_size has 2 columns, the manifest says 1"):
+        open_shards(shards.path)[0]
+
+
 def test_a_chunk_longer_than_its_file_takes_no_memory(built: tuple[LabelStore, ShardSet]) -> None:
     _, shards = built
     array = shards.shard(0).arrays["points"]
