@@ -85,7 +85,7 @@ class EncodedFeatures:
             feature_map = self._encoder(batch.image[images][i : i + 1])[0].permute(1, 2, 0)
             embedding = head(feature_map.to(next(head.parameters()).dtype))
             sums = sums + checkpoint(_sums_by_segment, embedding, segment, count, self._grid, use_reentrant=False)
-        return sums / (pixels[:, None] + 1e-6)
+        return sums / (pixels[:, None].to(sums.dtype) + 1e-6)
 
 
 def _sums_by_segment(embedding: Tensor, segment: Tensor, count: int, grid: FeatureGrid) -> Tensor:
