@@ -83,6 +83,7 @@ def test_set_changes_a_value_by_its_full_or_its_only_name() -> None:
         ("run.epoch=3", "did you mean 'run.epochs'"),
         ("learning_rate=1", "no setting 'learning_rate'"),
         ("methods.wcd=1", "did you mean 'method.wcd'"),
+        ("method.name=slodr", "did you mean 'slidr'"),
         ("backbone.name=srunet43", "did you mean 'srunet34'"),
         ("method.scr=3", "expected true or false"),
         ("method.mode=uniform", r"expected random \| density"),
@@ -128,3 +129,10 @@ def test_settings_of_the_released_form_are_todays(tmp_path: Path) -> None:
     expected = {"wcd": False, "scr_weight": 0.5, "pairs": 7, "temperature": 0.1, "mode": "random", "dimension": 32}
     assert {key: values[f"method.{key}"] for key in expected} == expected
     assert (values["backbone.name"], values["backbone.residual"]) == ("voxelnet", True)
+
+
+def test_a_setting_of_another_method_is_named_with_its_method(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.yaml"
+    file.write_text("method: {name: slidr, wcd_form: paper}\n")
+    with pytest.raises(OlivineError, match=r"method\.wcd_form is a setting of olivine, not of slidr"):
+        load_settings(file)

@@ -1,0 +1,64 @@
+"""SLidR (CVPR 2022): contrast between superpoints and superpixels.
+
+A superpixel is a SLIC segment of an image (``olivine labelgen --segments slic``: 150 wanted, compactness 6, sigma 3); its
+superpoint is the points seen in it. Both sides are means of unit embeddings and are not normalised again, as in the
+authors' code: their length lowers the contrast of mixed segments. The superpixel's mean runs over all its pixels in the
+augmented crop. Negatives are all other superpixels of the contrast group's images that hold a point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..group import Group
+from ..method import Context, Method, MethodSettings, Needs, Term
+from ..objectives import info_nce
+
+
+@dataclass(frozen=True)
+class SlidrSettings(MethodSettings):
+    """SLidR's contrast; the defaults are the authors'.
+
+    Attributes:
+        dimension: of the embeddings.
+        temperature: τ.
+    """
+
+    name: str = "slidr"
+    dimension: int = 64
+    temperature: float = 0.07
+
+
+class Slidr(Method):
+    """See the module."""
+
+    Settings = SlidrSettings
+    exported: ClassVar[dict[str, str]] = {"final": "point_head"}
+    terms = ("superpixel",)
+
+    def __init__(self, settings: SlidrSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self.temperature = settings.temperature
+        self.point_head = context.point_head(settings.dimension)
+        self.pixel_head = nn.Linear(context.pixel_channels, settings.dimension)
+
+    @classmethod
+    def needs(cls, settings: SlidrSettings) -> Needs:
+        """Segment maps beside the images."""
+        return Needs(("segment",))
+
+    def forward(self, group: Group) -> dict[str, Term]:
+        """InfoNCE of the superpoints of the group's images with their superpixels."""
+        segment = group.pixels.segment_of_pairs()
+        _, count = group.pixels.segments()
+        held = torch.bincount(segment[segment >= 0], minlength=count).nonzero()[:, 0]
+        if not len(held):
+            return {}
+        superpoint = group.points.mean_by(segment, count, self.point_head)
+        superpixel = group.pixels.mean_by_segment(self.pixel_head)
+        value = info_nce(superpoint.index_select(0, held), superpixel.index_select(0, held), self.temperature)
+        return {"superpixel": Term(value, 1.0)}
