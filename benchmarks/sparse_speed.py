@@ -28,7 +28,7 @@ def minkowski_srunet34() -> Any:
     import torch
     from torch import nn
 
-    from olivine.train.backbones.srunet import SRUNET34 as LAYOUT
+    from olivine.train.backbones import SRUNet34
     from olivine.train.sparse.minkowski import import_minkowski
 
     engine = import_minkowski()
@@ -56,7 +56,7 @@ def minkowski_srunet34() -> Any:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            planes, blocks, stem = LAYOUT.planes, LAYOUT.blocks, LAYOUT.stem
+            planes, blocks, stem = SRUNet34.layout.planes, SRUNet34.layout.blocks, SRUNet34.layout.stem
             self.conv0p1s1, self.bn0 = conv(1, stem, 3), engine.MinkowskiBatchNorm(stem, momentum=0.05)
             self.relu = engine.MinkowskiReLU(inplace=True)
             width = stem
@@ -165,10 +165,12 @@ def measure(engine: str, count: float, repeats: int, threads: int) -> dict[str, 
 
     else:
         network = build_backbone("srunet34")
+        generator = torch.Generator().manual_seed(0)
+        heads = [network.new_head(64, generator) for _ in range(2)]
 
         def run() -> Any:
-            point, category = network(SparseTensor(feature, coordinate))
-            return point.feature, category.feature
+            trunk = network(SparseTensor(feature, coordinate))
+            return heads[0](trunk).feature, heads[1](trunk).feature
 
     # Gradients exist and loops are compiled before the baseline, so that the peak is the step's own.
     warm_up(engine, network)
@@ -209,7 +211,7 @@ def warm_up(engine: str, network: Any) -> None:
     if engine == "minkowski":
         network(import_minkowski().SparseTensor(feature, coordinate))[0].F.sum().backward()
     else:
-        network(SparseTensor(feature, coordinate))[0].feature.sum().backward()
+        network(SparseTensor(feature, coordinate)).feature.sum().backward()
 
 
 def _map_seconds(feature: Any, coordinate: Any) -> float:

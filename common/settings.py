@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from .errors import OlivineError, PathLike
@@ -165,6 +165,16 @@ def settings_to_yaml(settings: Any) -> str:
 
     text: str = yaml.safe_dump(settings_to_plain(settings), sort_keys=False)
     return text
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys under which two nested tables differ, in order, with the value in each (None where there is none)."""
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
 
 
 def flat_keys(kind: type, prefix: str = "") -> dict[str, Any]:

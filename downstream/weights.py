@@ -13,7 +13,7 @@ from ..common.settings import settings_to_plain
 from ..train.backbone import build_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, exported_heads, load_backbone, load_checkpoint, save_checkpoint
-from ..train.layouts import export_weights, load_weights, read_weights
+from ..train.layouts import export_weights, load_weights, own_layout, read_weights
 from ..train.settings import PretrainSettings, load_settings
 
 
@@ -27,8 +27,7 @@ class WeightsSummary:
         backbone: its name here.
         voxels: what the backbone takes, for people.
         parameters: tensors written, or read.
-        left_out: the network's parameters that the layout has no place for, or that the file did not hold and that
-            stay as the seed made them.
+        left_out: the heads' parameters that the layout has no place for.
     """
 
     out: Path
@@ -56,7 +55,7 @@ def export_backbone(
     check_output_file(out, _is_exported, overwrite=overwrite, inputs=(checkpoint_file(checkpoint),))
     network, content = load_backbone(checkpoint)
     name = content["backbone"]["name"]
-    layout = layout or ("openpcdet" if name.startswith("voxelnet") else "minkowski")
+    layout = layout or own_layout(network)
     heads = exported_heads(content)
     left_out = export_weights(network, out, layout, heads)
     voxels = content.get("voxels") or content["settings"]["voxels"]
@@ -85,7 +84,7 @@ def import_weights(
     settings = settings or load_settings("voxelnet" if layout == "openpcdet" else "reference")
     arguments = backbone_arguments(settings)
     network = build_backbone(**arguments, seed=settings.seed)
-    if layout == "openpcdet" and not arguments["name"].startswith("voxelnet"):
+    if layout == "openpcdet" and own_layout(network) != "openpcdet":
         raise OlivineError(
             f"holds OpenPCDet's trunk, not a {arguments['name']}", where=path, remedy="use --config voxelnet"
         )

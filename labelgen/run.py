@@ -22,6 +22,7 @@ from ..common import (
     remove_leftovers,
     track,
 )
+from ..common.settings import differences
 from ..readers.frame import FrameIndex, Scene
 from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
@@ -81,18 +82,11 @@ def make_manifest(
     }
 
 
-def manifest_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def manifest_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first key under which two manifests differ, package versions aside."""
-    for key in sorted(set(old) | set(new)):
-        if key == "packages" and not prefix:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if (inner := manifest_difference(a, b, f"{prefix}{key}.")) is not None:
-                return inner
-        elif a != b:
-            short = [text if len(text := repr(v)) <= 60 else text[:57] + "..." for v in (a, b)]
-            return f"{prefix}{key} was {short[0]} and is now {short[1]}"
+    for key, a, b in differences({**old, "packages": None}, {**new, "packages": None}):
+        short = [text if len(text := repr(v)) <= 60 else text[:57] + "..." for v in (a, b)]
+        return f"{key} was {short[0]} and is now {short[1]}"
     return None
 
 

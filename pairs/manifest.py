@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError, Whole, check_replaceable, demand, digest, inside, read_json, write_json
+from ..common.settings import differences
 from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
 
 _AGAIN = "delete it and run olivine build-pairs again"
@@ -233,14 +234,8 @@ def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> N
         shutil.rmtree(out / shard_name(number), ignore_errors=True)
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if a != b:
-                lines.append(_difference(a, b, f"{prefix}{key}."))
-        elif a != b:
-            short = [text if len(text) <= 24 else text[:12] + "…" for text in (str(a), str(b))]
-            lines.append(f"{prefix}{key} was {short[0]}, now {short[1]}")
-    return "; ".join(lines)
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    def short(value: Any) -> str:
+        return text if len(text := str(value)) <= 24 else text[:12] + "…"
+
+    return "; ".join(f"{key} was {short(a)}, now {short(b)}" for key, a, b in differences(old, new))

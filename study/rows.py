@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import OlivineError, digest, read_json, write_json
+from ..common.settings import differences
 from .config import slug
 
 SCHEMA = "1.0"
@@ -129,14 +130,6 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
     return [row for _, row in found.values()]
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The first value in which two nested configurations differ."""
-    for key in sorted({*one, *other}):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            inner = difference(a, b, f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif a != b:
-            return f"{prefix}{key} is {a} there and {b} here"
-    return ""
+    return next((f"{key} is {a} there and {b} here" for key, a, b in differences(one, other)), "")

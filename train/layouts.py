@@ -83,6 +83,11 @@ def _tensors(weights: dict[str, Any], where: object) -> Weights:
     return weights
 
 
+def own_layout(network: nn.Module) -> str:
+    """The layout of the code base that a network comes from: ``minkowski`` for U-Nets, ``openpcdet`` for trunks."""
+    return "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
+
+
 def split_heads(weights: Weights) -> tuple[Weights, Weights]:
     """The trunk's tensors and the heads' (``final…``), which no backbone owns."""
     heads = {name: tensor for name, tensor in weights.items() if name.startswith(_HEADS)}
@@ -135,7 +140,7 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()} | heads
     if layout not in EXPORT_LAYOUTS:
         raise OlivineError(f"no layout {layout!r}", remedy=f"choose one of {', '.join(EXPORT_LAYOUTS)}")
-    own = "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
+    own = own_layout(network)
     if layout not in (own, "state_dict"):
         raise OlivineError(
             f"a {type(network).__name__} has no form in the layout {layout}", remedy=f"use --layout {own}"
