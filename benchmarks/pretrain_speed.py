@@ -139,7 +139,8 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
     statistics = model.method.statistics
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
-    statistics.update(statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count)))
+    sums = statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count))
+    statistics.update(sums, sums[:, -1].long())
     usual = UsualStep(encoder, model, settings) if way == "usual" else None
     pixels = None if usual else EncodedFeatures(encoder, "align_corners")
 

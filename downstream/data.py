@@ -91,6 +91,7 @@ class CloudExamples:
         for frame, settings, epoch in members:
             points = np.array(self.shards.points(frame))
             generator = generator_of(self.seed or 0, epoch, frame)
+            points[:, 3] += self.shards.intensity_offset
             points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
             label = self.shards.point_label(frame)
             parts.append(points)

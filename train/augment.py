@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,10 @@ class AugmentSettings:
             or more than this share of them.
         cuboid_min_pairs: a cuboid is put back when a picture that had this many pairs is left with fewer.
         flip_image: probability of a horizontal flip of each picture.
-        round_pixels: round positions to whole pixels as the public code does.
+        cuboid_keeps: which pictures count there: ``full images``, those that had that many, or ``all images``, as the
+            public code has it.
+        round_pixels: positions are whole pixels, made as the public code makes them: see
+            :func:`~olivine.train.augment_kernels.move_pairs`.
     """
 
     rotate: bool = True
@@ -51,6 +54,7 @@ class AugmentSettings:
     crop_min_pairs: int = 1024
     crop_min_share: float = 0.75
     cuboid_min_pairs: int = 1024
+    cuboid_keeps: Literal["full images", "all images"] = "full images"
     flip_image: float = 0.5
     round_pixels: bool = False
 
@@ -136,7 +140,8 @@ def drop_cuboid(
     before = np.bincount(pair_camera, minlength=cameras)
     after = np.bincount(pair_camera[~dropped[pair_point]], minlength=cameras)
     enough = settings.cuboid_min_pairs
-    if ((before >= enough) & (after < enough)).any() or dropped.all():
+    counted = before >= enough if settings.cuboid_keeps == "full images" else before >= 0
+    if (counted & (after < enough)).any() or dropped.all():
         return np.ones(len(xyz), bool)
     return ~dropped
 

@@ -23,7 +23,8 @@ def move_pairs(uv, left, top, w, h, height, width, whole, flip, moved, kept):  #
 
     u' = (u − left + ½)·width/w − ½, as pixel centres at whole numbers have it; a flip takes u' to width − 1 − u'.
     A crop's border lies half a pixel outside the centres of its outer pixels: positions in that half move to the
-    centres. With ``whole`` positions are rounded, and must then be pixels of the crop.
+    centres. With ``whole`` as the public code has it: u' = round((round(u) − left) · width/w), without the half pixel,
+    kept where 0 <= u' < width.
 
     Args:
         uv: float32 [M, 2].
@@ -36,10 +37,12 @@ def move_pairs(uv, left, top, w, h, height, width, whole, flip, moved, kept):  #
     margin = 0.0 if whole else 0.5
     last_u, last_v = np.float32(width - 1), np.float32(height - 1)
     for i in range(len(uv)):
-        u = np.float32((uv[i, 0] - left + 0.5) * scale_u - 0.5)
-        v = np.float32((uv[i, 1] - top + 0.5) * scale_v - 0.5)
         if whole:
-            u, v = np.rint(u), np.rint(v)
+            u = np.float32(np.rint((np.rint(uv[i, 0]) - left) * scale_u))
+            v = np.float32(np.rint((np.rint(uv[i, 1]) - top) * scale_v))
+        else:
+            u = np.float32((uv[i, 0] - left + 0.5) * scale_u - 0.5)
+            v = np.float32((uv[i, 1] - top + 0.5) * scale_v - 0.5)
         if not (-margin <= u <= last_u + margin and -margin <= v <= last_v + margin):
             kept[i] = False
         u = min(max(u, np.float32(0)), last_u)

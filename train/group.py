@@ -82,6 +82,10 @@ class Group:
         """The pairs' points in the augmented clouds, float32 [M, 4]."""
         return self._batch.points.index_select(0, self._batch.pair_point[self._rows])
 
+    def places(self) -> Tensor:
+        """The voxel (or point) whose embedding each pair has, int64 [M]."""
+        return self.points.place
+
     def generator(self, draw: int) -> torch.Generator:
         """A CPU generator made of (seed, step, group, draw)."""
         return generator_of(*self._key, draw)
@@ -91,11 +95,11 @@ class Points:
     """The 3D network's side of a group; rows are the group's pairs."""
 
     def __init__(self, embeddings: Embeddings, place: Tensor) -> None:
-        self._embeddings, self._place = embeddings, place
+        self._embeddings, self.place = embeddings, place
 
     def at(self, rows: Tensor | slice, head: nn.Module) -> Tensor:
         """Unit embeddings of the pairs' points by a point head, [M', p]."""
-        place = self._place[rows] if isinstance(rows, slice) else self._place.index_select(0, rows)
+        place = self.place[rows] if isinstance(rows, slice) else self.place.index_select(0, rows)
         return self._embeddings.by(head).index_select(0, place)
 
     def mean_by(self, segment: Tensor, count: int, head: nn.Module) -> Tensor:

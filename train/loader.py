@@ -100,6 +100,7 @@ class FrameStream:
                     where=shards,
                     remedy=f"make them with: {STORED[column].added_by}",
                 )
+        _ = self.shards.intensity_offset  # shards from before the rule are refused now
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
@@ -196,6 +197,8 @@ def _open(path: str) -> ShardSet:
 def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
     generator = generator_of(settings.seed, epoch, frame)
     record = shards.read(frame, stored_columns(settings.columns, settings.labels))
+    if shards.intensity_offset:
+        record.points[:, 3] += shards.intensity_offset
     return make_sample(record, frame, settings.size, settings.augment, generator, settings.columns, settings.labels)
 
 

@@ -253,6 +253,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         seconds,
         taken / seconds,
         stream.waited_s / seconds,
+        tuple(model.method.summary()),
     )
 
 

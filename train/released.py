@@ -74,6 +74,10 @@ def modern_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     method |= {f"statistics.{name}": tensor for name, tensor in content.pop("vmf_state", {}).items()}
     if not content["settings"].get("method", {}).get("decoupled_heads", True):
         method = {name: tensor for name, tensor in method.items() if not name.startswith("category_point_head.")}
+    if "statistics.update_count" in method:  # a class was in use from its first pair on
+        method["statistics.place_count"] = 2 * method["statistics.update_count"]
+    if backbone["name"].startswith("srunet"):
+        backbone.setdefault("first_weights", "kaiming")
     content |= {"backbone_state": state, "method_state": method, "exported_heads": renamed}
     content.pop("random_state", None)
     return content
@@ -89,7 +93,12 @@ def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
 def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
     plain = modern(settings)
-    plain.setdefault("method", {}).setdefault("name", "olivine")
+    method = plain.setdefault("method", {})
+    method.setdefault("name", "olivine")
+    method.setdefault("class_mean", "batch")
+    plain.get("augment", {}).setdefault("cuboid_keeps", "full images")
+    if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
+        plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")
     return plain
 
 

@@ -15,6 +15,7 @@ from olivine.train.build import build_model
 from olivine.train.checkpoint import exported_heads
 from olivine.train.settings import load_settings
 from olivine.train.sparse import SparseTensor
+from olivine.train.sparse.modules import Conv3d, ConvTranspose3d
 from olivine.train.voxelize import VoxelSettings, voxelize
 
 
@@ -150,3 +151,20 @@ def test_an_unknown_backbone_names_the_known_ones():
     with pytest.raises(OlivineError, match="no backbone 'resnet'") as caught:
         build_backbone("resnet")
     assert all(name in str(caught.value) for name in ("srunet34", "srunet-small", "voxelnet"))
+
+
+@pytest.mark.parametrize("first_weights", ["minkowski", "kaiming"])
+def test_first_weights_are_those_that_the_setting_names(first_weights: str) -> None:
+    """MinkowskiEngine's default: uniform in ± (cells · inputs)^(−1/2), kernels and biases, heads too."""
+    net = build_backbone("srunet34", first_weights=first_weights, seed=3)
+    heads = [net.new_head(64, torch.Generator().manual_seed(5))]
+    for module in [m for root in (net, *heads) for m in root.modules() if isinstance(m, Conv3d | ConvTranspose3d)]:
+        kernel = module.kernel.detach()
+        bound = (kernel.numel() // module.out_channels) ** -0.5
+        expected = bound / 3**0.5
+        if first_weights == "kaiming" and isinstance(module, Conv3d):
+            expected = (2 * module.in_channels / kernel.numel()) ** 0.5
+        else:
+            assert kernel.abs().max() <= bound
+        assert kernel.std().item() == pytest.approx(expected, rel=6 / kernel.numel() ** 0.5)
+        assert abs(kernel.mean().item()) < 5 * expected / kernel.numel() ** 0.5

@@ -210,6 +210,31 @@ def test_a_cuboid_takes_its_points_and_their_pairs_and_is_put_back_when_it_costs
     assert 2000 in kept
 
 
+def test_rounded_pixels_are_the_public_codes() -> None:
+    """On 100,000 random pairs: round((p − corner) · scale) of the rounded pixel, kept inside [0, W) x [0, H)."""
+    rng = np.random.default_rng(4)
+    uv = (rng.random((100_000, 2)) * (1599, 899)).astype(np.float32)
+    left, top, w, h = 213, 97, 1001, 633
+    moved, kept = np.empty_like(uv), np.ones(len(uv), bool)
+    move_pairs(uv, left, top, w, h, 224, 416, True, False, moved, kept)
+    theirs = np.round((np.round(uv.astype(np.float64)) - (left, top)) * (416 / w, 224 / h))
+    inside = ((theirs >= 0) & (theirs < (416, 224))).all(1)
+    np.testing.assert_array_equal(kept, inside)
+    np.testing.assert_array_equal(moved[inside], theirs[inside])
+    mirrored = np.empty_like(uv)
+    move_pairs(uv, left, top, w, h, 224, 416, True, True, mirrored, np.ones(len(uv), bool))
+    np.testing.assert_array_equal(mirrored[inside, 0], 415 - theirs[inside, 0])
+
+
+def test_the_public_code_puts_a_cuboid_back_for_any_picture_left_with_too_few() -> None:
+    record = frame()
+    few = int(np.bincount(record.pair_camera).max()) + 1  # no picture has that many
+    ours = replace(NO_AUGMENTATION, cuboid=0.5, cuboid_min_pairs=few)
+    theirs = replace(ours, cuboid_keeps="all images")
+    assert len(make_sample(record, 0, SIZE, ours, generator_of(0, 1, 0)).points) < 2000
+    assert len(make_sample(record, 0, SIZE, theirs, generator_of(0, 1, 0)).points) == 2000
+
+
 def test_rounded_pixels_are_whole_and_inside() -> None:
     record = frame()
     settings = AugmentSettings(round_pixels=True, crop_min_pairs=100)

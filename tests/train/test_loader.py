@@ -123,3 +123,37 @@ def test_what_is_not_asked_for_is_neither_read_nor_decoded(small_shards: Path, m
 def test_a_column_that_the_shards_lack_names_the_command_that_adds_it(small_shards: Path) -> None:
     with pytest.raises(OlivineError, match=r"hold no 'segment'.*then olivine build-pairs --segments"):
         FrameStream(small_shards, StreamSettings(3, 2, (0, 2), (40, 72), AUGMENT, columns=("segment",)))
+
+
+def test_no_voxel_of_a_kitti_frame_has_the_feature_0(kitti_world, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """In pre-training and downstream, on raw intensities of which some are 0; nuScenes' stay as they are."""
+    import torch
+
+    from olivine.downstream.data import CloudExamples
+    from olivine.pairs.shards import open_shards
+    from olivine.train.voxelize import VoxelSettings, voxelize
+
+    shards = open_shards(kitti_world.splits[0])
+    raw = shards.points(0)[:, 3]
+    loader = FrameStream(kitti_world.splits[0], StreamSettings(0, 1, (0, 1), (40, 72), AUGMENT, shuffle=False))
+    (sample,) = next(iter(loader.batches(0, 1)))
+    settings = VoxelSettings(size_m=0.1)
+    feature = voxelize(torch.from_numpy(sample.points), None, settings).feature
+    assert feature.min() >= 1 > raw.min()
+    whole = CloudExamples(shards, settings, torch.device("cpu")).whole(0).inputs
+    assert whole.voxels.feature.min() >= 1 and whole.points[:, 3].max() == raw.max() + 1
+
+
+def test_shards_from_before_the_intensity_rule_are_refused_before_a_frame_is_read(
+    kitti_world, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    from olivine.pairs.manifest import read_manifest
+
+    def before(path: Path) -> dict:
+        manifest = read_manifest(path)
+        manifest["recipe"].pop("intensity_offset")
+        return manifest
+
+    monkeypatch.setattr("olivine.pairs.shards.read_manifest", before)
+    with pytest.raises(OlivineError, match=r"intensity rule.*olivine build-pairs"):
+        FrameStream(kitti_world.splits[0], StreamSettings(0, 1, (0, 1), (40, 72), AUGMENT))

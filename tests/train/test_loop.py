@@ -183,7 +183,7 @@ def test_held_out_frames_may_hold_a_class_that_the_training_frames_lack(
 ) -> None:
     training, held_out = make_shards({"a": 2}, absent=2), make_shards({"c": 1}, seed=5)
     assert open_shards(training).class_count[2] == 0 < open_shards(held_out).class_count[2]
-    changes = (f"data.validation={held_out}", "run.steps=1", "run.validate_epochs=1")
+    changes = (f"data.validation={held_out}", "run.steps=1", "run.validate_epochs=1", "method.scr=false")
     pretrain(small_settings(training, *changes), tmp_path / "run")
     assert float(rows(tmp_path / "run" / "epochs.csv")[-1]["validation_loss"]) > 0
 
@@ -206,7 +206,7 @@ def test_clipping_bounds_the_step(small_shards: Path, small_settings: Settings, 
     start = load_backbone(summary.out)[1]["backbone_state"]
     from olivine.train.backbones import build_backbone
 
-    fresh = build_backbone("srunet-small", seed=0).state_dict()
+    fresh = build_backbone("srunet-small", seed=0, first_weights="kaiming").state_dict()
     assert max(float((start[n] - fresh[n]).abs().max()) for n in fresh if n.endswith("kernel")) < 1e-8
 
 
@@ -253,6 +253,33 @@ def test_settings_that_do_not_fit_are_refused(small_shards: Path, small_settings
     assert not out.exists() or not list(out.glob("*.pt"))
 
 
+@pytest.mark.parametrize(
+    ("warmup", "says"), [("0.0", "leaves no step for the class statistics"), ("1.0", "leaves none for the consistency")]
+)
+def test_a_warm_up_that_leaves_no_step_is_refused(
+    small_shards: Path, small_settings: Settings, tmp_path: Path, warmup: str, says: str
+) -> None:
+    refuse(small_settings(small_shards, f"method.warmup={warmup}"), tmp_path / "run", says)
+    with pytest.raises(OlivineError, match="bias correction with the public code's class means"):
+        small_settings(small_shards, "method.bias_correction=true", "method.class_mean=group")
+
+
+def test_the_steps_say_how_hard_the_consistency_pulls_and_a_collapse_is_told(
+    whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(whole_run / "steps.csv")
+    assert all(1 <= float(row["category_rank"]) <= 64 for row in table)
+    assert [bool(row["scr_pull"]) for row in table] == [False] * 3 + [True] * 3
+    last = table[-1]
+    kappas = [float(value) for name, value in last.items() if name.startswith("kappa/")]
+    assert 0 < float(last["scr_pull"]) <= max(kappas) <= 67
+    monkeypatch.setattr("olivine.train.methods.olivine.effective_rank", lambda feature: 1.5)
+    summary = pretrain(small_settings(small_shards), tmp_path / "run")
+    assert summary.notes == (
+        "the category embedding has collapsed: its effective rank is 1.50 (lower method.scr_weight)",
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_frames_and_terms(
     small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,8 +315,8 @@ def test_a_folder_where_nothing_was_trained_may_be_taken(
         patch.setattr(Distiller, "forward", fails)
         with pytest.raises(KeyboardInterrupt):
             pretrain(small_settings(small_shards, "optimizer.lr=0.3"), tmp_path / "run")
-    summary = pretrain(small_settings(small_shards, "run.steps=1"), tmp_path / "run")
-    assert summary.step == 1
+    summary = pretrain(small_settings(small_shards, "run.steps=2"), tmp_path / "run")
+    assert summary.step == 2
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> None:

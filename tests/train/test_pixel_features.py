@@ -37,7 +37,8 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     model, classes = build_model(settings, pixels.channels, label_names(records, settings), 4), len(records.class_count)
     statistics = model.method.statistics
     g = torch.nn.functional.normalize(torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    statistics.update(statistics.class_sums(g, torch.arange(100) % classes, classes))
+    sums = statistics.class_sums(g, torch.arange(100) % classes, classes)
+    statistics.update(sums, sums[:, -1].long())
     count = torch.as_tensor(records.class_count)
     loss, terms, _ = model(collate(samples), pixels, count, 2, 0)
     assert set(terms) == {"ppkt", "wcd", "scr"}

@@ -69,13 +69,15 @@ def test_a_released_run_goes_on_to_the_same_bits(
     expected, found = load_checkpoint(whole), load_checkpoint(first)
     for name in ("backbone_state", "method_state"):
         assert expected[name].keys() == found[name].keys()
-        assert all(torch.equal(value, found[name][key]) for key, value in expected[name].items())
+        # The released form did not count voxels.
+        kept = {key: value for key, value in expected[name].items() if key != "statistics.place_count"}
+        assert all(torch.equal(value, found[name][key]) for key, value in kept.items())
 
 
 def test_a_released_run_with_other_settings_is_refused_by_todays_name(
     small_shards: Path, small_settings: Callable[..., PretrainSettings], tmp_path: Path
 ) -> None:
-    pretrain(small_settings(small_shards, "run.steps=1"), tmp_path / "run")
+    pretrain(small_settings(small_shards, "run.steps=2"), tmp_path / "run")
     make_released(tmp_path / "run")
     with pytest.raises(OlivineError, match=r"another run: method.temperature is 0.07 there and 0.1 here"):
-        pretrain(small_settings(small_shards, "run.steps=1", "method.temperature=0.1"), tmp_path / "run")
+        pretrain(small_settings(small_shards, "run.steps=2", "method.temperature=0.1"), tmp_path / "run")

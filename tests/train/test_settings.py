@@ -62,7 +62,9 @@ def test_the_reference_preset_differs_where_the_public_code_does() -> None:
         "method.wcd_form",
         "method.kl_average",
         "method.alpha",
-        "method.bias_correction",
+        "method.class_mean",
+        "method.warmup",
+        "augment.cuboid_keeps",
         "method.frequency",
         "method.density",
     }

@@ -8,7 +8,7 @@ import mpmath
 import pytest
 import torch
 
-from olivine.train.vmf import VmfStatistics, estimate_kappa, log_normalizer
+from olivine.train.vmf import VmfStatistics, effective_rank, estimate_kappa, log_normalizer
 
 KAPPAS = [10.0**e for e in (-6, -5, -4, -3, -2, -1, -0.3, 0, 0.5, 1, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6)]
 
@@ -87,7 +87,8 @@ def test_the_moving_average_follows_its_definition_and_unseen_classes_are_left_o
         g, label = unit(50, 8, step), torch.arange(50) % 3  # class 3 never occurs
         if step % 2:
             g, label = g[label != 2], label[label != 2]  # class 2 every other step
-        statistics.update(VmfStatistics.class_sums(g, label, 4))
+        sums = VmfStatistics.class_sums(g, label, 4)
+        statistics.update(sums, sums[:, -1].long())
         for c in label.unique().tolist():
             expected[c] = 0.9 * expected[c] + 0.1 * g[label == c].double().mean(0)
     torch.testing.assert_close(statistics.mean, torch.stack(expected))
@@ -102,10 +103,66 @@ def test_the_moving_average_follows_its_definition_and_unseen_classes_are_left_o
 
 def test_bias_correction_recovers_a_constant_mean_and_the_reference_reading_is_bounded() -> None:
     g = unit(1, 16, 3)
-    corrected, plain = VmfStatistics(1, 16, 1e-4), VmfStatistics(1, 16, 1e-4, bias_correction=False)
+    corrected, plain = VmfStatistics(1, 16, 1e-4, bias_correction=True), VmfStatistics(1, 16, 1e-4)
     for statistics in (corrected, plain):
         for _ in range(100):
-            statistics.update(VmfStatistics.class_sums(g, torch.zeros(1, dtype=torch.int64), 1))
+            sums = VmfStatistics.class_sums(g, torch.zeros(1, dtype=torch.int64), 1)
+            statistics.update(sums, torch.ones(1, dtype=torch.int64))
     assert corrected.parameters_of_classes()[1].item() > 1e4  # R̄ = 1: a collapsed class, and still finite
     assert math.isfinite(corrected.parameters_of_classes()[1].item())
     assert plain.mean.norm().item() == pytest.approx(1 - (1 - 1e-4) ** 100)
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+def test_after_a_warm_up_kappa_is_at_most_67_however_long_and_however_tight(steps: int) -> None:
+    """α = 1 / steps, embeddings that tighten to a point as training takes them there (p = 64)."""
+    statistics = VmfStatistics(3, 64, 1 / steps)
+    center = unit(3, 64, 0)
+    for step in range(steps):
+        spread = 0.3 * (1 - step / steps)
+        label = torch.arange(300) % 3
+        noise = torch.randn(300, 64, generator=torch.Generator().manual_seed(step))
+        g = torch.nn.functional.normalize(center[label] + spread * noise, dim=1)
+        sums = VmfStatistics.class_sums(g, label, 3)
+        statistics.update(sums, sums[:, -1].long())
+    _, kappa, seen = statistics.parameters_of_classes()
+    assert seen.all() and kappa.max() <= 67
+    # At R̄ = 0.63 the pull of L_kl on an embedding is κ over the number of pairs; L_ppkt's is at most 2 / τ = 28.6.
+    assert kappa.max() / (2 / 0.07) < 2.4
+
+
+def test_the_public_codes_average_over_gpus_of_which_one_lacks_a_class() -> None:
+    """Four processes keep a z̄_c of their own, and average them after each step; class 1 is seen by the first alone."""
+    alpha, theirs = 0.05, torch.zeros(2, 8, dtype=torch.float64)
+    ours = VmfStatistics(2, 8, alpha)
+    for step in range(40):
+        copies, total, places = [], torch.zeros(2, 9, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+        for gpu in range(4):
+            g = unit(20, 8, 100 * step + gpu)
+            label = (torch.arange(20) % 2) * (gpu == 0)
+            own = theirs.clone()
+            for c in label.unique().tolist():
+                own[c] = (1 - alpha) * own[c] + alpha * g[label == c].double().mean(0)
+            copies.append(own)
+            sums = VmfStatistics.class_sums(g, label, 2)
+            count = sums[:, -1:]
+            total += torch.cat([sums[:, :-1] / count.clamp(min=1), (count > 0).double()], 1)
+            places += count[:, 0].long()
+        theirs = torch.stack(copies).mean(0)
+        ours.update(total, places, groups=4)
+    torch.testing.assert_close(ours.mean, theirs)
+
+
+def test_a_class_seen_in_one_voxel_has_no_distribution() -> None:
+    statistics = VmfStatistics(2, 8, 0.1, bias_correction=True)
+    g = unit(2, 8, 0)
+    sums = VmfStatistics.class_sums(g, torch.tensor([0, 1]), 2)
+    statistics.update(sums, torch.tensor([2, 1]))
+    _, kappa, seen = statistics.parameters_of_classes()
+    assert seen.tolist() == [True, False] and kappa[1] == 0
+
+
+def test_the_effective_rank_is_the_number_of_even_directions() -> None:
+    eye = torch.eye(6, 10).repeat(7, 1)
+    assert effective_rank(eye) == pytest.approx(6)
+    assert effective_rank(torch.ones(5, 10)) == pytest.approx(1)

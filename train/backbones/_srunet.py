@@ -8,12 +8,12 @@ and back up with the skipped features concatenated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from ..backbone import Backbone, Clouds, Features
+from ..backbone import Backbone, BackboneSettings, Clouds, Features
 from ..sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 from ..sparse.operations import concatenate
 from ..sparse.tensor import SparseTensor
@@ -60,6 +60,18 @@ class ResidualBlock(nn.Module):
         return normed
 
 
+@dataclass(frozen=True)
+class SRUNetSettings(BackboneSettings):
+    """The U-Net's random weights.
+
+    Attributes:
+        first_weights: ``minkowski`` as MinkowskiEngine draws them, which is what SLidR and OLIVINE start from: uniform in
+            ± (cells · inputs)^(−1/2); ``kaiming`` normal with variance 2 / (cells · outputs), about 2.4 times as wide.
+    """
+
+    first_weights: Literal["minkowski", "kaiming"] = "minkowski"
+
+
 class SRUNet(Backbone):
     """A sparse residual U-Net.
 
@@ -70,11 +82,13 @@ class SRUNet(Backbone):
         norm_momentum: of the batch norms outside residual blocks and in their shortcuts: 0.05 in pre-training, 0.02
             in fine-tuning, as in the authors' public code.
         seed: of the initial weights, or the generator that they are drawn from.
+        first_weights: see :class:`SRUNetSettings`.
 
     Attributes:
         layout: widths and depths.
     """
 
+    Settings = SRUNetSettings
     layout: ClassVar[SRUNetLayout]
     finetune_options: ClassVar[dict[str, Any]] = {"norm_momentum": 0.02}
 
@@ -85,9 +99,10 @@ class SRUNet(Backbone):
         *,
         norm_momentum: float = 0.05,
         seed: int | torch.Generator = 0,
+        first_weights: str = "minkowski",
     ) -> None:
         super().__init__()
-        layout = self.layout
+        layout, self.first_weights = self.layout, first_weights
         planes, blocks, stem = layout.planes, layout.blocks, layout.stem
         self.feature_channels = planes[7]
 
@@ -129,13 +144,13 @@ class SRUNet(Backbone):
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         for module in self.modules():
             if isinstance(module, Conv3d | ConvTranspose3d):
-                _reset(module, generator)
+                _reset(module, generator, first_weights)
         self.final = None if out_channels is None else self.new_head(out_channels, generator)
 
     def new_head(self, out_channels: int, generator: torch.Generator) -> Conv3d:
         """A 1x1x1 convolution with bias."""
         head = Conv3d(self.feature_channels, out_channels, 1, bias=True)
-        _reset(head, generator)
+        _reset(head, generator, self.first_weights)
         return head
 
     def encode(self, clouds: Clouds) -> Features:
@@ -168,9 +183,8 @@ class SRUNet(Backbone):
         return output
 
 
-def _reset(module: Conv3d | ConvTranspose3d, generator: torch.Generator) -> None:
-    """Random weights: convolutions normal with variance 2 / (cells x output channels), the others uniform."""
-    module.reset_parameters(generator)
-    if isinstance(module, Conv3d):
+def _reset(module: Conv3d | ConvTranspose3d, generator: torch.Generator, first_weights: str) -> None:
+    module.reset_parameters(generator)  # uniform
+    if first_weights == "kaiming" and isinstance(module, Conv3d):
         fan_out = module.kernel.numel() // module.in_channels
         nn.init.normal_(module.kernel, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)

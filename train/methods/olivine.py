@@ -7,18 +7,20 @@ pair. With ``wcd`` and ``scr`` off it is PPKT on the dilated encoder.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ...common import OlivineError
 from ..backbone import unit_rows
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Reduce, Term
 from ..objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
 from ..sampling import batch_density, draw_without_replacement, sampling_probability
-from ..vmf import VmfStatistics
+from ..vmf import VmfStatistics, effective_rank
 
 _PPKT_DRAW, _WCD_DRAW = 0, 1
 
@@ -44,7 +46,8 @@ class OlivineSettings(MethodSettings):
         warmup: fraction of all steps in which only the class statistics run; then ``scr`` begins.
         freeze: the statistics stay as they are after the warm-up.
         alpha: α of the moving average; None is 1 / warm-up steps.
-        bias_correction: of the moving average.
+        class_mean: z̄ moves by the mean over the global batch, or by each contrast group's, as the public code's GPUs do.
+        bias_correction: of the moving average; an option of ours that makes κ and its gradient much larger.
     """
 
     name: str = "olivine"
@@ -67,7 +70,18 @@ class OlivineSettings(MethodSettings):
     warmup: float = 0.114
     freeze: bool = True
     alpha: float | None = None
-    bias_correction: bool = True
+    class_mean: Literal["batch", "group"] = "batch"
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bias_correction and self.class_mean == "group":
+            raise OlivineError(
+                "bias correction with the public code's class means, which have none",
+                where="method.bias_correction",
+                remedy="set method.bias_correction=false, or method.class_mean=batch",
+            )
+        if not self.temperature > 0:
+            raise OlivineError(f"is {self.temperature}", where="method.temperature", remedy="use a positive number")
 
 
 class Olivine(Method):
@@ -80,6 +94,13 @@ class Olivine(Method):
         super().__init__(settings, context)
         self.settings, self.voxel_size, self.labels = settings, context.voxel_size, context.label_names
         self.warmup = round(settings.warmup * context.steps) if settings.scr else 0
+        if settings.scr and not (1 if settings.freeze else 0) <= self.warmup < context.steps:
+            raise OlivineError(
+                f"a warm-up of {self.warmup} of {context.steps} steps leaves "
+                + ("no step for the class statistics" if self.warmup == 0 else "none for the consistency term"),
+                where="method.warmup",
+                remedy="change method.warmup, run longer, or switch the term off: --set method.scr=false",
+            )
         self.terms = ("ppkt", *(("wcd",) if settings.wcd else ()), *(("scr",) if settings.scr else ()))
         both = settings.decoupled_heads
         self.point_head = context.point_head(settings.dimension)
@@ -90,6 +111,7 @@ class Olivine(Method):
         self.statistics = VmfStatistics(
             len(context.label_names), settings.dimension, alpha, bias_correction=settings.bias_correction
         )
+        self._last_rank = math.inf
         self._forget()
 
     @classmethod
@@ -166,12 +188,15 @@ class Olivine(Method):
             return None
         point = group.points.at(slice(None), self.category_point_head or self.point_head)
         if moving:
-            self._sums.append(self.statistics.class_sums(point.detach(), label, len(self.statistics.mean)))
+            self._observe(point.detach(), label, group.places())
+        self._rank = effective_rank(point.detach())
         if not begun:
             return None
         direction, kappa, seen = self.statistics.parameters_of_classes()
         if s.background == "ignored":
             seen = seen & (torch.arange(len(seen), device=seen.device) > 0)
+        # ∂L_kl/∂g' of a pair is κ of its class, over the number of pairs.
+        self._pull = float((kappa * seen).index_select(0, label).mean())
         if s.distribution == "vmf":
             return vmf_consistency(point, label, direction, kappa, seen, s.kl_average)
         return dirac_consistency(point, label, direction, seen, s.kl_average)
@@ -179,11 +204,31 @@ class Olivine(Method):
     def _moving(self, step: int) -> bool:
         return step < self.warmup or not self.settings.freeze
 
+    def _observe(self, point: Tensor, label: Tensor, place: Tensor) -> None:
+        """Keep a group's class sums (or means) and the number of voxels of each class until the step is over."""
+        classes = len(self.statistics.mean)
+        sums = self.statistics.class_sums(point, label, classes)
+        if self.settings.class_mean == "group":
+            count = sums[:, -1:]
+            sums = torch.cat([sums[:, :-1] / count.clamp(min=1), (count > 0).double()], 1)
+        self._sums.append(sums)
+        distinct = torch.unique(place * classes + label)
+        self._places.append(torch.bincount(distinct % classes, minlength=classes))
+
     def after_step(self, step: int, reduce: Reduce) -> None:
         """The moving average of the class means, over all processes."""
         if self.settings.scr and self._moving(step):
-            zero = self.statistics.mean.new_zeros(len(self.statistics.mean), self.settings.dimension + 1)
-            self.statistics.update(reduce(torch.stack(self._sums).sum(0) if self._sums else zero))
+            mean = self.statistics.mean
+            zero, none = (
+                mean.new_zeros(len(mean), self.settings.dimension + 1),
+                torch.zeros_like(self.statistics.place_count),
+            )
+            groups = int(reduce(torch.tensor(len(self._sums), device=mean.device)))
+            self.statistics.update(
+                reduce(torch.stack([zero, *self._sums]).sum(0)),
+                reduce(torch.stack([none, *self._places]).sum(0)),
+                groups if self.settings.class_mean == "group" else 1,
+            )
 
     def _note(self, group: Group, ppkt: Tensor, wcd: Tensor, label: Tensor) -> None:
         if not self.training:
@@ -194,11 +239,17 @@ class Olivine(Method):
 
     def _forget(self) -> None:
         self._sums: list[Tensor] = []
+        self._places: list[Tensor] = []
+        self._rank = self._pull = math.nan
         self._drawn: list[Tensor] = []
         self._short, self._one_class = 0, 0
 
     def log(self, step: int, reduce: Reduce) -> dict[str, Any]:
-        """Groups with fewer pairs than asked for, and with one class; each class's share of the draw, and its κ."""
+        """Counts of groups, each class's share of the draw and its κ; with ``scr`` how hard it pulls, and the rank of g'.
+
+        ``scr_pull`` is the mean κ over pairs, N times the norm of ∂L_kl/∂g'_i; ``category_rank`` the effective rank of
+        the pass's g' on this process.
+        """
         mean = self.statistics.mean
         counts = reduce(torch.tensor([self._short, self._one_class], device=mean.device)).tolist()
         row = {"groups_short": float(counts[0]), "groups_one_class": float(counts[1])}
@@ -210,5 +261,16 @@ class Olivine(Method):
         if self.settings.scr:
             kappa = self.statistics.parameters_of_classes()[1].tolist()
             row |= {f"kappa/{name}": value for name, value in zip(self.labels, kappa)}
+            row |= {"scr_pull": self._pull, "category_rank": self._rank}
+            if not math.isnan(self._rank):
+                self._last_rank = self._rank
         self._forget()
-        return row
+        return {name: value for name, value in row.items() if not math.isnan(value)}
+
+    def summary(self) -> list[str]:
+        """A collapse of the category embedding."""
+        if self._last_rank >= 2:
+            return []
+        return [
+            f"the category embedding has collapsed: its effective rank is {self._last_rank:.2f} (lower method.scr_weight)"
+        ]
