@@ -1,51 +1,152 @@
-"""Where the tests find the real sample data, and small synthetic ones as shards."""
+"""The data the tests run on: sample frames, synthetic and real, and small synthetic data sets as shards.
+
+A test that takes ``nuscenes_keyframe`` (or anything made of it) runs on a synthetic frame, and again on the real one
+where that is at hand. ``@pytest.mark.frames("real")`` is for tests of the real frame's own figures,
+``@pytest.mark.frames("synthetic")`` for slow ones that one frame is enough for.
+"""
 
 from __future__ import annotations
 
+import collections
+import fcntl
+import json
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts us in the background has Ctrl-C ignored, and our children would
     # inherit that: the tests of Ctrl-C would wait for something that cannot come.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+REAL = Path(os.environ.get("OLIVINE_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data").absolute()
+NO_REAL = f"no real sample data in {REAL}"
+FRAMES = {"nuscenes_keyframe": "nuscenes-keyframe", "kitti_frame": "kitti-odometry-frame"}
+"""The folder of each fixture that is a frame."""
 
 
-def _folder(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"real sample data not here: no {path}")
-    return path
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "frames(source, ...): run on these sample frames only, synthetic or real")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("frames")
+    for name in FRAMES.keys() & set(metafunc.fixturenames):
+        absent = [] if (REAL / FRAMES[name]).is_dir() else [pytest.mark.skip(reason=NO_REAL)]
+        every = {"synthetic": pytest.param("synthetic"), "real": pytest.param("real", marks=absent)}
+        sources = marker.args if marker else tuple(every)
+        metafunc.parametrize(name, [every[s] for s in sources], indirect=True, scope="session")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.write_line(
+            f"Left out: {'; '.join(f'{count} cases ({reason})' for reason, count in reasons.most_common())}"
+        )
+
+
+def make_keyframe(folder: Path) -> None:
+    """A synthetic nuScenes keyframe and its label maps, with what the real folders hold and nothing else."""
+    from olivine.synthetic.kinds import CLASSES
+    from olivine.synthetic.settings import SyntheticSettings
+    from olivine.synthetic.write import write_dataset
+
+    # Of the first 40 seeds the street most like the real one: 75 boxes, and 89 % of its pairs have no label (69, 91 %).
+    write_dataset(SyntheticSettings(scenes=1, frames=1, image_scale=1.0, seed=31, workers=1), folder / "world")
+    keyframe, camseg = folder / "nuscenes-keyframe", folder / "nuscenes-keyframe-camseg"
+    for part in ("samples", "maps", "v1.0-mini"):
+        shutil.move(folder / "world" / part, keyframe / part)
+    (keyframe / "v1.0-mini" / "lidarseg.json").unlink()
+    table = keyframe / "v1.0-mini" / "scene.json"
+    (scene,) = json.loads(table.read_text())
+    table.write_text(json.dumps([scene | {"name": "scene-0103"}]))  # for validation, as the real one's
+    truth = folder / "world" / "truth" / "class"
+    for path in truth.rglob("*.png"):
+        with Image.open(path) as image:
+            label = np.asarray(image)
+        # Only what an annotated box may hold is labelled in the real frame.
+        objects = Image.fromarray(np.where(label < CLASSES.index("road"), label, 0).astype(np.uint8))
+        objects.putpalette(np.random.default_rng(0).integers(0, 256, 3 * len(CLASSES), np.uint8).tobytes())
+        target = camseg / path.relative_to(truth)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        objects.save(target)
+    shutil.rmtree(folder / "world")
+
+
+def make_kitti_frame(folder: Path) -> None:
+    """A synthetic frame of KITTI odometry, its points cut to the camera's view like the real one's."""
+    from olivine.synthetic.settings import SyntheticSettings
+    from olivine.synthetic.write import write_dataset
+
+    write_dataset(
+        SyntheticSettings(format="semantickitti", scenes=1, frames=1, image_scale=1.0, workers=1), folder / "world"
+    )
+    frame = folder / "kitti-odometry-frame"
+    shutil.move(folder / "world" / "poses", frame / "poses")
+    shutil.move(folder / "world" / "sequences", frame / "sequences")
+    shutil.rmtree(frame / "sequences" / "00" / "labels")
+    (frame / "sequences" / "00" / "poses.txt").unlink()
+    cloud = frame / "sequences" / "00" / "velodyne" / "000000.bin"
+    points = np.fromfile(cloud, np.float32).reshape(-1, 4)
+    points[np.abs(points[:, 1]) < 0.9 * points[:, 0]].tofile(cloud)  # 84 degrees, the camera sees 81
+    shutil.rmtree(folder / "world")
+
+
+def synthetic_frame(name: str, temporary: pytest.TempPathFactory) -> Path:
+    """The synthetic folder of a fixture of FRAMES, made once in a run by whichever process needs it first."""
+    base = temporary.getbasetemp()
+    # Each worker of pytest-xdist has a folder of its own inside the run's.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample-data" / name
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            {"nuscenes_keyframe": make_keyframe, "kitti_frame": make_kitti_frame}[name](part)
+            part.rename(folder)
+    return folder / FRAMES[name]
+
+
+def _frame(request: pytest.FixtureRequest, temporary: pytest.TempPathFactory) -> Path:
+    name = request.fixturename
+    assert name is not None
+    return REAL / FRAMES[name] if request.param == "real" else synthetic_frame(name, temporary)
+
+
+@pytest.fixture(scope="session")
+def nuscenes_keyframe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One nuScenes keyframe as v1.0-mini: six images of 1600x900 pixels and 34,688 points."""
+    return _frame(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def keyframe_camseg(nuscenes_keyframe: Path) -> Path:
+    """A label map for each image of the keyframe: its objects, by the number of their prompt."""
+    return nuscenes_keyframe.with_name("nuscenes-keyframe-camseg")
+
+
+@pytest.fixture(scope="session")
+def kitti_frame(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One frame of KITTI odometry, sequence 00, with the points that its camera sees."""
+    return _frame(request, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real sample data."""
-    return _folder("")
-
-
-@pytest.fixture(scope="session")
-def nuscenes_keyframe() -> Path:
-    """One real nuScenes keyframe, as v1.0-mini."""
-    return _folder("nuscenes-keyframe")
-
-
-@pytest.fixture(scope="session")
-def keyframe_camseg() -> Path:
-    """A label map for each image of the keyframe."""
-    return _folder("nuscenes-keyframe-camseg")
-
-
-@pytest.fixture(scope="session")
-def kitti_frame() -> Path:
-    """One real KITTI odometry frame."""
-    return _folder("kitti-odometry-frame")
+    if not REAL.is_dir() or not any(REAL.iterdir()):
+        pytest.skip(NO_REAL)
+    return REAL
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shards to train on: the real keyframe's, and small made-up ones of several scenes."""
+"""Shards to train on: the keyframe's, and small made-up ones of several scenes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def keyframe_shards(nuscenes_keyframe: Path, keyframe_camseg: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards of the real nuScenes keyframe with its published label maps."""
+    """The shards of the nuScenes keyframe with its label maps."""
     folder = tmp_path_factory.mktemp("keyframe")
     frames = list(open_dataset("nuscenes", nuscenes_keyframe).frames())
     index = write_index(

@@ -45,7 +45,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_20_steps_on_the_real_keyframe_and_every_loss_falls(keyframe_shards: Path, tmp_path: Path) -> None:
+def test_20_steps_on_a_keyframe_and_every_loss_falls(keyframe_shards: Path, tmp_path: Path) -> None:
     settings = load_settings(
         "cpu",
         [f"data.shards={keyframe_shards}", "run.steps=20", "run.batch=1", "run.group=1", "run.accelerator=cpu"],
