@@ -1,4 +1,4 @@
-"""The KITTI readers against the real frame, pykitti's calibration and the published label mapping."""
+"""The KITTI readers against pykitti's points and calibration and the published label mapping."""
 
 import shutil
 
@@ -10,17 +10,27 @@ from olivine.common import OlivineError
 from olivine.readers import open_dataset
 
 
-def test_the_frame_has_its_17238_points_and_pykittis_calibration(kitti_frame):
+def test_the_frame_has_pykittis_points_and_calibration(kitti_frame):
     frame = open_dataset("kitti", kitti_frame).frames("train")[0]
-    calib = pykitti.odometry(str(kitti_frame), "00").calib
+    data = pykitti.odometry(str(kitti_frame), "00")
+    calib = data.calib
     assert frame.token == "00/000000"
-    assert frame.points().shape == (17238, 4)
+    assert np.array_equal(frame.points(), data.get_velo(0))
     camera = frame.cameras[0]
     assert (camera.width, camera.height, camera.key) == (1242, 375, "00/image_2/000000")
     assert np.array_equal(camera.intrinsic, calib.K_cam2)
     assert np.array_equal(camera.lidar_to_camera, calib.T_cam2_velo)
-    assert np.array_equal(frame.pose, calib.T_cam0_velo)
+    np.testing.assert_allclose(frame.pose, data.poses[0] @ calib.T_cam0_velo, rtol=0, atol=1e-12)
     assert frame.point_labels() is None
+
+
+@pytest.mark.frames("real")
+def test_the_real_frame_has_its_17238_points(kitti_frame):
+    assert open_dataset("kitti", kitti_frame).frames("train")[0].points().shape == (17238, 4)
+
+
+def points_of(folder):
+    return (folder / "sequences" / "00" / "velodyne" / "000000.bin").stat().st_size // 16
 
 
 @pytest.fixture
@@ -28,7 +38,7 @@ def semantic(kitti_frame, tmp_path):
     shutil.copytree(kitti_frame, tmp_path / "set")
     labels = tmp_path / "set" / "sequences" / "00" / "labels"
     labels.mkdir()
-    raw = np.full(17238, (7 << 16) | 10, np.uint32)  # instance 7 of a car
+    raw = np.full(points_of(kitti_frame), (7 << 16) | 10, np.uint32)  # instance 7 of a car
     raw[:4] = [0, 252, 40, 81]
     raw.tofile(labels / "000000.label")
     return tmp_path / "set"
@@ -49,7 +59,7 @@ def test_semantickitti_labels_are_the_19_classes_without_the_instance(semantic):
 
 def test_a_raw_class_without_a_meaning_is_an_error(semantic):
     frame = open_dataset("semantickitti", semantic).frames()[0]
-    np.full(17238, 4000, np.uint32).tofile(semantic / "sequences" / "00" / "labels" / "000000.label")
+    np.full(points_of(semantic), 4000, np.uint32).tofile(semantic / "sequences" / "00" / "labels" / "000000.label")
     with pytest.raises(OlivineError, match=r"000000\.label: raw class 4000"):
         frame.point_labels()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -12,10 +10,9 @@ from olivine.train.backbones import build_backbone
 from olivine.train.backbones.layouts import export_weights, load_weights, read_weights
 
 
-def foreign_state(shared_data, seed: int = 0) -> dict[str, torch.Tensor]:
+def foreign_state(shapes, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state with OLIVINE's names and shapes that this package's code did not make."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = json.loads((shared_data / "srunet34_state_dict.json").read_text())
     return {n: torch.rand(s, generator=generator) if s else torch.tensor(7) for n, s in shapes.items()}
 
 
@@ -24,8 +21,8 @@ def write(path, content):
     return path
 
 
-def test_slidrs_container_loads_and_leaves_the_second_head(shared_data, tmp_path):
-    state = {n: t for n, t in foreign_state(shared_data).items() if not n.startswith("final_class_level")}
+def test_slidrs_container_loads_and_leaves_the_second_head(srunet34_shapes, tmp_path):
+    state = {n: t for n, t in foreign_state(srunet34_shapes).items() if not n.startswith("final_class_level")}
     path = write(tmp_path / "slidr.pt", {"model_points": state, "model_images": {"x": torch.ones(1)}, "epoch": 50})
     layout, weights = read_weights(path)
     net = build_backbone("srunet34")
@@ -35,8 +32,8 @@ def test_slidrs_container_loads_and_leaves_the_second_head(shared_data, tmp_path
     assert all(torch.equal(net.state_dict()[n], t) for n, t in state.items())
 
 
-def test_olivines_lightning_container_loads_whole(shared_data, tmp_path):
-    state = foreign_state(shared_data)
+def test_olivines_lightning_container_loads_whole(srunet34_shapes, tmp_path):
+    state = foreign_state(srunet34_shapes)
     prefixed = {f"model_points.{n}": t for n, t in state.items()} | {"model_images.decoder.0.weight": torch.ones(2)}
     path = write(tmp_path / "olivine.ckpt", {"state_dict": prefixed, "epoch": 49, "global_step": 1})
     layout, weights = read_weights(path)

@@ -51,7 +51,23 @@ def test_counts_and_batch_indices_say_the_same_and_clouds_stay_apart():
     assert torch.equal(by_count.coordinate[second, 1:], alone.coordinate[:, 1:])
 
 
-def test_the_keyframe_has_the_known_numbers_of_voxels(nuscenes_keyframe):
+@pytest.mark.parametrize("grid", ["cartesian", "cylindrical"])
+def test_each_point_of_the_keyframe_is_in_the_cell_that_its_place_gives(grid, nuscenes_keyframe):
+    points = keyframe_points(nuscenes_keyframe)
+    voxels = voxelize(points, None, VoxelSettings(grid=grid))
+    x, y, z = points[:, :3].double().numpy().T
+    place = {"cartesian": [x / 0.1, y / 0.1, z / 0.1]}
+    place["cylindrical"] = [np.hypot(x, y) / 0.1, np.degrees(np.arctan2(y, x)), z / 0.1]
+    expected = np.stack(place[grid], 1)
+    # In float32 a point this near to a border may fall on the other side.
+    clear = (np.abs(expected - np.rint(expected)) > 1e-3).all(1)
+    assert clear.sum() > 20_000
+    found = voxels.coordinate[voxels.inverse][:, 1:].numpy()
+    np.testing.assert_array_equal(found[clear], np.floor(expected[clear]))
+
+
+@pytest.mark.frames("real")
+def test_the_real_keyframe_has_the_known_numbers_of_voxels(nuscenes_keyframe):
     points = keyframe_points(nuscenes_keyframe)
     assert len(points) == 34_688
     assert len(voxelize(points, None, VoxelSettings()).coordinate) == 17_885

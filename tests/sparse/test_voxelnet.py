@@ -57,6 +57,7 @@ def test_the_trunk_has_openpcdets_names_and_shapes(name, expected, tensors):
     assert not any("kernel" in key or ".bn." in key or key.startswith("final") for key in weights)
 
 
+@pytest.mark.frames("synthetic")
 def test_the_grids_are_those_of_the_detectors(nuscenes_keyframe):
     (file,) = (nuscenes_keyframe / "samples" / "LIDAR_TOP").glob("*.bin")
     points = torch.from_numpy(np.fromfile(file, np.float32).reshape(-1, 5)[:, :4].copy())
