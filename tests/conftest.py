@@ -49,9 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     if reasons:
-        terminalreporter.write_line(
-            f"Left out: {'; '.join(f'{count} cases ({reason})' for reason, count in reasons.most_common())}"
-        )
+        parts = [f"{count} ({reason})" for reason, count in reasons.most_common()]
+        terminalreporter.write_line(f"Cases left out: {'; '.join(parts)}")
 
 
 def make_keyframe(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small worlds for labelgen's tests: indices of real frames, a hand-made synthetic data set, tiny real networks."""
+"""Small worlds for labelgen's tests: indices of sample frames, a hand-made synthetic data set, tiny real networks."""
 
 from __future__ import annotations
 
