@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from olivine.labelgen.encoders import cpu_has_bfloat16
+from olivine.common import gains_by_bfloat16
 from olivine.labelgen.grounded import Boxes, GroundedSam
 from olivine.labelgen.grounded_sam import _CONFIGS, DinoDetector, SamSegmenter, build_detector, read_config
 from olivine.labelgen.labeler import Labelled
@@ -222,7 +222,7 @@ def main() -> None:
                 agree += int(((mask > 0) == (logit > 0))[sure].sum())
     figures = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {options.threads} threads",
-        "bfloat16_units": cpu_has_bfloat16() if device.type == "cpu" else True,
+        "bfloat16_units": gains_by_bfloat16(device),
         "precision": labeler.precision,
         "batch_size": labeler.batch_size,
         "images": len(paths),

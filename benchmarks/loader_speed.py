@@ -31,6 +31,7 @@ from olivine.readers.frame import Frame
 from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings
 
+COLUMNS = ("image", "pair_label", "pair_density")  # what OLIVINE needs
 SIZE = (224, 416)
 
 
@@ -117,7 +118,7 @@ def rate(function: Callable[[int], object], count: int, rounds: int = 3) -> floa
 def stream_rate(path: Path, count: int, workers: int) -> float:
     """Seconds a frame of the loader at its pace, after its first batches: of the processor, or by the clock with workers."""
     clock = time.perf_counter if workers else time.process_time
-    settings = StreamSettings(seed=0, batch=4, part=(0, 4), size=SIZE, augment=AugmentSettings())
+    settings = StreamSettings(seed=0, batch=4, part=(0, 4), size=SIZE, augment=AugmentSettings(), columns=COLUMNS)
     with FrameStream(path, settings, workers=workers, prefetch=4) as stream:
         steps = stream.batches(0, 8 + count // 4)
         for _ in range(8):
@@ -140,7 +141,7 @@ def main() -> None:
         store, frames = make_store(folder / "labels", options.data, options.frames)
         build_pairs(store, folder / "shards", PairSettings(), split="train")
         shards = open_shards(folder / "shards")
-        pictures = [shards.images(i) or [] for i in range(len(shards))]
+        pictures = [shards.read(i, ["image"]).image or [] for i in range(len(shards))]
 
         def decode_alone(number: int) -> None:
             for data in pictures[number % len(pictures)]:

@@ -1,15 +1,15 @@
-"""A training step at the paper's sizes against the usual step of this family, in one run, on the real keyframe.
+"""A training step of a preset against the usual step of this family, in one run, on the real keyframe.
 
-The usual step: the dilated ResNet-50 with its batch norms, all pictures at once, channels first; two heads on the whole
-map, upsampled by 4 to maps of the pictures' size, normalised, looked up at the pairs; similarities, exponentials and
-their logarithms as whole matrices through autograd. Ours: batch norms folded; in float32 matrix products and Winograd's
-convolutions picture by picture, the last blocks only where they are needed, otherwise channels last, a few pictures at
-a time; features sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients
-made in the same pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4.
+The usual step: the encoder with its batch norms, all images at once, channels first; two heads on the whole map,
+upsampled to maps of the images' size, normalised, looked up at the pairs; similarities, exponentials and their
+logarithms as whole matrices through autograd. Ours: batch norms folded, channels last, a few images at a time; features
+sampled at the chosen pairs and the heads applied to those; the losses in blocks with their gradients made in the same
+pass. Network, voxels, pairs, weights and losses are the same; the losses must agree to 1e-4. An encoder whose weights
+do not come with the package has random ones: they change no time.
 
 Each way runs in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/pretrain_speed.py [--steps 3] [--threads 2] [--dtype float32|bfloat16]
+    python benchmarks/pretrain_speed.py [--config cpu|paper] [--steps 3] [--threads 2] [--dtype float32|bfloat16]
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ from olivine.pairs.shards import open_shards
 from olivine.readers import open_dataset
 from olivine.readers.frame import write_index
 from olivine.train.augment import generator_of, make_sample
-from olivine.train.batch import Batch, attach_to_voxels, collate
+from olivine.train.backbone import Clouds
+from olivine.train.batch import Batch, attach_to_places, collate
+from olivine.train.build import build_model, columns_of, label_names, pair_class_count
+from olivine.train.forward import Distiller
 from olivine.train.image_encoder import ImageEncoder
 from olivine.train.pixel_features import EncodedFeatures
+from olivine.train.sampling import draw_without_replacement, sampling_probability
+from olivine.train.sampling import generator_of as draw_generator
 from olivine.train.settings import PretrainSettings, load_settings
-from olivine.train.setup import build_model, pair_class_count
-from olivine.train.sparse import SparseTensor
-from olivine.train.step import Distiller, draw_pairs, forward_pass
 from olivine.train.vmf import VmfStatistics, log_normalizer
 from olivine.train.voxelize import voxelize
 
+STEP = 3  # after the warm-up of a run of four
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -62,8 +65,7 @@ def build_shards(folder: Path) -> Path:
 class UsualStep:
     """The step as public code has it."""
 
-    def __init__(self, weights: Path, model: Distiller, settings: PretrainSettings) -> None:
-        encoder = ImageEncoder("resnet50", weights, fold=False)
+    def __init__(self, encoder: ImageEncoder, model: Distiller, settings: PretrainSettings) -> None:
         self.network = encoder.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.scale, self.shift = encoder.pixel_scale, encoder.pixel_shift
         self.model, self.settings = model, settings
@@ -72,61 +74,74 @@ class UsualStep:
         """The loss of a batch whose pixels are whole numbers."""
         settings = self.settings
         voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
-        batch, pair_voxel = attach_to_voxels(batch, voxels)
-        draw = draw_pairs(batch, 0, len(batch.tokens), settings, class_count, (settings.seed, 0, 0))
-        first, second = self.model.backbone(SparseTensor(voxels.feature, voxels.coordinate))
-        g_all = nn.functional.normalize(first.feature, dim=1)
-        g_category_all = nn.functional.normalize(second.feature, dim=1)
-        heads, tau = self.model.heads, settings.loss.temperature
-        assert heads.category is not None
+        cells = self.model.backbone.encode(Clouds(batch.points, batch.point_cloud(), voxels, settings.voxels)).cells
+        batch, pair_voxel = attach_to_places(batch, voxels, voxels.inverse)
+        chance = sampling_probability(batch.pair_density, batch.pair_label, class_count)
+        total, pairs = len(pair_voxel), settings.method.pairs
+        drawn_ppkt = draw_without_replacement(None, total, pairs, draw_generator(settings.seed, STEP, 0, 0))
+        drawn_wcd = draw_without_replacement(chance, total, pairs, draw_generator(settings.seed, STEP, 0, 1))
+        method, tau = self.model.method, settings.method.temperature
+        g_all = nn.functional.normalize(method.point_head(cells).feature, dim=1)
+        g_category_all = nn.functional.normalize(method.category_point_head(cells).feature, dim=1)
         pixel = batch.pair_uv.long()
 
         def embedding(maps: Tensor, rows: Tensor) -> Tensor:
-            return maps[batch.pair_image[rows], :, pixel[rows, 1], pixel[rows, 0]]
+            return maps[batch.pair_camera[rows], :, pixel[rows, 1], pixel[rows, 0]]
 
         with torch.no_grad():
             features = self.network(batch.image.permute(0, 3, 1, 2).float() * self.scale + self.shift)  # type: ignore[operator]
 
         def head_map(head: nn.Linear) -> Tensor:
             small = nn.functional.conv2d(features, head.weight[:, :, None, None], head.bias)
-            large = nn.functional.interpolate(small, scale_factor=4, mode="bilinear", align_corners=True)
+            size = (settings.image.height, settings.image.width)
+            large = nn.functional.interpolate(small, size, mode="bilinear", align_corners=True)
             return nn.functional.normalize(large, dim=1)
 
-        f_map, f_category_map = head_map(heads.point_pixel), head_map(heads.category)
-        z = torch.exp(g_all[pair_voxel[draw.ppkt]] @ embedding(f_map, draw.ppkt).T / tau)
+        f_map, f_category_map = head_map(method.pixel_head), head_map(method.category_pixel_head)
+        z = torch.exp(g_all[pair_voxel[drawn_ppkt]] @ embedding(f_map, drawn_ppkt).T / tau)
         ppkt = -torch.log(z.diagonal() / z.sum(1)).mean()
-        z = torch.exp(g_category_all[pair_voxel[draw.sup]] @ embedding(f_category_map, draw.sup).T / tau)
-        label = batch.pair_label[draw.sup]
+        z = torch.exp(g_category_all[pair_voxel[drawn_wcd]] @ embedding(f_category_map, drawn_wcd).T / tau)
+        label = batch.pair_label[drawn_wcd]
         same = (label[:, None] == label[None, :]).float()
-        wcd = -((torch.log(z / z.sum(1, keepdim=True)) * same).sum(1) / same.sum(1)).mean()
+        share = z / z.sum(1, keepdim=True)
+        if settings.method.wcd_form == "reference":
+            wcd = -torch.log((share * same).sum(1)).mean()
+        else:
+            wcd = -((torch.log(share) * same).sum(1) / same.sum(1)).mean()
         direction, kappa, _ = statistics.parameters_of_classes()
         label = batch.pair_label
         cosine = (g_category_all[pair_voxel] * direction.float()[label]).sum(1)
         scr = (-log_normalizer(kappa, 64).float()[label] - kappa.float()[label] * cosine).mean()
-        weights = settings.loss
+        weights = settings.method
         return weights.ppkt_weight * ppkt + weights.wcd_weight * wcd + weights.scr_weight * scr
 
 
-def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
+def encoder_of(settings: PretrainSettings, *, fold: bool, dtype: str) -> ImageEncoder:
+    """The preset's encoder, with the weights of the package or random ones of a seed."""
+    weights = None if settings.image.encoder == "small" else "random"
+    torch.manual_seed(0)
+    return ImageEncoder(settings.image.encoder, weights, fold=fold, dtype=getattr(torch, dtype))
+
+
+def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: str) -> None:
     """Run one way's steps and print what they took."""
     torch.set_num_threads(threads)
-    weights = folder / "resnet50.pth"
     # Pixels rounded in both: the usual way looks them up.
-    settings = load_settings("paper", ["run.batch=2", "run.group=2", "round_pixels=true", f"image.dtype={dtype}"])
+    settings = load_settings(config, ["run.batch=2", "run.group=2", "round_pixels=true", f"image.dtype={dtype}"])
     shards = open_shards(folder / "pairs")
     record = shards[0]
     size = (settings.image.height, settings.image.width)
-    batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0)) for e in (0, 1)])
+    columns = columns_of(settings)
+    batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0), columns) for e in (0, 1)])
     class_count = pair_class_count(shards, settings)
-    model = build_model(settings, 2048)
-    statistics = VmfStatistics(len(class_count), 64, 0.1)
+    encoder = encoder_of(settings, fold=way == "ours", dtype=dtype if way == "ours" else "float32")
+    model = build_model(settings, encoder.channels, label_names(shards, settings), 4)
+    statistics = model.method.statistics
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
     statistics.update(statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count)))
-    usual = UsualStep(weights, model, settings) if way == "usual" else None
-    pixels = None
-    if usual is None:
-        pixels = EncodedFeatures(ImageEncoder("resnet50", weights, dtype=getattr(torch, dtype)), "align_corners")
+    usual = UsualStep(encoder, model, settings) if way == "usual" else None
+    pixels = None if usual else EncodedFeatures(encoder, "align_corners")
 
     def step() -> float:
         model.zero_grad()
@@ -134,9 +149,7 @@ def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
             loss = usual(batch, statistics, class_count)
         else:
             assert pixels is not None
-            loss = forward_pass(
-                batch, model, pixels, statistics, settings, class_count, step=0, first_group=0, consistency=True
-            ).loss
+            loss, _, _ = model(batch, pixels, class_count, STEP, 0)
         loss.backward()
         return loss.item()
 
@@ -154,6 +167,7 @@ def work(way: str, folder: Path, steps: int, threads: int, dtype: str) -> None:
 def main() -> None:
     """Run both ways and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="cpu", help="the preset (default cpu)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of our encoder")
@@ -161,22 +175,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        work(options.way, options.folder, options.steps, options.threads, options.dtype)
+        work(options.way, options.folder, options.config, options.steps, options.threads, options.dtype)
         return
     if not SHARED.exists():
         print(f"skipped: no real sample data at {SHARED}")
         return
-    import torchvision
-
     folder = Path(tempfile.mkdtemp())
     try:
         build_shards(folder)
-        torch.manual_seed(0)
-        torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50.pth")
         found = {}
         for way in ("usual", "ours"):
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--steps", str(options.steps)]
-            command += ["--threads", str(options.threads), "--dtype", options.dtype]
+            command += ["--config", options.config, "--threads", str(options.threads), "--dtype", options.dtype]
             found[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
                 f"{way:6} {found[way]['seconds']:7.2f} s a step ({found[way]['processor']:.2f} of processor time), peak "
@@ -185,7 +195,7 @@ def main() -> None:
             )
         usual, ours = found["usual"], found["ours"]
         print(
-            f"ours against the usual step ({options.dtype}, {options.threads} threads, batch of 2 frames): "
+            f"ours against the usual step ({options.config}, {options.dtype}, {options.threads} threads, batch of 2 frames): "
             f"{usual['seconds'] / ours['seconds']:.2f} times the steps per second "
             f"({usual['processor'] / ours['processor']:.2f} by processor time, for a machine that does other things), "
             f"{100 * ours['peak_gib'] / usual['peak_gib']:.0f} % of the peak memory, "

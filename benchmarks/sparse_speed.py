@@ -125,7 +125,7 @@ def keyframe_points() -> Any:
 
 
 def voxels_of(count: float) -> Any:
-    """The voxels of ``count`` keyframes in a batch, each turned by another angle; a fraction is a part of the azimuth."""
+    """The voxels of ``count`` keyframes in a batch, each rotated by another angle; a fraction is a part of the azimuth."""
     import math
 
     import torch
@@ -139,8 +139,8 @@ def voxels_of(count: float) -> Any:
         azimuth = torch.atan2(points[:, 1], points[:, 0])
         part = points[azimuth < math.pi * (2 * share - 1)] if share < 1 else points
         c, s = math.cos(0.7 * i), math.sin(0.7 * i)
-        turn = torch.tensor([[c, s, 0.0, 0.0], [-s, c, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-        clouds.append(part @ turn)
+        rotation = torch.tensor([[c, s, 0.0, 0.0], [-s, c, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+        clouds.append(part @ rotation)
     return voxelize(torch.cat(clouds), [len(c) for c in clouds], VoxelSettings())
 
 
@@ -218,12 +218,12 @@ def _map_seconds(feature: Any, coordinate: Any) -> float:
 
     start = time.perf_counter()
     tensor = SparseTensor(feature, coordinate)
-    family, voxels = tensor.family, tensor.voxels
+    manager, voxels = tensor.manager, tensor.voxels
     for level in range(5):
-        maps = [family.map(voxels, voxels, (3, 3, 3), (1, 1, 1), transposed=False)]
+        maps = [manager.map(voxels, voxels, (3, 3, 3), (1, 1, 1), transposed=False)]
         if level < 4:
-            target = family.coarser(voxels, (2, 2, 2))
-            maps.append(family.map(voxels, target, (2, 2, 2), (1, 1, 1), transposed=False))
+            target = manager.coarser(voxels, (2, 2, 2))
+            maps.append(manager.map(voxels, target, (2, 2, 2), (1, 1, 1), transposed=False))
             voxels = target
         for kernel_map in maps:
             for way in (kernel_map, kernel_map.transposed):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import disk_error, is_running, write_json
+from ..common import OlivineError, demand, disk_error, is_running, parse_json, write_json
 
 HEARTBEAT = 5.0  # seconds
 SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is taken for dead
@@ -42,7 +42,7 @@ def driver_lives(path: Path) -> bool:
         silent = time.time() - path.stat().st_mtime
     except OSError:
         return False
-    if host == socket.gethostname():
+    if host == socket.gethostname() and rest.isdecimal():
         return is_running(int(rest))
     return silent < SILENT
 
@@ -144,16 +144,19 @@ class Journal:
     def _abandoned(self, path: Path) -> bool:
         """Remove the claim of a dead driver; whether it is worth trying again."""
         try:
-            owner, age = path.read_text(), time.time() - path.stat().st_mtime
+            owner, age = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
         except FileNotFoundError:
             return True
-        if age < SILENT if not owner else driver_lives(self._events.parent / owner):
+        except OSError as error:
+            raise disk_error(error, path) from None
+        known = owner.endswith(".jsonl") and "/" not in owner and "\0" not in owner  # else it is no driver's claim
+        if age < SILENT if not known else driver_lives(self._events.parent / owner):
             return False
         # Renamed first: of several drivers that see the claim abandoned, one moves it away.
         grave = self._claims / f".{path.name}-{secrets.token_hex(3)}"
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, grave)
-            if grave.read_text() != owner:  # somebody's who was quicker still: give it back
+            if grave.read_text(errors="replace") != owner:  # somebody's who was quicker still: give it back
                 with contextlib.suppress(FileExistsError):
                     os.link(grave, path)
             grave.unlink()
@@ -174,12 +177,10 @@ class Journal:
 
 
 def read_events(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All events of a job, driver by driver; a line that is being written is left out."""
+    """All events of a job, driver by driver; a line that is being written, or is no event, is left out."""
+    kind = {"time": float, "unit": str, "state": str, "error?": str}
     for path in sorted((folder / "drivers").glob("*.jsonl")):
-        with open(path) as lines:
+        with open(path, errors="replace") as lines:
             for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                yield path, event
+                with contextlib.suppress(OlivineError):
+                    yield path, demand(parse_json(line, path), kind, path)

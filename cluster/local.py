@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic
 
-from ..common import children_deaf_to_ctrl_c, writer_name
+from ..common import children_ignore_ctrl_c, writer_name
 from .work import Job, Pool, R, Reply, Runner, T, U, WorkUnit
 
 
@@ -105,7 +105,7 @@ class Processes(Generic[U, R]):
         device = self._devices[self._started % len(self._devices)] if self._devices else None
         self._started += 1
         process = context.Process(target=_serve, args=(theirs, self._make, self._logs, device))
-        with children_deaf_to_ctrl_c():
+        with children_ignore_ctrl_c():
             process.start()
         theirs.close()
         worker: _Worker[U] = _Worker(process, ours)

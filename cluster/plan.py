@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError
+from ..common import OlivineError, demand, parse_json
 from .journal import Account
 
 SEVERAL = 1000  # a part's number must stay under what a cluster takes as an array's last index
@@ -98,5 +97,6 @@ def ask_stage(arguments: Sequence[str]) -> dict[str, Any]:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("olivine: ")] or [done.stderr]
         raise OlivineError(said[-1].removeprefix("olivine: ").strip())
-    plain: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    said = done.stdout.splitlines() or [""]
+    plain: dict[str, Any] = demand(parse_json(said[-1], f"olivine {arguments[0]}"), dict, f"olivine {arguments[0]}")
     return plain

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from ..common import OlivineError, writer_name
+from ..common import OlivineError, ctrl_c_afterwards, writer_name
 from .ticket import Ticket
 from .work import Job, Pool, R, Reply, Runner, T, U, WorkUnit
 
@@ -86,28 +84,13 @@ class RayCluster:
             _probe(self.address)
             options["address"] = self.address
         try:
-            with contextlib.nullcontext() if self.address else _ctrl_c_afterwards():
+            # Ray, interrupted while it starts, leaves processes for a minute.
+            with contextlib.nullcontext() if self.address else ctrl_c_afterwards():
                 ray.init(**options)
         except Exception as error:  # Ray has no exception type of its own for a cluster that is not there
             first = (str(error).splitlines() or [""])[0]
             raise _no_cluster(self.address or "this machine", f"{type(error).__name__}: {first}") from None
         return ray
-
-
-@contextlib.contextmanager
-def _ctrl_c_afterwards() -> Iterator[None]:
-    """Ctrl-C within the block takes effect at its end: Ray, interrupted while it starts, leaves processes for a minute."""
-    if threading.current_thread() is not threading.main_thread():  # only that one hears of Ctrl-C
-        yield
-        return
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if heard:
-        raise KeyboardInterrupt
 
 
 def _probe(address: str) -> None:

@@ -6,13 +6,15 @@ that is submitted again submits the parts with something left to do.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from ..common import Failure, OlivineError
 from .journal import logs_of
@@ -100,14 +102,14 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     for account in plan.accounts:
         account.open()
     Ticket.issue(plan.paths, plan.packages, plan.logs)
-    ticket = f"--export=ALL,{VARIABLE}={plan.logs / 'ticket.json'}"
+    ticket = {VARIABLE: str(plan.logs / "ticket.json")}
     stage = [sys.executable, "-m", "olivine.cli", *command]
-    options = [ticket, f"--cpus-per-task={settings.cpus}", f"--output={result.logs}/%A_%a.log"]
+    options = [f"--cpus-per-task={settings.cpus}", f"--output={_literal(result.logs)}/%A_%a.log"]
     options += ["--gpus-per-task=1", "--ntasks=1"] if has_gpus and settings.gpus and command[0] == "labelgen" else []
     array = f"--array={result.array}%{places}"
-    result.jobs["array"] = _sbatch("array", settings, [array, *options], [str(plan.parts), *stage])
-    after = [f"--dependency=afterany:{result.jobs['array']}", ticket, f"--output={result.logs}/%j.log"]
-    return _last("merge", settings, after, stage, result)
+    result.jobs["array"] = _sbatch("array", settings, [array, *options], [str(plan.parts), *stage], ticket)
+    after = [f"--dependency=afterany:{result.jobs['array']}", f"--output={_literal(result.logs)}/%j.log"]
+    return _last("merge", settings, after, stage, result, ticket)
 
 
 def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: bool) -> Submission:
@@ -115,17 +117,22 @@ def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: 
     result = Submission(logs=logs_of(Path(planned["out"])))
     result.logs.mkdir(parents=True, exist_ok=True)
     processes = max(1, settings.gpus)
-    options = [f"--nodes={settings.nodes}", f"--output={result.logs}/%j.log"]
+    options = [f"--nodes={settings.nodes}", f"--output={_literal(result.logs)}/%j.log"]
     options.append(f"--cpus-per-task={max(settings.cpus, 1 if has_gpus else processes)}")
     options += [f"--gpus-per-node={processes}"] if has_gpus else []
     return _last("pretrain", settings, options, [sys.executable, str(processes), *command], result)
 
 
 def _last(
-    name: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str], result: Submission
+    name: str,
+    settings: SlurmSettings,
+    options: Sequence[str],
+    arguments: Sequence[str],
+    result: Submission,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Submission:
     """Submit the job that the stage ends with, and wait for it where asked to."""
-    job = result.jobs[name] = _sbatch(name, settings, options, arguments)
+    job = result.jobs[name] = _sbatch(name, settings, options, arguments, variables)
     if settings.wait and (state := _end_of(job)) != "COMPLETED":
         result.failures.append(Failure(f"job {job}", f"{state.lower()}; see {result.logs / job}.log"))
     return result
@@ -148,12 +155,29 @@ def _end_of(job: str) -> str:
         pause = min(1.2 * pause, 10)
 
 
-def _sbatch(script: str, settings: SlurmSettings, options: Sequence[str], arguments: Sequence[str]) -> str:
-    """Submit a script; returns the job's number."""
+def _literal(path: Path) -> str:
+    """A path as SLURM writes it in a pattern of file names, where a percent sign begins a number of the job's."""
+    return str(path).replace("%", "%%")
+
+
+def _sbatch(
+    script: str,
+    settings: SlurmSettings,
+    options: Sequence[str],
+    arguments: Sequence[str],
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Submit a script; returns the job's number.
+
+    Args:
+        variables: of the job's environment. They are sbatch's own too, which hands them on: in ``--export`` a comma of
+            a path would begin the next variable.
+    """
     general = ["--parsable", f"--job-name=olivine-{script}"]
     general += [f"--partition={settings.partition}"] if settings.partition else []
     general += [f"--time={settings.time}"] if settings.time else []
-    done = _run(["sbatch", *general, *options, str(_HERE / f"{script}.sbatch"), *arguments])
+    command = ["sbatch", *general, "--export=ALL", *options, str(_HERE / f"{script}.sbatch"), *arguments]
+    done = _run(command, {**os.environ, **variables})
     job = done.stdout.strip().split(";")[0]
     if done.returncode:
         reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines()
@@ -170,7 +194,8 @@ def _check_cluster(settings: SlurmSettings) -> bool:
     listed = _run(["sinfo", "--noheader", "--format=%P %D %G"])
     if listed.returncode:
         raise OlivineError(
-            f"SLURM does not answer ({listed.stderr.strip().splitlines()[0]})", remedy="look with: scontrol ping"
+            f"SLURM does not answer ({(listed.stderr.strip().splitlines() or ['no reason given'])[0]})",
+            remedy="look with: scontrol ping",
         )
     rows = [line.split() for line in listed.stdout.splitlines()]
     names = sorted({row[0].rstrip("*") for row in rows})
@@ -199,5 +224,5 @@ def _plan(command: Sequence[str], parts: int) -> Plan:
     return plan
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, errors="replace")

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common import Failure, OlivineError, progress, read_json
+from ..common import Failure, OlivineError, Whole, demand, progress, read_json
 from .journal import driver_lives, logs_of, read_events
 from .slurm import has_jobs
 
@@ -72,7 +72,9 @@ def find_jobs(path: Path) -> list[Path]:
 
 def read_status(logs: Path, now: float | None = None) -> JobStatus:
     """How far the job of a log folder is."""
-    plain, now = read_json(logs / "job.json"), time.time() if now is None else now
+    path, now = logs / "job.json", time.time() if now is None else now
+    again = "delete it and run the job again"
+    plain = demand(read_json(path, again), {"job": str, "out": str, "units": Whole()}, path, again)
     status = JobStatus(plain["job"], Path(logs, plain["out"]).resolve(), plain["units"])
     records = {path.stem for path in (status.out / "units").glob("[!.]*.json")}
     last: dict[str, tuple[float, str, str, Path]] = {}

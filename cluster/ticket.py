@@ -8,9 +8,8 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from ..common import OlivineError, package_versions, read_json, write_json
+from ..common import OlivineError, demand, package_versions, read_json, write_json
 
 VARIABLE = "OLIVINE_TICKET"
 
@@ -50,7 +49,7 @@ class Ticket:
         hidden = [path for path in self.paths if not os.path.exists(path)]
         if self.proof is not None and not hidden:
             try:
-                seen = read_json(self.proof[0])["proof"]
+                seen = demand(read_json(self.proof[0]), {"proof": str}, self.proof[0])["proof"]
             except OlivineError:
                 seen = None
             if seen != self.proof[1]:
@@ -83,5 +82,6 @@ def check_environment() -> None:
         return
     if not os.path.exists(path):
         Ticket((os.path.dirname(path),)).check()
-    plain: dict[str, Any] = read_json(path, "submit the job again")
+    again = "submit the job again"
+    plain = demand(read_json(path, again), {"paths": [str], "versions": {str: str}}, path, again)
     Ticket(tuple(plain["paths"]), plain["versions"]).check()

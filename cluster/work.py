@@ -163,7 +163,7 @@ class Runner(Generic[U, R]):
             if isinstance(error, OSError) and error.errno in FULL_DISK:
                 reply = Reply(stop=disk_error(error, error.filename or unit.key))
             else:
-                reply = Reply(error=" ".join(f"{type(error).__name__}: {error}".split()))
+                reply = Reply(error=_reason(error))
             note(traceback.format_exc().rstrip())
         else:
             for failure in result.failures:
@@ -172,6 +172,13 @@ class Runner(Generic[U, R]):
             return Reply(result)
         note(f"fails after {time.monotonic() - begun:.2f} s: {reply.stop or reply.error}")
         return reply
+
+
+def _reason(error: Exception) -> str:
+    what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    if isinstance(error, MemoryError) or "can't start new thread" in what:
+        return f"not enough memory ({what}). Use fewer workers, or give them more memory"
+    return what
 
 
 def execute(

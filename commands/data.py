@@ -74,7 +74,7 @@ def labelgen(
     out: Annotated[Path | None, typer.Option(help="Label folder [data/labels/<dataset>].")] = None,
     labeler: Annotated[str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle or import.")] = "auto",
     camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="import: what each value of those maps means.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="import: a file with each value's meaning, or seem.")] = None,
     error: Annotated[str, typer.Option(help="oracle: its errors; none for exact labels.")] = "default",
     prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
     weights: Folder = None,

@@ -26,9 +26,12 @@ def choose_dataset(dataset: str | None, root: Path | None) -> tuple[str, Path, s
     present = [name for name in DATASETS if (DATA / name).is_dir()]
     if not present:
         raise OlivineError("no data set in data/", remedy="link one to data/nuscenes, or make one with: olivine synth")
-    largest = max(present, key=lambda name: _tree_size(DATA / name))
-    why = "the only data set in data/" if len(present) == 1 else f"the largest of {', '.join(present)}"
-    return largest, DATA / largest, why
+    if len(present) == 1:
+        return present[0], DATA / present[0], "the only data set in data/"
+    frames = {name: _frame_count(DATA / name) for name in present}
+    largest = max(present, key=lambda name: frames[name])
+    counts = ", ".join(f"{name} ({count} frames)" for name, count in frames.items())
+    return largest, DATA / largest, f"the largest of {counts}"
 
 
 def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
@@ -91,9 +94,11 @@ def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, reme
     return chosen, f"the only {what}" if len(found) == 1 else f"the largest of {len(found)} {what}"
 
 
-def _tree_size(root: Path) -> int:
-    tables = [*root.glob("v1.0-*/sample.json")]
-    return sum(p.stat().st_size for p in tables) if tables else sum(1 for _ in root.glob("sequences/*/velodyne/*.bin"))
+def _frame_count(root: Path) -> int:
+    """Frames of the largest nuScenes version, or of all KITTI sequences; without a devkit."""
+    # Every sample of the table names its scene once.
+    samples = [path.read_bytes().count(b'"scene_token"') for path in root.glob("v1.0-*/sample.json")]
+    return max(samples, default=0) or sum(1 for _ in root.glob("sequences/*/velodyne/*.bin"))
 
 
 def part(text: str) -> tuple[int, int]:

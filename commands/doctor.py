@@ -132,12 +132,12 @@ def _devices() -> Iterator[Finding]:
 
 
 def _engine() -> Finding:
-    from ..train.sparse import fused
+    from ..train.sparse import loops
     from ..train.sparse.engines import engine_problem
 
-    path = "one-pass loops for AVX-512" if fused.available() else "matrix products"
+    path = "compiled loops" if loops.available() else "matrix products"
     beside = "; minkowski can be chosen with --engine" if engine_problem("minkowski") is None else ""
-    return Finding("sparse engine", "ok", f"torch (nothing to compile; on this CPU {path}){beside}")
+    return Finding("sparse engine", "ok", f"torch (on this CPU with {path}){beside}")
 
 
 def _jpeg() -> Finding:

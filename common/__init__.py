@@ -1,8 +1,9 @@
-"""What every room shares, one file each: errors, whole-or-nothing files, progress, processes, settings.
+"""What every room shares, one file each: devices, errors, whole-or-nothing files, progress, processes, settings.
 
 Nothing here knows a data set, a network or a command.
 """
 
+from .devices import gains_by_bfloat16
 from .errors import FULL_DISK, Failure, OlivineError, PathLike, disk_error
 from .files import (
     MARK,
@@ -13,15 +14,26 @@ from .files import (
     check_replaceable,
     claim_output,
     digest,
-    read_json,
+    inside,
+    is_relative_name,
     remove_leftovers,
     sha256_file,
     write_bytes,
     write_json,
 )
 from .pixels import pixels_of
-from .processes import children_deaf_to_ctrl_c, children_share_cores, cores, is_running, package_versions, writer_name
+from .processes import (
+    children_ignore_ctrl_c,
+    children_share_cores,
+    cores,
+    ctrl_c_afterwards,
+    is_running,
+    package_versions,
+    stop_signals,
+    writer_name,
+)
 from .progress import progress, track
+from .reading import Whole, demand, parse_csv, parse_json, read_bytes, read_csv, read_json, read_text
 
 __all__ = [
     "FULL_DISK",
@@ -29,24 +41,36 @@ __all__ = [
     "Failure",
     "OlivineError",
     "PathLike",
+    "Whole",
     "atomic_directory",
     "atomic_file",
     "check_output",
     "check_output_file",
     "check_replaceable",
-    "children_deaf_to_ctrl_c",
+    "children_ignore_ctrl_c",
     "children_share_cores",
     "claim_output",
     "cores",
+    "ctrl_c_afterwards",
+    "demand",
     "digest",
     "disk_error",
+    "gains_by_bfloat16",
+    "inside",
+    "is_relative_name",
     "is_running",
     "package_versions",
+    "parse_csv",
+    "parse_json",
     "pixels_of",
     "progress",
+    "read_bytes",
+    "read_csv",
     "read_json",
+    "read_text",
     "remove_leftovers",
     "sha256_file",
+    "stop_signals",
     "track",
     "write_bytes",
     "write_json",

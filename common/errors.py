@@ -42,8 +42,20 @@ class Failure:
     reason: str
 
 
+def _belongs(named: str, path: str) -> bool:
+    """Whether ``named`` is ``path``, a folder above or a file below it, or its half-written form."""
+    inner = os.path.commonpath((named, path))
+    return inner in (named, path) or ".partial-" in named
+
+
 def disk_error(error: OSError, path: PathLike) -> OlivineError:
-    """The one line for an ``OSError`` met while writing ``path``."""
+    """The one line for an ``OSError`` met while writing ``path``, which may be of a file that was being read."""
+    named = error.filename if isinstance(error.filename, (str, os.PathLike)) else path
+    if not _belongs(os.path.abspath(named), os.path.abspath(path)):
+        if error.errno not in FULL_DISK:
+            reason = error.strerror or error
+            return OlivineError(f"cannot be read ({reason})", where=named, remedy="check that it is there and readable")
+        path = named
     if error.errno in FULL_DISK:
         return OlivineError(
             "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"

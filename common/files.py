@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, what may be replaced, JSON, and digests."""
+"""Files and folders that appear whole or not at all, what may be replaced, and digests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from .errors import OlivineError, PathLike, disk_error
 from .processes import is_running, writer_name
+from .reading import read_json
 
 _PARTIAL = ".partial-"
 
@@ -204,9 +205,20 @@ def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             list(pool.map(_sync_file, files))
         check_replaceable(path, ours)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        # Two renames: what is there goes as a whole, or, where that fails, stays as a whole.
+        before = _partial_name(path) if path.exists() else None
+        if before is not None:
+            os.rename(path, before)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if before is not None:
+                with contextlib.suppress(OSError):  # another writer's is there by now
+                    os.rename(before, path)
+            raise
+        finally:
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         _sync_directory(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -242,21 +254,41 @@ def write_bytes(path: PathLike, data: bytes) -> None:
 
 def write_json(path: PathLike, value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys (the same value, the same bytes)."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8: JSON's own escapes can hold it
+        data = json.dumps(value, indent=1, sort_keys=True).encode()
+    write_bytes(path, data + b"\n")
 
 
-def read_json(path: PathLike, remedy: str = "make it again") -> Any:
-    """The value in a JSON file.
+def is_relative_name(name: str) -> bool:
+    """Whether ``name`` is a path that leads down from any folder: not absolute or empty, no ``..``, no null character."""
+    if not name or not {"", ".", ".."}.isdisjoint(name.split("/")) or "\0" in name:
+        return False
+    # Surrogates are bytes of a name that is not UTF-8; half of a pair is no byte at all.
+    return name.isascii() or all(not "\ud800" <= c <= "\udfff" or "\udc80" <= c <= "\udcff" for c in name)
+
+
+def inside(folder: PathLike, name: object, where: object, *, write: bool = False) -> Path:
+    """The path of something that a file names, which must lie in a folder.
+
+    Args:
+        folder: where it must be.
+        name: relative to ``folder``, with ``/``, as read from a file.
+        where: the file that names it, for the message.
+        write: it is to be written or removed: then no link may lead out of the folder either.
 
     Raises:
-        OlivineError: the file is missing or is not JSON; ``remedy`` says what to do.
+        OlivineError: ``name`` is no relative path (absolute, with ``..``, empty, with a null character), or leads out.
     """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise OlivineError("no such file", where=path, remedy=remedy) from None
-    except (ValueError, OSError) as error:
-        raise OlivineError(f"cannot be read as JSON ({error})", where=path, remedy=remedy) from None
+    remedy = "a path in this file may not leave its folder; get or make the file again"
+    if not (isinstance(name, str) and is_relative_name(name)):
+        raise OlivineError(f"names the path {name!r}", where=where, remedy=remedy)
+    path = Path(folder, name)
+    if write and not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise OlivineError(f"names the path {name!r}, which a link leads out of {folder}", where=where, remedy=remedy)
+    return path
 
 
 def sha256_file(path: PathLike) -> str:

@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 
 def writer_name(pid: int | None = None) -> str:
@@ -23,13 +25,38 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def children_deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within the block are born with Ctrl-C blocked: it reaches a whole terminal, their parent answers."""
+def children_ignore_ctrl_c() -> Iterator[None]:
+    """Child processes started within the block ignore Ctrl-C, which reaches a whole terminal; the parent handles it."""
+    from multiprocessing import resource_tracker
+
+    # Before its first child multiprocessing starts a process that looks after shared memory, and unblocks Ctrl-C in this
+    # thread when it has. Started here, it cannot undo what the next line does.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ctrl_c_afterwards() -> Iterator[None]:
+    """Ctrl-C within the block takes effect at its end, for work that must not be left in the middle.
+
+    Does nothing outside the main thread, which alone hears of Ctrl-C, and where somebody else handles it.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -69,3 +96,33 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
             return "absent"
 
     return {name: installed(name) for name in names}
+
+
+class StopRequest:
+    """Whether a signal asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and the first Ctrl-C into a request that the loop sees at the end of its step.
+
+    A second Ctrl-C interrupts at once. Outside the main thread signals are left alone.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if request.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.requested = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from .errors import OlivineError
+from .errors import OlivineError, PathLike
+from .reading import MAX_DEPTH, read_text
 
+MAX_YAML = 1 << 20
+"""Characters in a YAML document."""
 S = TypeVar("S")
 
 
@@ -45,13 +49,102 @@ def apply_change(kind: type, plain: dict[str, Any], change: str) -> None:
 
 
 def read_yaml(text: str, where: object) -> Any:
-    """A YAML document of plain values."""
+    """A YAML document of plain values: null, true and false, finite numbers, text, lists and mappings.
+
+    Raises:
+        OlivineError: it is not YAML, longer than :data:`MAX_YAML`, nested more than :data:`MAX_DEPTH` deep, names a key
+            twice, has an alias (a few bytes of them can stand for gigabytes), or holds a date, an infinite number, NaN,
+            a number over 2**63 or a value with a tag.
+    """
     import yaml
 
+    remedy = "mend the line named"
+    if len(text) > MAX_YAML:
+        raise OlivineError(f"is larger than {MAX_YAML} characters", where=where, remedy="name a file of settings")
     try:
-        return yaml.safe_load(text)
+        node = _compose(text, where)
+        value = _plain_yaml(node, where, yaml.constructor.SafeConstructor()) if node is not None else None
     except yaml.YAMLError as error:
-        raise OlivineError(f"is not YAML ({error})", where=where, remedy="mend the line named") from None
+        raise OlivineError(f"is not YAML ({error})", where=where, remedy=remedy) from None
+    return value
+
+
+def _compose(text: str, where: object) -> Any:
+    """The tree of nodes of a YAML document; its bounds are checked while it is built."""
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            line = f"line {event.start_mark.line + 1}"
+            if isinstance(event, yaml.AliasEvent):
+                raise OlivineError(f"{line} has an alias (*{event.anchor})", where=where, remedy="write the value out")
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise OlivineError(
+                    f"{line} is nested more than {MAX_DEPTH} deep", where=where, remedy="name a file of settings"
+                )
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    loader = Bounded(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+_YAML_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+
+
+def _plain_yaml(node: Any, where: object, make: Any) -> Any:
+    """The plain value of a node."""
+    import yaml
+
+    line = f"line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+        values: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _plain_yaml(key_node, where, make) if isinstance(key_node, yaml.ScalarNode) else ()
+            if not isinstance(key, (str, int, float, type(None))):
+                raise OlivineError(f"{line} has a key that is no text", where=where, remedy="mend that line")
+            if key in values:
+                at = f"line {key_node.start_mark.line + 1}"
+                raise OlivineError(f"{at} names {key!r} a second time", where=where, remedy="remove one of the two")
+            values[key] = _plain_yaml(value_node, where, make)
+        return values
+    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+        return [_plain_yaml(item, where, make) for item in node.value]
+    value = None
+    if fits := isinstance(node, yaml.ScalarNode) and node.tag in _YAML_SCALARS:
+        try:
+            value = make.construct_object(node)
+        except (ValueError, KeyError, OverflowError):
+            fits = False
+    if isinstance(value, float) and not math.isfinite(value):
+        fits = False
+    if isinstance(value, int) and abs(value) >= 2**63:
+        fits = False
+    if not fits:
+        text = str(node.value)[:40] if isinstance(node, yaml.ScalarNode) else node.tag
+        raise OlivineError(
+            f"{line} has {text!r}, which is no plain value ({node.tag.rpartition(':')[2]})",
+            where=where,
+            remedy="write text in quotes, or a finite number",
+        )
+    return value
+
+
+def read_yaml_file(path: PathLike, remedy: str = "check the path") -> Any:
+    """The value in a YAML (or JSON) file that a person wrote; see :func:`read_yaml`.
+
+    Raises:
+        OlivineError: the file is missing, cannot be read, is not UTF-8, or is not such YAML.
+    """
+    return read_yaml(read_text(path, remedy, most=4 * MAX_YAML), path)
 
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:
@@ -154,13 +247,13 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
             return tuple(_checked(kind, item, key, where) for kind, item in zip(kinds, value))
         expected = f"a list of {len(kinds)} values"
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
-            try:
-                return float(value)
-            except ValueError:
-                pass
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:  # YAML reads 1e-4, without a point, as text
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+            if math.isfinite(number):
+                return number
         expected = "a number"
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

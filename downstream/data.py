@@ -1,6 +1,7 @@
-"""Frames of a shard set as a segmentation network takes them: voxels with a label each, or a frozen backbone's features.
+"""Frames of a shard set as a segmentation network takes them: clouds with a label at each place, or frozen features there.
 
-A voxel's label is its first point's, as its feature is; every original point keeps the voxel that speaks for it.
+A network gives features at places: voxels, or points where it interpolates. A voxel's label is its first point's, as its
+feature is; every original point keeps the place that speaks for it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, rotate_and_flip
-from ..train.sparse import SparseTensor
+from ..train.backbone import Backbone, Clouds
 from ..train.voxelize import VoxelSettings, voxelize
 
 _TURNS = replace(NO_AUGMENTATION, rotate=True, flip_axes=True)
@@ -27,12 +29,12 @@ class Example:
     """One frame or a batch of them.
 
     Attributes:
-        inputs: of the network: voxel features float32 [V, C] and coordinates int32 [V, 4], or frozen features [V, C].
-        label: int64 [V], 0 = ignored.
-        inverse: int64 [N], the voxel of each original point.
+        inputs: of the model: the clouds, or frozen features [places, C].
+        label: int64 [places], 0 = ignored.
+        inverse: int64 [N], the place of each original point.
     """
 
-    inputs: tuple[Tensor, ...]
+    inputs: Clouds | Tensor
     label: Tensor
     inverse: Tensor
 
@@ -41,24 +43,38 @@ class Examples(Protocol):
     """Frames that a network is trained on or scored on."""
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
-        """Frames, each with the epoch that its augmentation is drawn for, as one batch."""
+        """Frames, each with the epoch that its augmentation is drawn for, as one batch.
+
+        Raises:
+            OlivineError: a frame without a point in the network's range; it is named.
+        """
 
     def whole(self, frame: int) -> Example:
         """A frame as it is stored."""
 
 
-class Clouds:
-    """Voxels of clouds, rotated and flipped where asked for.
+class CloudExamples:
+    """Clouds, rotated and flipped where asked for.
 
     Args:
         shards: with point labels; without, every label is 0.
-        voxels: as the backbone was trained with; nothing is cropped, so that every point has a voxel.
+        voxels: as the backbone was trained with; nothing is cropped, so that every point has a voxel, unless the
+            network's grid has a border; points beyond take the features at the border.
+        per_point: whether the network's places are the points.
         seed: of the augmentation; None for none.
     """
 
-    def __init__(self, shards: ShardSet, voxels: VoxelSettings, device: torch.device, seed: int | None = None) -> None:
-        self.shards, self.device, self.seed = shards, device, seed
-        self.voxels = replace(voxels, crop=False)
+    def __init__(
+        self,
+        shards: ShardSet,
+        voxels: VoxelSettings,
+        device: torch.device,
+        seed: int | None = None,
+        *,
+        per_point: bool = False,
+    ) -> None:
+        self.shards, self.device, self.seed, self.per_point = shards, device, seed, per_point
+        self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
         """See :class:`Examples`."""
@@ -70,26 +86,37 @@ class Clouds:
         return self._make([(frame, NO_AUGMENTATION, 0)])
 
     def _make(self, members: Sequence[tuple[int, AugmentSettings, int]]) -> Example:
-        clouds: list[NDArray[np.float32]] = []
+        parts: list[NDArray[np.float32]] = []
         labels: list[NDArray[np.uint8]] = []
         for frame, settings, epoch in members:
             points = np.array(self.shards.points(frame))
             generator = generator_of(self.seed or 0, epoch, frame)
             points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
             label = self.shards.point_label(frame)
-            clouds.append(points)
+            parts.append(points)
             labels.append(np.zeros(len(points), np.uint8) if label is None else label)
-        cloud = torch.from_numpy(np.concatenate(clouds)).to(self.device)
+        cloud = torch.from_numpy(np.concatenate(parts)).to(self.device)
         truth = torch.from_numpy(np.concatenate(labels)).to(self.device)
-        voxels = voxelize(cloud, [len(points) for points in clouds], self.voxels)
-        of_voxel = truth.index_select(0, voxels.first).long()
-        return Example((voxels.feature, voxels.coordinate), of_voxel, voxels.inverse)
+        counts = [len(points) for points in parts]
+        voxels = voxelize(cloud, counts, self.voxels)
+        held = torch.bincount(voxels.coordinate[:, 0].long(), minlength=len(counts)).tolist()
+        if 0 in held:
+            raise OlivineError(
+                "no point of this frame lies in the network's range",
+                where=self.shards.token(members[held.index(0)][0]),
+                remedy="take a backbone with another voxels.range_m, or leave the frame out of the shards",
+            )
+        of_point = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.device)
+        clouds = Clouds(cloud, of_point, voxels, self.voxels)
+        if self.per_point:
+            return Example(clouds, truth.long(), torch.arange(len(cloud), device=self.device))
+        return Example(clouds, truth.index_select(0, voxels.first).long(), voxels.inverse)
 
 
 class FrozenFeatures:
     """A frozen backbone's features of clouds: computed once while they fit into memory, unless they are augmented."""
 
-    def __init__(self, clouds: Clouds, backbone: nn.Module, memory: int) -> None:
+    def __init__(self, clouds: CloudExamples, backbone: Backbone, memory: int) -> None:
         self.clouds, self.backbone = clouds, backbone.eval().requires_grad_(False)
         self._kept: dict[int, Example] = {}
         self._memory = memory
@@ -99,8 +126,8 @@ class FrozenFeatures:
         if self.clouds.seed is not None:
             return self._features(self.clouds.batch(members))
         frames = [self._kept.get(frame) or self._keep(frame) for _, frame in members]
-        feature = torch.cat([f.inputs[0] for f in frames])
-        return Example((feature,), torch.cat([f.label for f in frames]), frames[0].inverse[:0])
+        feature = torch.cat([_tensor(f) for f in frames])
+        return Example(feature, torch.cat([f.label for f in frames]), frames[0].inverse[:0])
 
     def whole(self, frame: int) -> Example:
         """See :class:`Examples`."""
@@ -108,13 +135,18 @@ class FrozenFeatures:
 
     def _keep(self, frame: int) -> Example:
         example = self.whole(frame)
-        self._memory -= example.inputs[0].numel() * example.inputs[0].element_size()
+        feature = _tensor(example)
+        self._memory -= feature.numel() * feature.element_size()
         if self._memory > 0:
             self._kept[frame] = example
         return example
 
     @torch.no_grad()
     def _features(self, example: Example) -> Example:
-        feature, coordinate = example.inputs
-        tensor = self.backbone.features(SparseTensor(feature, coordinate))  # type: ignore[operator]
-        return replace(example, inputs=(tensor.feature,))
+        assert isinstance(example.inputs, Clouds)
+        return replace(example, inputs=self.backbone.encode(example.inputs).raw())
+
+
+def _tensor(example: Example) -> Tensor:
+    assert isinstance(example.inputs, Tensor)
+    return example.inputs

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common import PathLike
+from ..train.devices import make_fabric
 from ..train.settings import PretrainSettings
-from ..train.setup import make_fabric
 from .network import read_source
 from .results import Result
 from .segment import open_ground, segment

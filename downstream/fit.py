@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common import OlivineError, package_versions, track
+from ..common import OlivineError, package_versions, stop_signals, track
 from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
+from ..train.devices import over_processes, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
-from ..train.setup import stop_signals, torch_state
 from ..train.sparse.modules import share_norms
-from ..train.step_metrics import over_processes
 from .data import Examples
 from .losses import segmentation_loss
 from .network import Segmenter
@@ -137,7 +136,7 @@ def fit(
                 group["lr"] = rate * factor
             batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
             wrapped_optimizer.zero_grad()
-            loss = segmentation_loss(wrapped(*batch.inputs), batch.label)
+            loss = segmentation_loss(wrapped(batch.inputs), batch.label)
             mean = float(over_processes(loss.detach(), fabric)) / fabric.world_size
             if not math.isfinite(mean):
                 raise OlivineError(

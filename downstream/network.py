@@ -11,15 +11,11 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
 from ..common.settings import flat_values, settings_from_plain, settings_to_plain
-from ..train.backbones import build_backbone
+from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
+from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
 from ..train.settings import PretrainSettings
-from ..train.setup import backbone_arguments
-from ..train.sparse import SparseTensor
 from ..train.voxelize import VoxelSettings
-
-#: Of the norms outside residual blocks, in fine-tuning.
-NORM_MOMENTUM = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,10 @@ class Source:
     voxels: VoxelSettings
     notes: tuple[str, ...]
 
-    def build(self, seed: int) -> nn.Module:
+    def build(self, seed: int) -> Backbone:
         """The network, with random weights of the seed where there are no others."""
-        network = build_backbone(**self.arguments, norm_momentum=NORM_MOMENTUM, seed=seed)
+        options = find_backbone(self.arguments["name"]).finetune_options
+        network = build_backbone(**{**self.arguments, **options}, seed=seed)
         if self.state is not None:
             load_state(network, self.state, self.path)
         return network
@@ -63,8 +60,7 @@ def read_source(
         expected: settings whose backbone and voxels the checkpoint must have.
 
     Raises:
-        OlivineError: no checkpoint of a backbone, one of another backbone or voxels than expected, or of a network
-            that gives no feature to every voxel.
+        OlivineError: no checkpoint of a backbone, one of another backbone or voxels than expected.
     """
     if checkpoint is None:
         if expected is None or not random:
@@ -94,12 +90,6 @@ def _source(
     sha256: str = "random",
     notes: tuple[str, ...] = (),
 ) -> Source:
-    if arguments["name"].startswith("voxelnet"):
-        raise OlivineError(
-            "a VoxelNet gives no features to single voxels: it is a detector's trunk",
-            where=path,
-            remedy="take an SR-UNet, or train a detector with: olivine export --layout openpcdet",
-        )
     name = "random weights" if state is None else "pre-trained"
     identity = {"sha256": sha256, "backbone": arguments, "voxels": voxels}
     settings = settings_from_plain(VoxelSettings, voxels, str(path))
@@ -120,18 +110,15 @@ def _compare(arguments: dict[str, Any], voxels: dict[str, Any], expected: Pretra
 
 
 class Segmenter(nn.Module):
-    """A backbone and a linear head on the features of each voxel (a 1x1x1 convolution)."""
+    """A backbone and a linear head on its features at every place."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Linear) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        for name, parameter in backbone.named_parameters():
-            # The heads of pre-training stay as they are: no gradient reaches them.
-            parameter.requires_grad_(not name.startswith(("final.", "final_class_level.")))
 
-    def forward(self, feature: Tensor, coordinate: Tensor) -> Tensor:
-        """Logits [V, K + 1] of voxels [V, C] at int32 [V, 4]."""
-        logit: Tensor = self.head(self.backbone.features(SparseTensor(feature, coordinate)).feature)  # type: ignore[operator]
+    def forward(self, clouds: Clouds) -> Tensor:
+        """Logits [places, K + 1] of a batch of clouds."""
+        logit: Tensor = self.head(self.backbone.encode(clouds).raw())
         return logit
 
 

@@ -15,10 +15,10 @@ from ..common import OlivineError, PathLike, track
 from ..common.settings import settings_from_plain
 from ..pairs.shards import open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
-from ..train.setup import make_fabric
+from ..train.devices import make_fabric
 from ..train.voxelize import VoxelSettings
 from .benchmarks import PredictionWriter
-from .data import Clouds, Examples
+from .data import CloudExamples, Examples
 from .network import Segmenter, new_head
 from .settings import FinetuneSettings
 
@@ -51,7 +51,7 @@ def predicted_points(
     model.eval()
     for frame in track(frames, title, unit="frames"):
         example = examples.whole(frame)
-        predicted = model(*example.inputs)[:, 1:].argmax(1) + 1
+        predicted = model(example.inputs)[:, 1:].argmax(1) + 1
         yield frame, predicted.index_select(0, example.inverse).cpu().numpy()
 
 
@@ -81,10 +81,11 @@ def predict(checkpoint: PathLike, shards: PathLike, out: PathLike, *, accelerato
             remedy="fine-tune on this data set",
         )
     device = make_fabric(FinetuneSettings(accelerator=accelerator, devices="1").as_run()).device
-    head = new_head(backbone.feature_channels, len(classes) + 1, 0)  # type: ignore[arg-type]
+    head = new_head(backbone.feature_channels, len(classes) + 1, 0)
     load_state(head, content["head_state"], path)
     model = Segmenter(backbone, head).to(device)
-    clouds = Clouds(frames, settings_from_plain(VoxelSettings, content["voxels"], str(path)), device)
+    voxels = settings_from_plain(VoxelSettings, content["voxels"], str(path))
+    clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point)
     raw = content["labels"]["point_class_raw"]
     writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
     count = np.zeros(len(classes) + 1, np.int64)

@@ -15,10 +15,10 @@ from ..common import OlivineError, PathLike
 from ..common.settings import settings_to_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
+from ..train.devices import over_processes
 from ..train.run_folder import claim, discard
-from ..train.step_metrics import over_processes
 from .benchmarks import PredictionWriter, training_frames
-from .data import Clouds, Examples, FrozenFeatures
+from .data import CloudExamples, Examples, FrozenFeatures
 from .fit import Plan, fit
 from .metrics import confusion_matrix, scores
 from .network import Segmenter, Source, new_head
@@ -96,9 +96,10 @@ def segment(
         writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
 
     backbone = source.build(settings.seed).to(device)
-    head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)  # type: ignore[arg-type]
-    clouds = Clouds(ground.train, source.voxels, device, settings.seed if settings.augment else None)
-    held_out = Clouds(ground.validation, source.voxels, device)
+    head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)
+    seed, per_point = settings.seed if settings.augment else None, backbone.per_point
+    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point)
+    held_out = CloudExamples(ground.validation, source.voxels, device, per_point=per_point)
     model: nn.Module = head
     train: Examples = clouds
     validation: Examples = held_out
@@ -118,7 +119,8 @@ def segment(
         return read_result(finished)
     voxels = settings_to_plain(source.voxels)
     labels = {"dataset": dataset, "point_class_raw": raw}
-    constant = {**identity, "backbone": source.arguments, "voxels": voxels, "labels": labels}
+    network = {"backbone": source.arguments, "voxels": voxels, "method_state": {}}  # no heads for embeddings
+    constant = {**identity, **network, "labels": labels}
     model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
     scored = range(rank, len(ground.validation), world)

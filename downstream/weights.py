@@ -1,20 +1,20 @@
 """Backbones for other code bases, and from them: files in their layouts out, their published checkpoints in.
 
-The layouts themselves, names and shapes, are all in ``train/backbones/layouts.py``.
+The layouts themselves, names and shapes, are all in ``train/layouts.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..common import OlivineError, PathLike, check_output_file, sha256_file
 from ..common.settings import settings_to_plain
-from ..train.backbones import build_backbone
-from ..train.backbones.layouts import export_weights, load_weights, read_weights
-from ..train.checkpoint import checkpoint_file, load_backbone, load_checkpoint, save_checkpoint
+from ..train.backbone import build_backbone
+from ..train.build import backbone_arguments
+from ..train.checkpoint import checkpoint_file, exported_heads, load_backbone, load_checkpoint, save_checkpoint
+from ..train.layouts import export_weights, load_weights, read_weights
 from ..train.settings import PretrainSettings, load_settings
-from ..train.setup import backbone_arguments
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def export_backbone(
     network, content = load_backbone(checkpoint)
     name = content["backbone"]["name"]
     layout = layout or ("openpcdet" if name.startswith("voxelnet") else "minkowski")
-    left_out = export_weights(network, out, layout)
+    heads = exported_heads(content)
+    left_out = export_weights(network, out, layout, heads)
     voxels = content.get("voxels") or content["settings"]["voxels"]
-    written = len(network.state_dict()) - len(left_out)
+    written = len(network.state_dict()) + len(heads) - len(left_out)
     return WeightsSummary(Path(out), layout, name, _describe(voxels), written, left_out)
 
 
@@ -82,16 +83,13 @@ def import_weights(
     check_output_file(out, _is_imported, overwrite=overwrite, inputs=(path,))
     layout, weights = read_weights(path)
     settings = settings or load_settings("voxelnet" if layout == "openpcdet" else "reference")
-    head = weights.get("final.kernel")
-    if head is not None:  # as wide as the file has it
-        settings = replace(settings, backbone=replace(settings.backbone, out_channels=head.shape[-1]))
     arguments = backbone_arguments(settings)
     network = build_backbone(**arguments, seed=settings.seed)
     if layout == "openpcdet" and not arguments["name"].startswith("voxelnet"):
         raise OlivineError(
             f"holds OpenPCDet's trunk, not a {arguments['name']}", where=path, remedy="use --config voxelnet"
         )
-    left_out = load_weights(network, weights, layout=layout, where=path, heads=False)
+    heads = load_weights(network, weights, layout=layout, where=path)
     voxels = settings_to_plain(settings.voxels)
     content = {
         "kind": "imported",
@@ -99,11 +97,13 @@ def import_weights(
         "backbone": arguments,
         "voxels": voxels,
         "backbone_state": network.state_dict(),
-        "source": {"file": Path(path).name, "sha256": sha256_file(path), "layout": layout, "left_out": left_out},
+        "method_state": heads,
+        "exported_heads": {name.partition(".")[0]: name.partition(".")[0] for name in heads},
+        "source": {"file": Path(path).name, "sha256": sha256_file(path), "layout": layout},
     }
     save_checkpoint(out, content)
-    loaded = len(network.state_dict()) - len(left_out)
-    return WeightsSummary(Path(out), layout, arguments["name"], _describe(voxels), loaded, left_out)
+    loaded = len(network.state_dict()) + len(heads)
+    return WeightsSummary(Path(out), layout, arguments["name"], _describe(voxels), loaded, [])
 
 
 def _describe(voxels: dict[str, object]) -> str:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..common.compiled import compiled
+
 
 class BiasedAttention(nn.Module):
     """Self-attention with SAM's decomposed relative positions (Li et al., MViTv2, section 4.1), fused.
@@ -62,7 +64,7 @@ def fuse_sam_attention(sam: Any, device: torch.device) -> None:
             block.attn = BiasedAttention(block.attn, rows if block.window_size == 0 else 1 << 20)
 
 
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(nogil=False, parallel=True, fastmath={"contract", "reassoc", "nsz"})
 def _sample(
     value: NDArray[np.float32],
     shapes: NDArray[np.int64],

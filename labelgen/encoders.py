@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError
+from ..common import OlivineError, gains_by_bfloat16
 
 T = TypeVar("T")
 
@@ -37,22 +36,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (Linux: AVX-512 BF16 or AMX); elsewhere it is emulated, and slower."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def resolve_precision(name: str, device: torch.device) -> str:
-    """The encoders' number format: ``auto`` is bfloat16 where the device multiplies in it, else float32."""
+    """The encoders' number format. ``auto`` is bfloat16 where the device multiplies in it; else float16 on a GPU and
+    float32 on a CPU.
+    """
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if cpu_has_bfloat16() else "float32"
+    if gains_by_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
 
 
 def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:

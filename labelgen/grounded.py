@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,6 +100,23 @@ def select_boxes(
     prompt, text_score = best_prompts(scores[over], caption)
     named = text_score > text_threshold
     return Boxes(pixel_boxes(boxes[over][named], size), score[over][named], text_score[named], prompt[named])
+
+
+def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
+    """Raise where a SAM checkpoint has tensors that SAM has no place for.
+
+    SAM-HQ's holds all of SAM's and a second mask head: without that head it would give other
+    masks than its name says.
+
+    Args:
+        extra: names of those tensors.
+    """
+    if extra:
+        raise OlivineError(
+            f"weights of another model than SAM, such as SAM-HQ: {len(extra)} tensors that SAM has not ({extra[0]})",
+            where=path,
+            remedy="name a checkpoint of SAM itself, or fetch one with olivine weights fetch",
+        )
 
 
 def require_packages(labeler: str, names: dict[str, str]) -> None:

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..common import OlivineError, sha256_file
+from ..common import OlivineError, read_text, sha256_file
 from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights, weights_digests
 from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, require_packages
+from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
+from .tokens import load_tokenizer
 
 _CONFIGS = {"swin-t": "GroundingDINO_SwinT_OGC.py", "swin-b": "GroundingDINO_SwinB_cfg.py"}
 _TEXT_FILES = (("config.json",), ("tokenizer.json", "vocab.txt"))
@@ -85,12 +86,12 @@ def read_config(path: Path) -> dict[str, Any]:
         OlivineError: the file is missing or assigns something other than literals.
     """
     try:
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(read_text(path, "name the file of a GroundingDINO configuration", most=1 << 20))
         config = {}
         for statement in tree.body:
             if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                 config[statement.targets[0].id] = ast.literal_eval(statement.value)
-    except (OSError, SyntaxError, ValueError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise OlivineError(
             f"is no GroundingDINO configuration ({error})",
             where=path,
@@ -103,21 +104,23 @@ def read_config(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _text_encoder_from_configuration() -> Iterator[None]:
-    """Let the package build its text encoder from a folder without weights.
+    """Let the package build its text encoder from a folder without weights, and run no code of that folder.
 
-    The detector's checkpoint holds them; the package would first load the hub's.
+    The detector's checkpoint holds the weights; the package would first load the hub's. Asked for nothing else,
+    transformers would offer to run the code that a tokenizer's ``auto_map`` names.
     """
     from groundingdino.util import get_tokenlizer
     from transformers import BertConfig, BertModel
 
-    original = get_tokenlizer.get_pretrained_language_model
+    original = get_tokenlizer.get_pretrained_language_model, get_tokenlizer.get_tokenlizer
     get_tokenlizer.get_pretrained_language_model = lambda folder: BertModel(
         BertConfig.from_pretrained(folder, local_files_only=True)
     )
+    get_tokenlizer.get_tokenlizer = load_tokenizer
     try:
         yield
     finally:
-        get_tokenlizer.get_pretrained_language_model = original
+        get_tokenlizer.get_pretrained_language_model, get_tokenlizer.get_tokenlizer = original
 
 
 def build_detector(config: dict[str, Any], text_encoder: Path) -> Any:
@@ -174,7 +177,7 @@ def build_sam(state: dict[str, Tensor], path: Path) -> Any:
     the whole image; all of it shows in the parameters' shapes.
 
     Raises:
-        OlivineError: the state dict is not one of SAM.
+        OlivineError: the state dict is not one of SAM, or has tensors that SAM has not, as SAM-HQ's has.
     """
     from functools import partial
 
@@ -232,6 +235,7 @@ def build_sam(state: dict[str, Tensor], path: Path) -> Any:
         pixel_std=[58.395, 57.12, 57.375],
     )
     fill(sam, state, path, "SAM")
+    refuse_extra_tensors([name for name in state if name not in sam.state_dict()], path)
     return sam.eval()
 
 

@@ -16,9 +16,10 @@ from ..common import OlivineError
 from .attention import compiled_deformable_attention
 from .catalogue import Needed, require_weights, weights_digests
 from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, require_packages
+from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
+from .tokens import load_tokenizer
 
 _DETECTOR_FILES = (("config.json",), ("model.safetensors",), ("tokenizer.json", "vocab.txt"))
 _SAM_FILES = (("config.json",), ("model.safetensors",))
@@ -37,8 +38,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -> Any:
+def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -> tuple[Any, list[str]]:
     """A transformers model from a local folder, every parameter from its safetensors file.
+
+    Returns:
+        the model, and the names of tensors that it has no place for.
 
     Raises:
         OlivineError: the folder holds another model, or its file is damaged.
@@ -59,7 +63,7 @@ def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -
             where=folder,
             remedy=remedy,
         )
-    return model.eval()
+    return model.eval(), sorted(report["unexpected_keys"])
 
 
 def _check_marks(tokenizer: Any, folder: Path) -> None:
@@ -143,12 +147,13 @@ class HfGroundedSam(GroundedSam):
 
     def load(self) -> tuple[Detector, Segmenter]:
         """Build both networks and load their weights."""
-        from transformers import AutoTokenizer, GroundingDinoForObjectDetection, SamModel
+        from transformers import GroundingDinoForObjectDetection, SamModel
 
         folder = self.files["detector"].path
-        detector = load_pretrained(GroundingDinoForObjectDetection.from_pretrained, folder, "GroundingDINO")
-        sam = load_pretrained(SamModel.from_pretrained, self.files["sam"].path, "SAM")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        detector, _ = load_pretrained(GroundingDinoForObjectDetection.from_pretrained, folder, "GroundingDINO")
+        sam, extra = load_pretrained(SamModel.from_pretrained, self.files["sam"].path, "SAM")
+        refuse_extra_tensors(extra, self.files["sam"].path)
+        tokenizer = load_tokenizer(folder)
         _check_marks(tokenizer, folder)
         s = self.settings
         return (

@@ -10,13 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
+from ..common.settings import read_yaml_file
 from ..readers.frame import Camera
 from .labeler import BatchResult, ImageTask, Labelled
-from .prompts import Vocabulary, load_structured
+from .prompts import Vocabulary
 from .settings import LabelSettings
-from .store import check_size, read_values
+from .store import read_values
 
+_CLASS_MAPS = Path(__file__).parent / "data"
 _NOTHING = (None, "", "none", "background", "ignore", "unlabeled", "unlabelled")
+
+
+def shipped_class_map(name: PathLike) -> Path | None:
+    """The file of a class map that comes with olivine, such as ``seem``; None where it has none of that name."""
+    path = _CLASS_MAPS / f"{name}.yaml"
+    return path if len(Path(name).parts) == 1 and path.is_file() else None
 
 
 def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
@@ -25,23 +33,38 @@ def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
     The file (YAML or JSON) maps a value to a class name, or is a list whose positions are
     the values. ``none``, ``background`` or an empty name mean no label.
 
+    Args:
+        path: the file, or the name of a class map that comes with olivine: ``seem``.
+
     Returns:
         the label map's value for each foreign value.
 
     Raises:
-        OlivineError: the file is malformed or names a class that is not in the vocabulary.
+        OlivineError: there is no such file, it is malformed, or it names a class that is not in the vocabulary.
     """
-    plain = load_structured(path)
+    if not Path(path).exists():
+        shipped = shipped_class_map(path)
+        if shipped is None:
+            names = ", ".join(sorted(file.stem for file in _CLASS_MAPS.glob("*.yaml")))
+            raise OlivineError(
+                "no such class map",
+                where=path,
+                remedy=f"name a YAML or JSON file, or a class map of olivine's: {names}",
+            )
+        path = shipped
+    plain = read_yaml_file(path)
     if isinstance(plain, list):
         plain = dict(enumerate(plain))
     if not isinstance(plain, dict) or not plain:
         raise OlivineError("maps no values to class names", where=path, remedy="write lines like 3: car")
     mapping: dict[int, int] = {}
     for value, name in plain.items():
-        if isinstance(value, str) and value.isdigit():
+        if isinstance(value, str) and value.isdecimal() and len(value) <= 5:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
             raise OlivineError(f"{value!r} is not a value of a label map", where=path, remedy="write lines like 3: car")
+        if value in mapping:
+            raise OlivineError(f"names the value {value} a second time", where=path, remedy="remove one of the two")
         if name is None or str(name).lower() in _NOTHING:
             mapping[value] = 0
         elif name in vocabulary.classes:
@@ -97,8 +120,7 @@ class ImportLabeler:
 
     def _read(self, camera: Camera) -> NDArray[np.uint8]:
         path = self._path(camera)
-        values = read_values(path, "add it to the folder, or leave its scene out")
-        check_size(values, camera, path, "label maps are imported at the size of the image")
+        values = read_values(path, "add it to the folder, or leave its scene out", camera)
         label = self._lookup[values]
         if label.min() < 0:
             unknown = np.unique(values[label < 0])

@@ -6,6 +6,8 @@ a bicycle), has None and is not scored.
 
 from __future__ import annotations
 
+from ..common import OlivineError
+
 NUSCENES: dict[str, str | None] = {
     "barrier": "barrier",
     "bicycle": "bicycle",
@@ -49,6 +51,8 @@ SEMANTICKITTI: dict[str, str | None] = {
 }
 """The 19 classes of SemanticKITTI."""
 
+_TABLES = {"nuscenes": NUSCENES, "semantickitti": SEMANTICKITTI}
+
 
 def prompt_of_point_class(dataset: str, name: str) -> str | None:
     """The prompt class that a data set's point class is, None where it is none of the 13.
@@ -56,7 +60,15 @@ def prompt_of_point_class(dataset: str, name: str) -> str | None:
     Args:
         dataset: ``nuscenes`` or ``semantickitti``.
         name: as in the data set's own mapping; blanks, ``-`` and ``_`` are the same.
+
+    Raises:
+        OlivineError: there is no table for the data set.
     """
-    table = NUSCENES if dataset == "nuscenes" else SEMANTICKITTI
-    plain = {key.replace("_", " ").replace("-", " "): value for key, value in table.items()}
+    if dataset not in _TABLES:
+        raise OlivineError(
+            f"nothing says which prompt a point class of {dataset} is",
+            where="labelgen/mapping.py",
+            remedy=f"add its table there, or use {' or '.join(_TABLES)}",
+        )
+    plain = {key.replace("_", " ").replace("-", " "): value for key, value in _TABLES[dataset].items()}
     return plain.get(name.replace("_", " ").replace("-", " ").lower())

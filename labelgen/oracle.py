@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, read_json
+from ..common import OlivineError, demand, read_json
+from ..common.settings import read_yaml_file
 from .labeler import BatchResult, Detection, ImageTask, Labelled
-from .prompts import Vocabulary, load_structured
+from .prompts import Vocabulary
 from .settings import LabelSettings
-from .store import check_size, read_values
+from .store import read_values
 
 _REMAKE = "make the data set again with olivine synth"
 
+MAX_PIXELS = 10_000  # that a boundary may be displaced by, and that a region may spill
 # Which classes a detector takes for one another; rows and columns outside are not confused.
 CONFUSABLE = {
     "bus": ("truck", "car"),
@@ -63,13 +66,16 @@ class ErrorModel:
         for key in ("missed", "confusion", "leakage"):
             if not 0 <= getattr(self, key) <= 1:
                 raise OlivineError(f"error model: {key} is {getattr(self, key)}", remedy="give a probability")
+        # Written so that a NaN fails every test.
         for key in ("boundary", "leakage_distance"):
-            if getattr(self, key) < 0:
-                raise OlivineError(f"error model: {key} is negative", remedy="give pixels")
-        if self.missed_area <= 0:
-            raise OlivineError("error model: missed_area is not positive", remedy="give pixels")
+            if not 0 <= getattr(self, key) <= MAX_PIXELS:
+                what = "is negative" if getattr(self, key) < 0 else f"is {getattr(self, key)}"
+                raise OlivineError(f"error model: {key} {what}", remedy=f"give pixels, at most {MAX_PIXELS}")
+        if not 0 < self.missed_area <= 1e12:
+            raise OlivineError(f"error model: missed_area is {self.missed_area}", remedy="give a number of pixels")
+        demand(self.confusion_matrix, {str: {str: float}}, "error model: confusion_matrix", "write class: {other: 0.1}")
         for name, row in self.confusion_matrix.items():
-            if not isinstance(row, dict) or min(row.values(), default=0) < 0 or sum(row.values()) > 1 + 1e-9:
+            if not (min(row.values(), default=0) >= 0 and sum(row.values()) <= 1 + 1e-9):
                 raise OlivineError(
                     f"error model: row {name!r} of the confusion matrix is not one of probabilities",
                     remedy="write class: {other: probability}, with a sum of at most 1",
@@ -101,11 +107,11 @@ def parse_error_model(text: str) -> ErrorModel:
     """
     if text in ("none", "default"):
         return NO_ERROR if text == "none" else ErrorModel()
-    if "=" in text and not Path(text).exists():
+    if "=" in text and not os.path.exists(text):  # Path.exists raises where the text is too long for a name
         plain: dict[str, Any] = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
         base = NO_ERROR
     else:
-        plain = load_structured(text)
+        plain = read_yaml_file(text)
         base = NO_ERROR
     names = [f.name for f in fields(ErrorModel)]
     if not isinstance(plain, dict):
@@ -117,9 +123,21 @@ def parse_error_model(text: str) -> ErrorModel:
             raise OlivineError(f"the error model has no quantity {key!r}", where=text, remedy=f"use {', '.join(names)}")
         try:
             values[key] = value if key == "confusion_matrix" else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise OlivineError(f"{key} is {value!r}", where=text, remedy="give a number") from None
     return ErrorModel(**values)
+
+
+def read_world_classes(path: Path) -> list[str]:
+    """The class of each value of a synthetic world's masks, from its ``synthetic.json``.
+
+    Raises:
+        OlivineError: the file is missing or damaged, or names no classes.
+    """
+    names: list[str] = demand(read_json(path, _REMAKE), {"classes": [str]}, path, _REMAKE)["classes"]
+    if not 1 <= len(names) <= 256:
+        raise OlivineError(f"names {len(names)} classes, not 1 to 256", where=path, remedy=_REMAKE)
+    return names
 
 
 def image_generator(seed: int, key: str) -> np.random.Generator:
@@ -245,10 +263,7 @@ class OracleLabeler:
                 where=path,
                 remedy="use --labeler grounded-sam or import, or make one with olivine synth",
             )
-        plain = read_json(path, _REMAKE)
-        names = plain.get("classes") if isinstance(plain, dict) else None
-        if not isinstance(names, list) or not 1 <= len(names) <= 256:
-            raise OlivineError("names no classes", where=path, remedy=_REMAKE)
+        names = read_world_classes(path)
         if not set(names) & set(vocabulary.classes):
             raise OlivineError(
                 f"the synthetic world has none of the prompts' classes ({', '.join(n for n in names if n)})",
@@ -275,8 +290,7 @@ class OracleLabeler:
         if truth is None:
             raise OlivineError(f"frame {task.frame.token} has no exact masks", where=task.path, remedy=_REMAKE)
         class_path, instance_path = truth[task.position]
-        raw = read_values(class_path, _REMAKE)
-        check_size(raw, task.camera, class_path, _REMAKE)
+        raw = read_values(class_path, _REMAKE, task.camera)
         label = self._lookup[raw] if raw.max() < 256 else np.full(raw.shape, -1, np.int16)
         if label.min() < 0:
             raise OlivineError(
@@ -284,8 +298,7 @@ class OracleLabeler:
                 where=class_path,
                 remedy=_REMAKE,
             )
-        instance = read_values(instance_path, _REMAKE)
-        check_size(instance, task.camera, instance_path, _REMAKE)
+        instance = read_values(instance_path, _REMAKE, task.camera)
         exact = label.astype(np.uint8)
         regions = _regions(exact, instance, self.vocabulary)
         spoilt, regions = spoil(

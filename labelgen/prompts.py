@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..common import OlivineError, PathLike
+from ..common import OlivineError, PathLike, demand
+from ..common.settings import read_yaml_file
 
 THING, STUFF = "thing", "stuff"
 _RESERVED = ".?"  # the detector's separators: a prompt that holds one would be split in two
@@ -115,22 +114,6 @@ DEFAULT_VOCABULARY = _vocabulary(
 """The paper's 13 prompts, classes 1..13 in its order (OLIVINE, section on weak labels)."""
 
 
-def load_structured(path: PathLike) -> Any:
-    """The value in a YAML or JSON file written by a person.
-
-    Raises:
-        OlivineError: the file is missing or is neither YAML nor JSON.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise OlivineError(f"cannot be read ({error})", where=path, remedy="check the path") from None
-    except yaml.YAMLError as error:
-        raise OlivineError(f"neither YAML nor JSON ({error})", where=path, remedy="mend the file") from None
-
-
 def load_vocabulary(path: PathLike | None) -> Vocabulary:
     """The vocabulary in a YAML or JSON file, or the 13 prompts without one.
 
@@ -143,7 +126,7 @@ def load_vocabulary(path: PathLike | None) -> Vocabulary:
     """
     if path is None:
         return DEFAULT_VOCABULARY
-    plain = load_structured(path)
+    plain = read_yaml_file(path)
     if not isinstance(plain, list) or not plain:
         raise OlivineError("a vocabulary is a list of prompts", where=path, remedy="see docs/labelgen.md")
     entries = []
@@ -159,6 +142,7 @@ def load_vocabulary(path: PathLike | None) -> Vocabulary:
                 where=path,
                 remedy="the keys are name, words, class and kind",
             )
+        demand(entry, {"words?": {str, int, float}, "class?": {str, int, float}, "kind?": str}, path, "write text")
         name = entry["name"]
         kind = entry.get("kind", THING)
         if kind not in (THING, STUFF):

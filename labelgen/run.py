@@ -19,17 +19,15 @@ from ..common import (
     Failure,
     OlivineError,
     package_versions,
-    read_json,
     remove_leftovers,
-    sha256_file,
     track,
-    write_json,
 )
 from ..readers.frame import FrameIndex, Scene
+from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .settings import LabelSettings
-from .store import MANIFEST, SCHEMA
+from .store import MANIFEST, SCHEMA, read_label_manifest, write_label_manifest
 from .units import Unit
 from .work import LabelWork, SceneResult
 
@@ -124,7 +122,7 @@ def _settle_manifest(
     """
     path = labels / MANIFEST
     if old is None and path.is_file():  # another part was quicker
-        old = read_json(path)
+        old = read_label_manifest(path, "make the labels again with --overwrite")
     if old is None:
         first = next(index.frames(), None)
         taken = [labels / f"{c.key}.png" for c in (first.cameras if first is not None else ())]
@@ -132,9 +130,9 @@ def _settle_manifest(
             raise OlivineError(
                 "the folder holds label maps but no manifest, so somebody else made them",
                 where=labels,
-                remedy="choose another --labels folder, or import them with --labeler import --camseg",
+                remedy="choose another --out folder, or import them with --labeler import --camseg",
             )
-        write_json(path, new)
+        write_label_manifest(path, new)
         return False, []
     difference = manifest_difference(old, new)
     if difference is None:
@@ -149,13 +147,13 @@ def _settle_manifest(
         raise OlivineError(
             f"the labels here were made with other settings: {difference}",
             where=path,
-            remedy="choose another --labels folder, or replace them with --overwrite",
+            remedy="choose another --out folder, or replace them with --overwrite",
         )
     # Every unit goes, also those of other parts: a map of the old settings must not
     # be taken for one of the new.
     for scene in index.scenes:
         Unit.of_scene(labels, scene, 1).discard()
-    write_json(path, new)
+    write_label_manifest(path, new)
     return False, []
 
 
@@ -191,11 +189,18 @@ def generate_labels(
     labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
     _check_part(part)
     if settings.camseg is not None and settings.camseg.resolve() == labels.resolve():
-        raise OlivineError("is both --camseg and --labels", where=labels, remedy="choose another --labels folder")
+        raise OlivineError("is both --camseg and --out", where=labels, remedy="choose another --out folder")
     vocabulary = load_vocabulary(settings.prompts)
     name, reason = choose_labeler(settings.labeler, index.root)
     path = labels / MANIFEST
-    old = read_json(path, "replace the labels with --overwrite") if path.exists() else None
+    try:
+        old = read_label_manifest(path, "replace the labels with --overwrite") if path.exists() else None
+    except OlivineError:
+        if not overwrite:
+            raise
+        old = {}  # differs from every manifest
+    if merge_only and old is None:
+        raise OlivineError("no manifest, so no labels to merge", where=path, remedy="run olivine labelgen first")
     if not overwrite:
         settings = adopt_settings(settings, old if (old or {}).get("labeler") == name else None)
     scenes = list(index.scenes)[part[0] :: part[1]]
@@ -283,10 +288,9 @@ def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, sum
             continue
         summary.units_kept += 1
         summary.images_kept += unit.image_count
-        for key, expected in zip(record["images"], record["sha256"]):
-            if sha256_file(path := labels / f"{key}.png") != expected:
-                reason = f"{path}: has other bytes than its record says; delete it and run labelgen again"
-                summary.failures.append(Failure(f"{scene.name} {key}", reason))
+        for task in (task for batch in unit.batches for task in batch):
+            for reason in unit.differs(task, record, segments):
+                summary.failures.append(Failure(f"{scene.name} {task.camera.key}", reason))
 
 
 def _elsewhere(settings: LabelSettings) -> LabelSettings:
@@ -294,5 +298,7 @@ def _elsewhere(settings: LabelSettings) -> LabelSettings:
     paths: dict[str, Any] = {
         f.name: p.absolute() for f in fields(settings) if isinstance(p := getattr(settings, f.name), Path)
     }
-    error = Path(settings.error)
-    return replace(settings, **paths, error=str(error.absolute()) if error.is_file() else settings.error)
+    if settings.classes is not None and not settings.classes.exists() and shipped_class_map(settings.classes):
+        paths["classes"] = settings.classes  # a name, not a file
+    error = os.path.abspath(settings.error) if os.path.isfile(settings.error) else settings.error
+    return replace(settings, **paths, error=error)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, PathLike, read_json, track, write_bytes, write_json
+from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_json
 from ..readers.frame import Camera, Frame, FrameIndex
+from ..readers.project import look_up, project_points
 from .mapping import prompt_of_point_class
-from .store import LabelStore, check_size, read_values
+from .oracle import read_world_classes
+from .store import LabelStore, read_values
 
 _REMAKE = "make the data set again with olivine synth"
 
@@ -80,35 +82,14 @@ def scores_of(confusion: NDArray[np.int64], classes: Sequence[str], against: str
     return summary
 
 
-def project(
-    points: NDArray[np.float32], camera: Camera
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The points that a camera sees: their index, and the row and column of the pixel each falls on.
-
-    Args:
-        points: float32 [N, >= 3], LiDAR frame.
-
-    Seen means depth over 1 m and strictly inside the image, as everywhere in this field.
-    """
-    homogeneous = np.concatenate([points[:, :3].astype(np.float64), np.ones((len(points), 1))], axis=1)
-    position = homogeneous @ camera.lidar_to_camera[:3].T
-    depth = position[:, 2]
-    index = np.flatnonzero(depth > 1.0)
-    pixel = position[index] @ camera.intrinsic.T
-    u, v = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
-    inside = (u > 0) & (u < camera.width - 1) & (v > 0) & (v < camera.height - 1)
-    return index[inside], np.rint(v[inside]).astype(np.int64), np.rint(u[inside]).astype(np.int64)
-
-
 class _Masks:
     """The truth of a synthetic world: its exact masks."""
 
     name = "masks"
 
     def __init__(self, store: LabelStore, index: FrameIndex) -> None:
-        plain = read_json(index.root / "synthetic.json", _REMAKE)
         self.lookup = np.zeros(256, np.uint8)
-        for value, name in enumerate(plain["classes"]):
+        for value, name in enumerate(read_world_classes(index.root / "synthetic.json")):
             self.lookup[value] = store.classes.index(name) + 1 if name in store.classes else 0
 
     def compare(
@@ -120,8 +101,9 @@ class _Masks:
         if truth is None:
             raise OlivineError("has no exact masks", where=frame.token, remedy=_REMAKE)
         path = truth[position][0]
-        exact = read_values(path, _REMAKE)
-        check_size(exact, camera, path, _REMAKE)
+        exact = read_values(path, _REMAKE, camera)
+        if exact.max() >= len(self.lookup):
+            raise OlivineError(f"holds the class {int(exact.max())}", where=path, remedy=_REMAKE)
         return self.lookup[exact].astype(np.int64).ravel() * 256 + label_of(camera).ravel()
 
 
@@ -151,9 +133,9 @@ class _Points:
         labels = frame.point_labels()
         if labels is None:
             raise OlivineError("has no point labels", where=frame.token, remedy="download the data set's point labels")
-        index, rows, columns = project(frame.points(), camera)
-        truth = self.lookup[labels[index]].astype(np.int64)
-        pairs = truth * 256 + label_of(camera)[rows, columns]
+        point, _, uv = project_points(frame.points(), [camera])
+        truth = self.lookup[labels[point]].astype(np.int64)
+        pairs = truth * 256 + look_up(label_of(camera), uv)
         return pairs[truth > 0]
 
 
@@ -205,7 +187,8 @@ def score_labels(
 
     def one(frame: Frame, position: int) -> NDArray[np.int64] | Failure:
         try:
-            counts = np.bincount(truth.compare(frame, store.label_map, position), minlength=size * 256)
+            pairs = truth.compare(frame, lambda camera: store.label_map(camera, frame.scene), position)
+            counts = np.bincount(pairs, minlength=size * 256)
         except OlivineError as error:
             return Failure(frame.cameras[position].key, str(error))
         return counts.reshape(-1, 256)[:size, :size]
@@ -247,9 +230,11 @@ def draw_confusion(summary: ScoreSummary) -> bytes:
                 axes.text(
                     column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8
                 )
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    # A class may be named with dollar signs, which are no formula.
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
     ious = [summary.iou.get(name) for name in names]
-    axes.set_yticks(range(len(names)), [n if i is None else f"{n}  (IoU {i:.1f})" for n, i in zip(names, ious)])
+    rows = [n if i is None else f"{n}  (IoU {i:.1f})" for n, i in zip(names, ious)]
+    axes.set_yticks(range(len(names)), rows, parse_math=False)
     axes.set_xlabel("label map")
     axes.set_ylabel(f"ground truth ({summary.against})")
     mean = "" if summary.mean_iou is None else f"mean IoU {summary.mean_iou:.1f} %"

@@ -33,7 +33,7 @@ class LabelSettings:
         labeler: ``auto`` takes the oracle on a synthetic data set, else grounded-sam.
         prompts: vocabulary file (YAML or JSON); the 13 prompts without one.
         camseg: folder of label maps to import.
-        classes: file that maps the imported values to class names.
+        classes: file that maps the imported values to class names, or ``seem`` (the authors' SEEM label maps).
         error: the oracle's error model: ``default``, ``none``, a file, or ``boundary=2,missed=0.1,...``.
         seed: of the oracle's errors.
         weights: folder where weights are looked for unless a path below is given.

@@ -6,15 +6,17 @@
 | `frames/` | the index of the data set's frames |
 | `<camera key>.png` | the label map: palette PNG, uint8, the image's size, 0 = no label, then the classes |
 | `segments/<camera key>.png` | optional: 16-bit PNG, each pixel's segment, 0 = none |
-| `units/<scene>.json` | a finished unit: its images, their SHA-256, detections, pixel counts |
+| `units/<scene>.json` | a finished unit: its images, the SHA-256 of their maps, detections, pixel counts |
 | `units/.<scene>/` | an unfinished unit's finished batches |
 """
 
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import io
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..common import OlivineError, PathLike, digest, read_json
+from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_json
+from ..common.images import VALUES, open_image
 from ..readers.frame import Camera, FrameIndex, open_index
 
 SCHEMA = "1.0"
 MANIFEST = "manifest.json"
 _AGAIN = "run olivine labelgen again; it makes what is missing"
+_REDO = "delete it and run olivine labelgen again"
 
 # Close to the colours people know from nuScenes-lidarseg and Cityscapes pictures.
 _COLORS = {
@@ -78,39 +82,28 @@ def encode_segment_map(segment: NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
-def read_values(path: Path, remedy: str) -> NDArray[Any]:
-    """A single-channel image's values, uint8 or uint16 [H, W].
+def read_values(path: Path, remedy: str, camera: Camera, sha256: str | None = None) -> NDArray[Any]:
+    """The values of a palette or grey PNG of the size of a camera's image, uint8 or uint16 [H, W].
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+        sha256: of the file's bytes, where it is on record.
 
     Raises:
-        OlivineError: the file is missing, truncated, or has colours instead of values.
+        OlivineError: the file is missing, truncated, of another size, has other bytes than on record, or has colours
+            instead of values.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", "I;16", "I"):
-                raise OlivineError(
-                    f"has {image.mode} colours, not one value per pixel",
-                    where=path,
-                    remedy="save it as a palette or grey PNG",
-                )
-            values = np.asarray(image.convert("L") if image.mode == "1" else image)
-    except FileNotFoundError:
-        raise OlivineError("no such label map", where=path, remedy=remedy) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OlivineError(f"cannot be read ({error})", where=path, remedy=remedy) from None
+    data = read_bytes(path, remedy, what="label map")
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise OlivineError(
+            "has other bytes than its record says", where=path, remedy="delete it and run olivine labelgen again"
+        )
+    size = camera.width, camera.height
+    with open_image(data, where=path, formats=("PNG",), size=size, modes=VALUES, remedy=remedy) as image:
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)
     if values.dtype == np.int32:  # Pillow before 11 opens 16-bit PNG as 32-bit
         values = values.astype(np.uint16)
     return values
-
-
-def check_size(values: NDArray[Any], camera: Camera, path: Path, remedy: str) -> None:
-    """Raise unless ``values`` [H, W] has the size of the camera's image."""
-    height, width = values.shape[:2]
-    if (height, width) != (camera.height, camera.width):
-        raise OlivineError(
-            f"is {width}x{height}, the image of {camera.name} is {camera.width}x{camera.height}",
-            where=path,
-            remedy=remedy,
-        )
 
 
 @dataclass(frozen=True)
@@ -137,15 +130,18 @@ class LabelStore:
         """The file of an image's segment map."""
         return self.root / "segments" / f"{camera.key}.png"
 
-    def label_map(self, camera: Camera) -> NDArray[np.uint8]:
+    def label_map(self, camera: Camera, scene: str | None = None) -> NDArray[np.uint8]:
         """An image's label map, uint8 [H, W]: 0 = no label, i = ``classes[i - 1]``.
 
+        Args:
+            scene: the camera's, whose record has the SHA-256 of the map; without it all records are searched.
+
         Raises:
-            OlivineError: it is missing, truncated, of another size than the image, or holds a value beyond the classes.
+            OlivineError: it is missing, truncated, of another size than the image, holds a value beyond the classes, or
+                has other bytes than when its scene was finished.
         """
         path = self.label_path(camera)
-        values = read_values(path, _AGAIN)
-        check_size(values, camera, path, "delete it and run olivine labelgen again")
+        values = read_values(path, _AGAIN, camera, self._recorded(scene, "sha256", camera))
         if values.dtype != np.uint8 or int(values.max()) > len(self.classes):
             raise OlivineError(
                 f"holds the value {int(values.max())}, the manifest has {len(self.classes)} classes",
@@ -154,8 +150,11 @@ class LabelStore:
             )
         return values
 
-    def segment_map(self, camera: Camera) -> NDArray[np.uint16] | None:
+    def segment_map(self, camera: Camera, scene: str | None = None) -> NDArray[np.uint16] | None:
         """Each pixel's segment, uint16 [H, W], 0 = none; None where the store has no segments.
+
+        Args:
+            scene: as for :meth:`label_map`.
 
         Raises:
             OlivineError: as :meth:`label_map`.
@@ -163,9 +162,19 @@ class LabelStore:
         if self.manifest["settings"].get("segments", "none") == "none":
             return None
         path = self.segment_path(camera)
-        values = read_values(path, _AGAIN)
-        check_size(values, camera, path, "delete it and run olivine labelgen again")
-        return values.astype(np.uint16)
+        return read_values(path, _AGAIN, camera, self._recorded(scene, "segment_sha256", camera)).astype(np.uint16)
+
+    def _recorded(self, scene: str | None, column: str, camera: Camera) -> str | None:
+        """The SHA-256 on record; None while the scene is not finished, and for what an older olivine did not note."""
+        units = self.root / "units"
+        for path in [units / f"{scene}.json"] if scene is not None else sorted(units.glob("[!.]*.json")):
+            try:
+                state = path.stat()
+            except OSError:
+                continue
+            if found := _digests(path, state.st_mtime_ns, state.st_size)[column].get(camera.key):
+                return found
+        return None
 
     def index(self, root: PathLike | None = None) -> FrameIndex:
         """The index of the data set's frames.
@@ -178,22 +187,81 @@ class LabelStore:
     def unit(self, scene: str) -> dict[str, Any] | None:
         """The record of a finished unit, None where it is not finished."""
         path = self.root / "units" / f"{scene}.json"
-        return read_json(path, "delete it and run olivine labelgen again") if path.exists() else None
+        return read_record(path) if path.exists() else None
+
+
+_RECORD = {
+    "images": [str],
+    "sha256": [str],
+    "segment_sha256?": [str],
+    "pixels": [Whole()],
+    "notes": {dict, list},
+    "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a unit or of a batch.
+
+    Raises:
+        OlivineError: it is missing, damaged, or no such record.
+    """
+    record: dict[str, Any] = demand(read_json(path, _REDO), _RECORD, path, _REDO)
+    if len(record["sha256"]) != len(record["images"]):
+        raise OlivineError("has another number of digests than of images", where=path, remedy=_REDO)
+    return record
+
+
+@lru_cache(maxsize=4)
+def _digests(path: Path, modified: int, size: int) -> dict[str, dict[str, str]]:
+    """The SHA-256 of each label map and segment map of a unit, by the image's key; ``modified``, ``size``: of its record."""
+    record = read_record(path)
+    return {c: dict(zip(record["images"], record.get(c, []))) for c in ("sha256", "segment_sha256")}
+
+
+_MANIFEST = {
+    "schema": str,
+    "classes": [str],
+    "settings": {"segments?": str, "batch_size?": {int, str}, "precision?": str},
+    "labeler?": str,
+    "prompts?": [{"name": str, "words": str, "class": str, "kind": str}],
+    "packages?": {str: str},
+}
+
+
+def read_label_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """The manifest of a label folder, without the digest of its own that it is checked by.
+
+    Raises:
+        OlivineError: it is missing, damaged, or has a schema this version does not read.
+    """
+    manifest = read_json(path, remedy)
+    schema = str(manifest.get("schema", "")) if isinstance(manifest, dict) else ""
+    again = "make the labels again with olivine labelgen --overwrite"
+    if schema.split(".")[0] != SCHEMA.split(".")[0]:
+        raise OlivineError(
+            f"label store of schema {schema or 'unknown'}, this olivine reads {SCHEMA}", where=path, remedy=again
+        )
+    plain: dict[str, Any] = demand(manifest, _MANIFEST, path, again)
+    stored = plain.pop("digest", None)  # a store of an older olivine has none
+    if stored is not None and stored != digest(plain):
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=again)
+    return plain
+
+
+def write_label_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a label folder's manifest, with a digest of its own."""
+    write_json(path, {**manifest, "digest": digest(manifest)})
 
 
 def open_store(path: PathLike) -> LabelStore:
     """Open a label folder.
 
     Raises:
-        OlivineError: there is no manifest, or it has a schema this version does not read.
+        OlivineError: there is no manifest, it is damaged, or it has a schema this version does not read.
     """
     root = Path(path)
-    manifest = read_json(root / MANIFEST, remedy="run olivine labelgen first, or name the label folder with --labels")
-    schema = str(manifest.get("schema", "")) if isinstance(manifest, dict) else ""
-    if schema.split(".")[0] != SCHEMA.split(".")[0]:
-        raise OlivineError(
-            f"label store of schema {schema or 'unknown'}, this olivine reads {SCHEMA}",
-            where=root / MANIFEST,
-            remedy="make the labels again with olivine labelgen --overwrite",
-        )
+    manifest = read_label_manifest(
+        root / MANIFEST, "run olivine labelgen first, or name the label folder with --labels"
+    )
     return LabelStore(root, manifest, tuple(manifest["classes"]), digest(manifest))

@@ -9,10 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, PathLike
 from .prompts import Vocabulary
 
 _MEND = "write it in other words in the --prompts file, or use the text encoder's own vocabulary"
+
+
+def load_tokenizer(folder: PathLike) -> Any:
+    """The tokenizer in a local folder; code that the folder brings along is never run.
+
+    Raises:
+        OlivineError: transformers cannot load it, or it would need such code.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OlivineError(
+            f"is no tokenizer that transformers can load ({reason})",
+            where=folder,
+            remedy="name the folder of the right model, or fetch it again with olivine weights fetch",
+        ) from None
 
 
 @dataclass(frozen=True)

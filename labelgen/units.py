@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..common import OlivineError, read_json, write_bytes
+from ..common import OlivineError, inside, sha256_file, write_bytes
 from ..readers.frame import Scene
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
-from .store import encode_label_map, encode_segment_map
+from .store import encode_label_map, encode_segment_map, read_record
 
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
 
@@ -70,10 +70,16 @@ class Unit:
         """Images of the unit."""
         return sum(len(batch) for batch in self.batches)
 
-    def files(self, task: ImageTask, segments: bool) -> list[Path]:
-        """The files of one image."""
-        names = [self.root / f"{task.camera.key}.png"]
-        return [*names, self.root / "segments" / f"{task.camera.key}.png"] if segments else names
+    def files(self, task: ImageTask, segments: bool, *, write: bool = False) -> list[Path]:
+        """The files of one image: its label map, and its segment map where it has one.
+
+        Raises:
+            OlivineError: with ``write``, a link leads one of them out of the label folder.
+        """
+        names = [f"{task.camera.key}.png"]
+        if segments:
+            names.append(f"segments/{task.camera.key}.png")
+        return [inside(self.root, name, task.path, write=write) for name in names]
 
     def _keys(self, batch: Sequence[ImageTask]) -> list[str]:
         return [task.camera.key for task in batch]
@@ -88,6 +94,19 @@ class Unit:
             return None
         shutil.rmtree(self._parts, ignore_errors=True)  # left where the process died between the two
         return record
+
+    def differs(self, task: ImageTask, record: dict[str, Any], segments: bool) -> list[str]:
+        """Why an image's maps are not those of the unit's record: a line for each file with other bytes."""
+        position = record["images"].index(task.camera.key)
+        lines = []
+        for file, column in zip(self.files(task, segments), ("sha256", "segment_sha256")):
+            expected = record.get(column, [])[position : position + 1]  # an older olivine noted no segments
+            try:
+                if expected and sha256_file(file) != expected[0]:
+                    lines.append(f"{file}: has other bytes than its record says; delete it and run labelgen again")
+            except OSError as error:
+                lines.append(f"{file}: cannot be read ({error.strerror}); delete it and run labelgen again")
+        return lines
 
     def finished_batch(self, number: int, segments: bool) -> dict[str, Any] | None:
         """The record of a finished batch, None where it is to be done (whole)."""
@@ -112,10 +131,13 @@ class Unit:
                 whole = False
                 continue
             data = encode_label_map(labelled.label, vocabulary.classes)
-            write_bytes(self.root / f"{task.camera.key}.png", data)
+            files = self.files(task, labelled.segment is not None, write=True)
+            write_bytes(files[0], data)
             record["sha256"].append(hashlib.sha256(data).hexdigest())
             if labelled.segment is not None:
-                write_bytes(self.root / "segments" / f"{task.camera.key}.png", encode_segment_map(labelled.segment))
+                data = encode_segment_map(labelled.segment)
+                write_bytes(files[1], data)
+                record.setdefault("segment_sha256", []).append(hashlib.sha256(data).hexdigest())
             counts += np.bincount(labelled.label.ravel(), minlength=len(counts))
             table = record["detections"]
             for found in labelled.detections:
@@ -136,11 +158,12 @@ class Unit:
         """Write the unit's record from those of all its batches, then remove them."""
         merged: dict[str, Any] = {
             "scene": self.scene,
-            "images": [key for record in records for key in record["images"]],
-            "sha256": [value for record in records for value in record["sha256"]],
+            "images": _joined(records, "images"),
+            "sha256": _joined(records, "sha256"),
             "batches": [len(record["images"]) for record in records],
             "detections": {c: [] for c in _COLUMNS},
             "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
+            **({"segment_sha256": segments} if (segments := _joined(records, "segment_sha256")) else {}),
             "notes": {str(i): record["notes"] for i, record in enumerate(records) if record["notes"]},
         }
         offset = 0
@@ -158,8 +181,12 @@ class Unit:
         shutil.rmtree(self._parts, ignore_errors=True)
         for batch in self.batches:
             for task in batch:
-                for file in self.files(task, segments=True):
+                for file in self.files(task, segments=True, write=True):
                     file.unlink(missing_ok=True)
+
+
+def _joined(records: Sequence[dict[str, Any]], column: str) -> list[str]:
+    return [value for record in records for value in record.get(column, [])]
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
@@ -169,7 +196,6 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
 def _read_record(path: Path) -> dict[str, Any] | None:
     """A record, None where there is none or it cannot be read (it is then made again)."""
     try:
-        record = read_json(path)
+        return read_record(path)
     except OlivineError:
         return None
-    return record if isinstance(record, dict) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common import Failure, OlivineError, PathLike, read_json, track
+from ..common import Failure, OlivineError, PathLike, track
 from ..readers.frame import FrameIndex, Scene
 from .images import read_image
 from .labeler import Labelled, choose_labeler, make_labeler
@@ -17,7 +17,7 @@ from .prompts import load_vocabulary
 from .run import adopt_settings, make_manifest, manifest_difference
 from .segments import add_segments
 from .settings import LabelSettings
-from .store import MANIFEST, encode_label_map, encode_segment_map
+from .store import MANIFEST, encode_label_map, encode_segment_map, read_label_manifest
 from .units import Unit
 
 
@@ -62,7 +62,7 @@ def verify_labels(
     start = time.monotonic()
     labels = Path(labels)
     path = labels / MANIFEST
-    old = read_json(path, "run olivine labelgen first")
+    old = read_label_manifest(path, "run olivine labelgen first")
     vocabulary = load_vocabulary(settings.prompts)
     name, _ = choose_labeler(settings.labeler, index.root)
     settings = adopt_settings(settings, old)
@@ -117,10 +117,10 @@ def verify_labels(
             again = [encode_label_map(labelled.label, vocabulary.classes)]
             if labelled.segment is not None:
                 again.append(encode_segment_map(labelled.segment))
+            reasons = unit.differs(task, record, segments)
             for file, data in zip(unit.files(task, segments), again):
-                if file.read_bytes() != data:
-                    summary.failures.append(
-                        Failure(task.camera.key, f"{file}: has other bytes than the same settings give now")
-                    )
+                if not reasons and file.read_bytes() != data:
+                    reasons.append(f"{file}: has other bytes than the same settings give now")
+            summary.failures += [Failure(task.camera.key, reason) for reason in reasons]
     summary.seconds = time.monotonic() - start
     return summary

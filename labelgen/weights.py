@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import Failure, OlivineError, PathLike, disk_error, sha256_file, track, write_json
+from ..common import Failure, OlivineError, PathLike, demand, disk_error, read_json, sha256_file, track, write_json
 from .catalogue import CATALOGUE, WeightFile, Weights, find_weights
 from .settings import default_weights_folder
 
@@ -42,11 +41,11 @@ class WeightsSummary:
 
 
 def _known_sums(folder: Path) -> dict[str, str]:
-    try:
-        sums = json.loads((folder / SUMS).read_text())
-    except (OSError, ValueError):
+    path, remedy = folder / SUMS, "delete it; the digests are noted again when files are fetched"
+    if not path.exists():
         return {}
-    return sums if isinstance(sums, dict) else {}
+    sums: dict[str, str] = demand(read_json(path, remedy), {str: str}, path, remedy)
+    return sums
 
 
 def list_weights(folder: PathLike | None = None) -> list[dict[str, Any]]:
@@ -226,7 +225,8 @@ def _continue(url: str, part: Path, name: str) -> int:
             have = 0
         if etag := response.headers.get("ETag"):
             tag.write_text(etag)
-        left = int(response.headers.get("Content-Length") or 0)
+        length = response.headers.get("Content-Length") or ""
+        left = int(length) if length.isdecimal() else 0
         total = max(1, -(-left // _CHUNK))
         count = 0
         try:

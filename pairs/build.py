@@ -151,9 +151,6 @@ def build_pairs(
                     merged = time.monotonic()
     finally:
         manifest = merge_manifest(out, recipe, provenance, planned)
-    if not manifest["shards"]:
-        reason = f": {failures[0].unit}: {failures[0].reason}" if failures else ""
-        raise OlivineError(f"no frame of the {split} split could be built{reason}", where=out)
     size = sum(entry[0] for shard in manifest["shards"] for entry in shard["files"].values())
     return PairSummary(
         frames_built=built,
@@ -217,6 +214,7 @@ def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, spli
         "split": split,
         "classes": list(store.classes),
         "point_classes": list(index.point_classes),
+        "intensity_offset": index.intensity_offset,
         "labels": store.digest,
         "index": index.digest,
         "settings": settings.recipe(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..common import Failure, OlivineError, PathLike, sha256_file, track
+from ..common.images import open_image
+from ..readers.frame import MAX_DISTANCE
 from .layout import MANIFEST, UNITS
 from .shards import FrameRecord, ShardSet, open_shards
 
@@ -100,6 +101,8 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
     cameras = len(record.image_size)
     if not np.isfinite(record.points).all():
         yield "points are not finite"
+    elif np.abs(record.points[:, :3]).max(initial=0) > MAX_DISTANCE:
+        yield f"points are over {MAX_DISTANCE:g} m away"
     if record.point_label is not None and record.point_label.max(initial=0) > len(shards.point_classes):
         yield f"point label {record.point_label.max()} of {len(shards.point_classes)} classes"
     if not np.array_equal(np.bincount(record.pair_label, minlength=len(shards.classes) + 1), record.class_count):
@@ -123,9 +126,17 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
     if off > _PIXEL_TOLERANCE:
         yield f"pixels are up to {off:.3g} px from where the calibration projects their points"
     for c, data in enumerate(record.image or []):
-        found = _jpeg_size(data)
-        if found != tuple(record.image_size[c]):
-            yield f"the image of camera {shards.cameras[c]} is {found}, not {tuple(record.image_size[c].tolist())}"
+        width, height = record.image_size[c].tolist()
+        if wrong := _wrong_image(data, (width, height), f"the image of camera {shards.cameras[c]}"):
+            yield wrong
+
+
+def _wrong_image(data: bytes, size: tuple[int, int], where: str) -> str:
+    try:
+        with open_image(data, where=where, formats=("JPEG",), size=size):
+            return ""
+    except OlivineError as error:
+        return str(error)
 
 
 def _reprojection_error(record: FrameRecord) -> float:
@@ -141,16 +152,6 @@ def _reprojection_error(record: FrameRecord) -> float:
     return worst
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size if image.format == "JPEG" else None
-    except OSError:
-        return None
-
-
 def _strangers(shards: ShardSet) -> list[str]:
     known = {MANIFEST, UNITS, *(entry["name"] for entry in shards.manifest["shards"])}
     return sorted(path.name for path in shards.path.iterdir() if path.name not in known)
@@ -158,7 +159,7 @@ def _strangers(shards: ShardSet) -> list[str]:
 
 @dataclass(frozen=True)
 class Description:
-    """What is in a set of shards; see :func:`describe_shards`."""
+    """What is in a set of shards; see :func:`describe_shards`. ``intensity_offset`` is None before schema 1.1."""
 
     dataset: str
     split: str
@@ -171,6 +172,7 @@ class Description:
     image_size: list[str]
     classes: dict[str, str]
     point_classes: list[str]
+    intensity_offset: float | None
     bytes_per_frame: dict[str, int]
     left_out: list[str]
     settings: dict[str, Any]
@@ -205,6 +207,7 @@ def describe_shards(path: PathLike) -> Description:
             for name, count in zip(("(none)", *shards.classes), shards.class_count.tolist())
         },
         point_classes=list(shards.point_classes) if shards.has_point_label else [],
+        intensity_offset=manifest["recipe"].get("intensity_offset"),
         bytes_per_frame={name: round(size / frames) for name, size in bytes_by_array(shards).items()},
         left_out=[f"{unit}: {reason}" for entry in manifest["shards"] for unit, reason in entry["left_out"]],
         settings=manifest["recipe"]["settings"],

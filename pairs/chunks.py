@@ -6,7 +6,6 @@ tests hold it equal to zarr-python on every array.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numcodecs.zstd import decompress
 from numpy.typing import NDArray
 
-from ..common import OlivineError
+from ..common import OlivineError, Whole, demand, parse_json
 
 _CODECS = ["bytes", "zstd", "crc32c"]
 _EMPTY = 2**64 - 1
@@ -52,7 +51,7 @@ def decode(stored: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: s
         values = np.empty(shape, dtype)
         decompress(content, values)
         return values
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         raise damaged(f"damaged: {error}", where) from None
 
 
@@ -67,7 +66,13 @@ def read_at(path: Path, offset: int, length: int, where: str) -> bytes:
     except OSError as error:
         raise damaged(f"cannot be read ({error.strerror})", f"{where}: {path}") from None
     try:
+        # Before memory is taken for a length that may be wrong.
+        missing = offset + length - os.fstat(handle).st_size
+        if missing > 0:
+            raise damaged(f"ends {missing} bytes early", f"{where}: {path}")
         data = os.pread(handle, length, offset)
+    except OSError as error:
+        raise damaged(f"cannot be read ({error.strerror})", f"{where}: {path}") from None
     finally:
         os.close(handle)
     if len(data) != length:
@@ -90,9 +95,9 @@ class ChunkedArray:
 
     def __init__(self, folder: Path, metadata: bytes, where: str) -> None:
         self.where = where
-        plain = json.loads(metadata)
+        plain = parse_json(metadata, where, _REMEDY)
         try:
-            self.shape: tuple[int, ...] = tuple(plain["shape"])
+            self.shape: tuple[int, ...] = tuple(demand(plain["shape"], [Whole(1)], where, _REMEDY))
             self.dtype = np.dtype(plain["data_type"]).newbyteorder("<")
             whole = tuple(plain["chunk_grid"]["configuration"]["chunk_shape"]) == self.shape
             codecs = plain["codecs"]
@@ -104,8 +109,11 @@ class ChunkedArray:
                 whole = whole and [c["name"] for c in inner["index_codecs"]] == ["bytes", "crc32c"]
                 codecs = inner["codecs"]
             known = whole and [codec["name"] for codec in codecs] == _CODECS
+            # Decoding writes bytes into the array: it must be one of plain numbers.
+            known = known and self.dtype.kind in "uif" and len(self.shape) > 0
             separator = plain["chunk_key_encoding"]["configuration"]["separator"]
-        except (KeyError, TypeError, IndexError):
+            known = known and separator in ("/", ".")
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
             known = False
         if not known:
             raise OlivineError(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.compiled import compiled
 
 NODES = 10  # interpolation error below 1e-6 of the sum for up to a million points
 REACH = 7  # boxes; what is further adds under 3e-11 per point, the point itself adds 1
@@ -53,7 +53,7 @@ def _tables() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.floa
     return node, weight, np.exp(-0.5 * (node[:, None] + offset - node[None, :]) ** 2)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _lagrange(x, node, weight, out):  # type: ignore[no-untyped-def]
     """The Lagrange basis of the nodes at ``x``, barycentric form."""
     total = 0.0
@@ -69,7 +69,7 @@ def _lagrange(x, node, weight, out):  # type: ignore[no-untyped-def]
         out[k] /= total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _kernel_sum(x, node, weight, table, reach, few):  # type: ignore[no-untyped-def]
     """Sum over j of exp(-(x_i - x_j)^2 / 2) for sorted ``x`` in units of the bandwidth, from 0 up."""
     n, p = len(x), len(node)

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..labelgen.store import LabelStore
 from ..readers.frame import Frame
+from ..readers.project import look_up, project_points
 from .density import bandwidth_of, distance_density
 from .images import encode_image, encode_segments, scale_intrinsic, scale_pixels, stored_size
-from .project import look_up, project_points
 from .settings import PairSettings
 from .shard_writer import ShardFrame
 
@@ -51,37 +51,36 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
         stored_uv[mine] = scale_pixels(uv[mine], (view.width, view.height), size[c])
         # A set without images is for probing, and may do without label maps.
         if settings.images or store.label_path(view).is_file():
-            label[mine] = look_up(store.label_map(view), uv[mine])
+            label[mine] = look_up(store.label_map(view, frame.scene), uv[mine])
     plane = 2 if settings.distance == "plane" else 3
     distance = np.linalg.norm(points[:, :plane].astype(np.float64), axis=1)
     rule = settings.bandwidth
     bandwidth = bandwidth_of(distance, rule) if isinstance(rule, str) else float(rule)
-    return ShardFrame(
-        token=frame.token,
-        position=position,
-        points=points,
-        point_label=_point_label(frame, len(points)),
-        pair_point=point,
-        pair_tag=np.stack([camera, label], axis=1),
-        pair_uv=stored_uv,
-        pair_density=distance_density(distance, bandwidth)[point].astype(np.float32),
-        image=[
+    columns = {
+        "points": points,
+        "point_label": _point_label(frame, len(points)),
+        "pair_point": point,
+        "pair_camera": camera,
+        "pair_label": label,
+        "pair_uv": stored_uv,
+        "pair_density": distance_density(distance, bandwidth)[point].astype(np.float32),
+        "image": [
             encode_image(frame.image_path(view), view, size[c], settings.jpeg_quality)
             for c, view in enumerate(frame.cameras)
         ]
         if settings.images
         else None,
-        segment=_segments(frame, store, size) if settings.segments else None,
-        class_count=np.bincount(label, minlength=len(store.classes) + 1).astype(np.int64),
-        timestamp=frame.timestamp,
-        pose=frame.pose,
-        intrinsic=np.stack(
+        "segment": _segments(frame, store, size) if settings.segments else None,
+        "class_count": np.bincount(label, minlength=len(store.classes) + 1).astype(np.int64),
+        "timestamp": np.int64(frame.timestamp),
+        "pose": frame.pose,
+        "intrinsic": np.stack(
             [scale_intrinsic(v.intrinsic, (v.width, v.height), size[c]) for c, v in enumerate(frame.cameras)]
         ),
-        lidar_to_camera=np.stack([view.lidar_to_camera for view in frame.cameras]),
-        image_size=np.array(size, np.int64),
-        bandwidth=bandwidth,
-    )
+        "lidar_to_camera": np.stack([view.lidar_to_camera for view in frame.cameras]),
+        "image_size": np.array(size, np.int64),
+    }
+    return ShardFrame(frame.token, position, bandwidth, {k: v for k, v in columns.items() if v is not None})
 
 
 def _point_label(frame: Frame, count: int) -> NDArray[np.uint8] | None:
@@ -98,7 +97,7 @@ def _point_label(frame: Frame, count: int) -> NDArray[np.uint8] | None:
 def _segments(frame: Frame, store: LabelStore, size: list[tuple[int, int]]) -> list[bytes]:
     files = []
     for c, view in enumerate(frame.cameras):
-        segment = store.segment_map(view)
+        segment = store.segment_map(view, frame.scene)
         if segment is None:
             raise OlivineError("the label store has no segment maps", where=store.root, remedy="leave out --segments")
         files.append(encode_segments(segment, size[c]))

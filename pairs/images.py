@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..common import OlivineError
+from ..common import read_bytes
+from ..common.images import open_image
 from ..readers.frame import Camera
-from .shrink import shrink
 
 # The trainer's random crop (REFERENCE: 0.3 to 1.0 of the area, aspect 14/9 to 17/9, out to 416 x 224).
 CROP_WIDTH, CROP_HEIGHT = 416, 224
@@ -69,33 +69,20 @@ def encode_image(path: Path, camera: Camera, size: tuple[int, int], quality: int
     Raises:
         OlivineError: the image is missing, truncated, or not of the size the calibration is for.
     """
-    again = "download it again"
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            found, box = image.size, None
-            if found != (camera.width, camera.height):
-                raise OlivineError(
-                    f"is {found[0]}x{found[1]}, {camera.name} is {camera.width}x{camera.height}",
-                    where=path,
-                    remedy="check that images and calibration belong together",
-                )
-            # Decoding straight to a half costs a third, and a DCT-scaled half keeps the pixel
-            # convention. Above a half libjpeg's next step is the whole image.
-            if image.format == "JPEG" and 2 * size[0] <= found[0] and 2 * size[1] <= found[1]:
-                drafted = image.draft("RGB", size)
-                # Sizes that do not divide are rounded up with padding; the box is the picture itself.
-                box = drafted[1] if drafted else None
-            image.load()
-            if image.format == "JPEG" and size == found and image.mode == "RGB":
-                return data
-            picture = image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError:
-        raise OlivineError("no such image", where=path, remedy=again) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OlivineError(f"the image cannot be read ({error})", where=path, remedy=again) from None
+    data, found, box = read_bytes(path, "download it again", what="image"), (camera.width, camera.height), None
+    with open_image(data, where=path, size=found) as image:
+        # Decoding straight to a half costs a third, and a DCT-scaled half keeps the pixel
+        # convention. Above a half libjpeg's next step is the whole image.
+        if image.format == "JPEG" and 2 * size[0] <= found[0] and 2 * size[1] <= found[1]:
+            drafted = image.draft("RGB", size)
+            # Sizes that do not divide are rounded up with padding; the box is the picture itself.
+            box = drafted[1] if drafted else None
+        image.load()
+        if image.format == "JPEG" and size == found and image.mode == "RGB":
+            return data
+        picture = image if image.mode == "RGB" else image.convert("RGB")
     if picture.size != size or (box and box[2:] != size):
-        picture = shrink(picture, size, box[2:] if box else None)
+        picture = picture.resize(size, Image.Resampling.BILINEAR, box)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -8,11 +8,12 @@ one to write has therefore seen everything, without a lock that a dead writer co
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, check_replaceable, digest, read_json, write_json
+from ..common import OlivineError, Whole, check_replaceable, demand, digest, inside, read_json, write_json
 from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
 
 _AGAIN = "delete it and run olivine build-pairs again"
@@ -29,10 +30,62 @@ def read_entry(out: Path, number: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        entry = read_json(path)
+        entry: dict[str, Any] = demand(read_json(path), _ENTRY, path)
+        _check_files(entry, number, path)
     except OlivineError:
         return None
-    return entry if isinstance(entry, dict) and entry.get("digest") == _entry_digest(entry) else None
+    return entry if entry.get("digest") == _entry_digest(entry) else None
+
+
+def entered(out: Path) -> list[int]:
+    """The numbers of the units that have an entry, in ascending order."""
+    names = (re.fullmatch(r"shard-([0-9]+)\.json", path.name) for path in (out / UNITS).glob("shard-*.json"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+_SHARD = {
+    "number": Whole(),
+    "scene": str,
+    "first": Whole(),
+    "frames": Whole(1),
+    "points": Whole(),
+    "pairs": Whole(),
+    "class_count": [Whole()],
+    "image_size": [(Whole(1), Whole(1))],
+    "left_out": [(str, str)],
+    "files": {str: (Whole(), str)},
+}
+_ENTRY = {**_SHARD, "recipe": str, "cameras": [str], "has_point_label": bool, "packages": {str: str}}
+_MANIFEST = {
+    "recipe": {
+        "dataset": str,
+        "version": str,
+        "split": str,
+        "classes": [str],
+        "point_classes": [str],
+        "labels": str,
+        "settings": {"images": bool, "segments": bool},
+    },
+    "provenance": {"packages": {str: [str]}},
+    "cameras": [str],
+    "planned_frames": Whole(),
+    "frames": Whole(),
+    "points": Whole(),
+    "pairs": Whole(),
+    "class_count": [Whole()],
+    "has_point_label": bool,
+    "shards": [{**_SHARD, "name": str}],
+}
+
+
+def _check_files(entry: dict[str, Any], number: int, where: Path) -> None:
+    """Raise unless an entry is of this number and its files lie in its shard."""
+    if entry["number"] != number or entry.get("name", shard_name(number)) != shard_name(number):
+        raise OlivineError(f"names the shard {entry.get('name', entry['number'])!r}", where=where, remedy=_AGAIN)
+    for name in entry["files"]:
+        inside(shard_name(number), name, where)
+    if "zarr.json" not in entry["files"]:
+        raise OlivineError(f"names no zarr.json of {shard_name(number)}", where=where, remedy=_AGAIN)
 
 
 def write_entry(out: Path, entry: dict[str, Any]) -> None:
@@ -73,7 +126,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
     check_schema(manifest.get("schema"), path)
     if manifest.get("digest") != _entry_digest(manifest):
         raise OlivineError("damaged: its content does not match its digest", where=path, remedy=_AGAIN)
-    return manifest
+    plain: dict[str, Any] = demand(manifest, _MANIFEST, path, _AGAIN)
+    for entry in plain["shards"]:
+        _check_files(entry, entry["number"], path)
+        if not len(entry["class_count"]) == len(plain["class_count"]) == len(plain["recipe"]["classes"]) + 1:
+            raise OlivineError("counts other classes than it names", where=path, remedy=_AGAIN)
+    return plain
 
 
 def merge_manifest(
@@ -94,8 +152,7 @@ def merge_manifest(
     written: list[dict[str, Any]] | None = None
     manifest: dict[str, Any] = {}
     while True:
-        numbers = sorted(int(path.stem.rsplit("-", 1)[1]) for path in (out / UNITS).glob("shard-*.json"))
-        found = [read_entry(out, number) for number in numbers]
+        found = [read_entry(out, number) for number in entered(out)]
         entries = [entry for entry in found if entry is not None and entry["recipe"] == identity]
         if entries == written:
             return manifest
@@ -153,7 +210,7 @@ def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> N
         OlivineError: names what differs.
     """
     identity = digest(recipe)
-    numbers = sorted(int(path.stem.rsplit("-", 1)[1]) for path in (out / UNITS).glob("shard-*.json"))
+    numbers = entered(out)
     others = [n for n in numbers if (entry := read_entry(out, n)) is not None and entry["recipe"] != identity]
     if (others or not numbers) and (out / MANIFEST).is_file() and not overwrite:
         old = read_manifest(out)["recipe"]

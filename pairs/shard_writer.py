@@ -10,49 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import sha256_file
-from .layout import ARRAYS, COMPRESSION_LEVEL
+from .layout import ARRAYS, COLUMNS, COMPRESSION_LEVEL
 
 
 @dataclass(frozen=True, eq=False)
 class ShardFrame:
-    """One frame, ready to be stored. C cameras, N points, M pairs, K classes.
+    """One frame, ready to be stored.
 
     Attributes:
         token: the frame's name in its data set.
         position: the frame's place in its scene, from 0.
-        points: float32 [N, 4].
-        point_label: uint8 [N], or None.
-        pair_point: int32 [M].
-        pair_tag: uint8 [M, 2]: camera, weak label.
-        pair_uv: float32 [M, 2], pixels of the stored image.
-        pair_density: float32 [M].
-        image, segment: the C encoded pictures, or None.
-        class_count: int64 [K + 1], pairs of each weak label.
-        timestamp: microseconds.
-        pose: float64 [4, 4], LiDAR to world.
-        intrinsic: float64 [C, 3, 3], of the stored image.
-        lidar_to_camera: float64 [C, 4, 4].
-        image_size: int64 [C, 2], width and height of the stored image.
         bandwidth: of the density, metres.
+        columns: by the names of :data:`~olivine.pairs.layout.COLUMNS`; images are lists of encoded files; an optional
+            column that the set has not is left out.
     """
 
     token: str
     position: int
-    points: NDArray[np.float32]
-    point_label: NDArray[np.uint8] | None
-    pair_point: NDArray[np.int32]
-    pair_tag: NDArray[np.uint8]
-    pair_uv: NDArray[np.float32]
-    pair_density: NDArray[np.float32]
-    image: list[bytes] | None
-    segment: list[bytes] | None
-    class_count: NDArray[np.int64]
-    timestamp: int
-    pose: NDArray[np.float64]
-    intrinsic: NDArray[np.float64]
-    lidar_to_camera: NDArray[np.float64]
-    image_size: NDArray[np.int64]
     bandwidth: float
+    columns: dict[str, Any]
 
 
 def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, Any]) -> None:
@@ -63,21 +39,31 @@ def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, An
     """
     import zarr
 
+    _forget_dead_thread()
     group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
-    for name in ("points", "point_label", "pair_point", "pair_tag", "pair_uv", "pair_density"):
-        rows = [getattr(frame, name) for frame in frames]
-        if rows[0] is not None:
-            _write(group, name, _pad(rows))
-    for name in ("image", "segment"):
-        files = [getattr(frame, name) for frame in frames]
-        if files[0] is not None:
+    for name in {column.array or column.name: None for column in COLUMNS.values()}:
+        columns = sorted((c for c in COLUMNS.values() if name in (c.array, c.name)), key=lambda c: c.slot)
+        if columns[0].name not in frames[0].columns:
+            continue
+        rows: list[list[Any]] = [[frame.columns[column.name] for column in columns] for frame in frames]
+        if columns[0].over == "images":
+            files = [row[0] for row in rows]
             _write(group, name, _pad_bytes(files))
             _write(group, f"{name}_bytes", np.array([[len(data) for data in row] for row in files], np.int64))
-    _write(group, "point_count", np.array([len(frame.points) for frame in frames], np.int64))
-    _write(group, "pair_count", np.array([len(frame.pair_point) for frame in frames], np.int64))
-    for name in ("class_count", "pose", "intrinsic", "lidar_to_camera", "image_size"):
-        _write(group, name, np.stack([getattr(frame, name) for frame in frames]))
-    _write(group, "timestamp", np.array([frame.timestamp for frame in frames], np.int64))
+        elif columns[0].over == "frame":
+            _write(group, name, np.stack([row[0] for row in rows]))
+        else:
+            _write(group, name, _pad([row[0] if len(row) == 1 else np.stack(row, axis=1) for row in rows]))
+    for name, column in (("point_count", "points"), ("pair_count", "pair_point")):
+        _write(group, name, np.array([len(frame.columns[column]) for frame in frames], np.int64))
+
+
+def _forget_dead_thread() -> None:
+    """Let zarr start its thread again where it once could not (out of memory): else it waits for that one for ever."""
+    from zarr.core import sync
+
+    if sync.loop[0] is not None and not (sync.iothread[0] is not None and sync.iothread[0].is_alive()):
+        sync.loop[0] = None
 
 
 def _pad(rows: list[NDArray[Any]]) -> NDArray[Any]:

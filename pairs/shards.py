@@ -10,88 +10,31 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import json
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import make_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, digest
+from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
+from ..readers.frame import REVISED
 from .chunks import ChunkedArray, damaged
-from .layout import ARRAYS, check_schema
+from .layout import ARRAYS, COLUMNS, Column, check_schema
 from .manifest import read_manifest
 
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """A frame's point-pixel pairs, ordered by camera and within a camera by point.
-
-    Attributes:
-        point: int32 [M], position in the cloud.
-        camera: uint8 [M].
-        label: uint8 [M], weak label, 0 = none.
-        uv: float32 [M, 2], sub-pixel position in the stored image.
-        density: float32 [M], distance density at the point, 1 / metre.
-    """
-
-    point: NDArray[np.int32]
-    camera: NDArray[np.uint8]
-    label: NDArray[np.uint8]
-    uv: NDArray[np.float32]
-    density: NDArray[np.float32]
+__all__ = ["COLUMNS", "Column", "FrameRecord", "Shard", "ShardSet", "open_shards"]
 
 
-@dataclass(frozen=True, eq=False)
-class FrameRecord:
-    """One frame as stored, unpadded. N points, M pairs, C cameras, K classes.
+class _Counts:
+    """What follows from the columns of a frame."""
 
-    Attributes:
-        index: position in the set.
-        token, scene, split: the frame's names in its data set.
-        frame_index: position in its scene.
-        points: float32 [N, 4]: x, y, z in metres, raw intensity.
-        point_label: uint8 [N], 0 = ignored; None where the set has none.
-        pair_point: int32 [M].
-        pair_camera, pair_label: uint8 [M].
-        pair_uv: float32 [M, 2], pixels of the stored image.
-        pair_density: float32 [M], 1 / metre.
-        image: C JPEG files; None in a set without images.
-        segment: C 16-bit PNG files; None in a set without segment maps.
-        class_count: int64 [K + 1].
-        timestamp: microseconds.
-        pose: float64 [4, 4], LiDAR to world.
-        intrinsic: float64 [C, 3, 3], of the stored image.
-        lidar_to_camera: float64 [C, 4, 4].
-        image_size: int64 [C, 2], width and height of the stored image.
-        bandwidth: of the density, metres.
-    """
+    if TYPE_CHECKING:
 
-    index: int
-    token: str
-    scene: str
-    split: str
-    frame_index: int
-    points: NDArray[np.float32]
-    point_label: NDArray[np.uint8] | None
-    pair_point: NDArray[np.int32]
-    pair_camera: NDArray[np.uint8]
-    pair_label: NDArray[np.uint8]
-    pair_uv: NDArray[np.float32]
-    pair_density: NDArray[np.float32]
-    image: list[bytes] | None
-    segment: list[bytes] | None
-    class_count: NDArray[np.int64]
-    timestamp: int
-    pose: NDArray[np.float64]
-    intrinsic: NDArray[np.float64]
-    lidar_to_camera: NDArray[np.float64]
-    image_size: NDArray[np.int64]
-    bandwidth: float
+        def __getattr__(self, column: str) -> Any: ...
 
     @property
     def point_count(self) -> int:
@@ -114,6 +57,75 @@ class FrameRecord:
         return None if self.segment is None else np.array([len(data) for data in self.segment], np.int64)
 
 
+if TYPE_CHECKING:
+
+    class FrameRecord(_Counts):
+        """See below; the columns are made of the table."""
+
+        index: int
+        token: str
+        scene: str
+        split: str
+        frame_index: int
+        bandwidth: float
+
+        def __init__(self, **columns: Any) -> None: ...
+
+else:
+    FrameRecord = make_dataclass(
+        "FrameRecord",
+        [
+            ("index", int),
+            ("token", str),
+            ("scene", str),
+            ("split", str),
+            ("frame_index", int),
+            ("bandwidth", float),
+            *((name, Any, None) for name in COLUMNS),
+        ],
+        bases=(_Counts,),
+        frozen=True,
+        eq=False,
+        namespace={"__module__": __name__},
+    )
+    FrameRecord.__doc__ = """One frame as stored, unpadded: N points, M pairs ordered by camera, C cameras, K classes.
+
+    A column that the set has not, or that was not asked for, is None.
+
+    Attributes:
+        index: position in the set.
+        token, scene, split: the frame's names in its data set.
+        frame_index: position in its scene.
+        bandwidth: of the density, metres.
+        points: float32 [N, 4]: x, y, z in metres, raw intensity.
+        point_label: uint8 [N], 0 = ignored.
+        pair_point: int32 [M], position in the cloud.
+        pair_camera, pair_label: uint8 [M]; the weak label, 0 = none.
+        pair_uv: float32 [M, 2], sub-pixel position in the stored image.
+        pair_density: float32 [M], distance density at the point, 1 / metre.
+        image: C JPEG files.
+        segment: C 16-bit PNG files.
+        class_count: int64 [K + 1], pairs of each weak label.
+        timestamp: microseconds.
+        pose: float64 [4, 4], LiDAR to world.
+        intrinsic: float64 [C, 3, 3], of the stored image.
+        lidar_to_camera: float64 [C, 4, 4].
+        image_size: int64 [C, 2], width and height of the stored image.
+    """
+
+
+_AGAIN = "delete this shard's folder and run olivine build-pairs again"
+_ATTRIBUTES = {
+    "schema": str,
+    "recipe": str,
+    "scene": str,
+    "split": str,
+    "token": [str],
+    "frame_index": [Whole()],
+    "bandwidth": [float],
+}
+
+
 class Shard:
     """One shard, opened and checked against its manifest entry.
 
@@ -133,9 +145,10 @@ class Shard:
                 raise damaged("a file is gone", self._blame(name)) from None
             if found != size:
                 raise damaged(f"has {found} bytes, was written with {size}", self._blame(name))
-        attributes = json.loads(self._metadata("zarr.json"))["attributes"]
-        check_schema(attributes.get("schema"), path)
-        if attributes.get("recipe") != recipe:
+        plain = parse_json(self._metadata("zarr.json"), path / "zarr.json", _AGAIN)
+        attributes = demand(plain, {"attributes": _ATTRIBUTES}, path / "zarr.json", _AGAIN)["attributes"]
+        check_schema(attributes["schema"], path)
+        if attributes["recipe"] != recipe:
             raise OlivineError(
                 "a shard of other labels or settings than the manifest says",
                 where=path,
@@ -143,6 +156,10 @@ class Shard:
             )
         self.attributes: dict[str, Any] = attributes
         self.tokens: tuple[str, ...] = tuple(attributes["token"])
+        for token in self.tokens:  # it names the file of a frame's prediction
+            inside(path, token, path / "zarr.json")
+        if not len(self.tokens) == len(attributes["frame_index"]) == len(attributes["bandwidth"]):
+            raise damaged("has another number of tokens than of frames", str(path / "zarr.json"))
         present = {name.split("/")[0] for name in entry["files"]}
         self.arrays = {
             name: ChunkedArray(path / name, self._metadata(f"{name}/zarr.json"), f"{path.name}/{name}")
@@ -150,8 +167,16 @@ class Shard:
             if name in present
         }
         for name, layout in ARRAYS.items():
-            if not layout.optional and name not in self.arrays:
-                raise damaged(f"has no array {name}", str(path))
+            if name not in self.arrays:
+                if not layout.optional:
+                    raise damaged(f"has no array {name}", str(path))
+                continue
+            array = self.arrays[name]
+            shape = [None if fixed is None else n for n, fixed in zip(array.shape[1:], layout.shape)]
+            if (array.dtype, array.packed, array.shape[0]) != (layout.dtype, layout.packed, len(self.tokens)) or (
+                len(array.shape) != len(layout.shape) + 1 or tuple(shape) != layout.shape
+            ):
+                raise damaged(f"is {array.dtype} {array.shape}, not as the format has it", f"{path.name}/{name}")
         self._whole: dict[str, NDArray[Any]] = {}
 
     def _blame(self, name: str) -> str:
@@ -159,6 +184,8 @@ class Shard:
         return f"{self.path / name} (shard {self.path.name}, array {name.split('/')[0]}{frames})"
 
     def _metadata(self, name: str) -> bytes:
+        if name not in self._entry["files"]:
+            raise damaged("is not in the manifest", self._blame(name))
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
@@ -191,8 +218,8 @@ class Shard:
 class ShardSet(Sequence[FrameRecord]):
     """All shards of a folder as one sequence of frames; see :func:`open_shards`.
 
-    ``set[i]`` reads all of a frame. A loader reads what it needs: :meth:`points`,
-    :meth:`point_label`, :meth:`pairs`, :meth:`images`, :meth:`segments`.
+    ``set[i]`` reads all of a frame. A loader reads what it needs: :meth:`read`, :meth:`points`,
+    :meth:`point_label`.
 
     Attributes:
         path: the folder.
@@ -232,6 +259,23 @@ class ShardSet(Sequence[FrameRecord]):
         return str(self.manifest["recipe"]["dataset"])
 
     @property
+    def intensity_offset(self) -> float:
+        """What a network's input adds to the raw intensity of :meth:`points`; the data set's rule.
+
+        Raises:
+            OlivineError: the set was built before the rule, of a data set that has one.
+        """
+        recipe = self.manifest["recipe"]
+        if "intensity_offset" not in recipe and self.dataset in REVISED:
+            raise OlivineError(
+                f"{self.dataset} shards from before the intensity rule",
+                where=self.path,
+                remedy="run the same olivine labelgen again (it keeps the label maps), then: "
+                f"olivine build-pairs --dataset {self.dataset} --split {self.split} --out {self.path.parent} --overwrite",
+            )
+        return float(recipe.get("intensity_offset", 0.0))
+
+    @property
     def split(self) -> str:
         """The split all frames are of."""
         return str(self.manifest["recipe"]["split"])
@@ -259,7 +303,8 @@ class ShardSet(Sequence[FrameRecord]):
     @cached_property
     def image_size(self) -> NDArray[np.int64]:
         """Width and height of each camera's stored images, the largest in the set: int64 [C, 2]."""
-        return np.max([entry["image_size"] for entry in self._entries], axis=0).astype(np.int64)
+        sizes = [entry["image_size"] for entry in self._entries]
+        return np.max(sizes, axis=0).astype(np.int64) if sizes else np.zeros((0, 2), np.int64)
 
     @cached_property
     def shard_ranges(self) -> tuple[range, ...]:
@@ -291,6 +336,9 @@ class ShardSet(Sequence[FrameRecord]):
             shard = self._open[number] = Shard(self.path / entry["name"], entry, self._recipe)
             if len(shard) != entry["frames"]:
                 raise damaged(f"holds {len(shard)} frames, the manifest says {entry['frames']}", str(shard.path))
+            for name, count in (("image_size", len(self.cameras)), ("class_count", len(self.classes) + 1)):
+                if (found := shard.arrays[name].shape[1]) != count:
+                    raise damaged(f"{name} has {found} columns, the manifest says {count}", str(shard.path))
         return shard
 
     def locate(self, index: int) -> tuple[Shard, int]:
@@ -303,77 +351,65 @@ class ShardSet(Sequence[FrameRecord]):
         number = bisect.bisect_right(self._stops, index)
         return self.shard(number), index - (self._stops[number - 1] if number else 0)
 
+    def read(self, index: int, columns: Iterable[str]) -> FrameRecord:
+        """Some columns of a frame; the others are None and are not read.
+
+        Args:
+            columns: names out of :data:`~olivine.pairs.layout.COLUMNS`.
+        """
+        shard, i = self.locate(index)
+        count = {"points": shard.table("point_count")[i], "pairs": shard.table("pair_count")[i]}
+        tags: dict[str, NDArray[Any]] = {}
+        found: dict[str, Any] = {}
+        for column in map(COLUMNS.__getitem__, columns):
+            array = column.array or column.name
+            if array not in shard.arrays:
+                continue
+            if column.over == "images":
+                found[column.name] = shard.files(array, i)
+            elif column.over == "frame":
+                found[column.name] = shard.table(array)[i]
+            elif column.array:
+                if array not in tags:
+                    tags[array] = shard.frame(array, i, count[column.over])
+                found[column.name] = tags[array][:, column.slot]
+            else:
+                found[column.name] = shard.frame(array, i, count[column.over])
+        attributes = shard.attributes
+        return FrameRecord(
+            index=operator.index(index) % len(self),
+            token=shard.tokens[i],
+            scene=attributes["scene"],
+            split=attributes["split"],
+            frame_index=attributes["frame_index"][i],
+            bandwidth=attributes["bandwidth"][i],
+            **found,
+        )
+
+    def has(self, column: str) -> bool:
+        """Whether every frame has a column."""
+        if not COLUMNS[column].optional:
+            return True
+        return bool({"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}[column])
+
     def points(self, index: int) -> NDArray[np.float32]:
         """A frame's cloud, float32 [N, 4]: x, y, z in metres, raw intensity."""
-        shard, i = self.locate(index)
-        return shard.frame("points", i, shard.table("point_count")[i])
+        points: NDArray[np.float32] = self.read(index, ["points"]).points
+        return points
 
     def point_label(self, index: int) -> NDArray[np.uint8] | None:
         """A frame's ground truth, uint8 [N], 0 = ignored; None where it has none."""
-        shard, i = self.locate(index)
-        return shard.frame("point_label", i, shard.table("point_count")[i]) if "point_label" in shard.arrays else None
-
-    def pairs(self, index: int) -> Pairs:
-        """A frame's point-pixel pairs."""
-        shard, i = self.locate(index)
-        count = shard.table("pair_count")[i]
-        tag = shard.frame("pair_tag", i, count)
-        return Pairs(
-            point=shard.frame("pair_point", i, count),
-            camera=tag[:, 0],
-            label=tag[:, 1],
-            uv=shard.frame("pair_uv", i, count),
-            density=shard.frame("pair_density", i, count),
-        )
-
-    def images(self, index: int) -> list[bytes] | None:
-        """A frame's JPEG files, one for each camera; None in a set without images."""
-        shard, i = self.locate(index)
-        return shard.files("image", i) if "image" in shard.arrays else None
-
-    def segments(self, index: int) -> list[bytes] | None:
-        """A frame's segment maps, one 16-bit PNG for each camera; None in a set without."""
-        shard, i = self.locate(index)
-        return shard.files("segment", i) if "segment" in shard.arrays else None
+        label: NDArray[np.uint8] | None = self.read(index, ["point_label"]).point_label
+        return label
 
     def token(self, index: int) -> str:
         """A frame's token."""
         shard, i = self.locate(index)
         return shard.tokens[i]
 
-    def image_sizes(self, index: int) -> NDArray[np.int64]:
-        """Width and height of a frame's stored images, int64 [C, 2]."""
-        shard, i = self.locate(index)
-        size: NDArray[np.int64] = shard.table("image_size")[i]
-        return size
-
     def record(self, index: int) -> FrameRecord:
         """All of a frame."""
-        shard, i = self.locate(index)
-        pairs = self.pairs(index)
-        return FrameRecord(
-            index=operator.index(index) % len(self),
-            token=shard.tokens[i],
-            scene=shard.attributes["scene"],
-            split=shard.attributes["split"],
-            frame_index=shard.attributes["frame_index"][i],
-            points=self.points(index),
-            point_label=self.point_label(index),
-            pair_point=pairs.point,
-            pair_camera=pairs.camera,
-            pair_label=pairs.label,
-            pair_uv=pairs.uv,
-            pair_density=pairs.density,
-            image=self.images(index),
-            segment=self.segments(index),
-            class_count=shard.table("class_count")[i],
-            timestamp=int(shard.table("timestamp")[i]),
-            pose=shard.table("pose")[i],
-            intrinsic=shard.table("intrinsic")[i],
-            lidar_to_camera=shard.table("lidar_to_camera")[i],
-            image_size=shard.table("image_size")[i],
-            bandwidth=shard.attributes["bandwidth"][i],
-        )
+        return self.read(index, COLUMNS)
 
     @overload
     def __getitem__(self, index: int) -> FrameRecord: ...

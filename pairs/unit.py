@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..common import Failure, OlivineError, atomic_directory, digest, package_versions
+from ..common import (
+    Failure,
+    OlivineError,
+    atomic_directory,
+    check_replaceable,
+    ctrl_c_afterwards,
+    digest,
+    package_versions,
+)
 from ..labelgen.store import LabelStore
 from ..readers.frame import Frame, FrameIndex, Scene
 from .frames import build_frame
@@ -99,10 +104,15 @@ class UnitBuilder:
         """
         if not self.again and finished(self.out, unit):
             return UnitResult(0, kept=unit.count)
+        stored = read_entry(self.out, unit.number)
+        if stored is not None and not (stored["recipe"] == digest(self.recipe) and is_whole(self.out, stored)):
+            stored = None
+        kept_frames = stored["frames"] if stored is not None else 0
         try:
+            check_replaceable(self.out / shard_name(unit.number), is_shard_file)
             members = unit.scene.frames()[unit.first : unit.first + unit.count]
         except OlivineError as error:
-            return UnitResult(0, (Failure(unit.name, str(error)),))
+            return UnitResult(0, (Failure(unit.name, str(error)),), kept=kept_frames)
         frames: list[ShardFrame] = []
         kept: list[Frame] = []
         failures: list[Failure] = []
@@ -117,25 +127,31 @@ class UnitBuilder:
                 continue
             frames.append(frame)
             kept.append(member)
+        known = {name for name, _ in stored["left_out"]} if stored is not None else set()
+        if stored is not None and not self.again and any(failure.unit not in known for failure in failures):
+            # A frame that is stored cannot be built now: what is there is more than what would replace it.
+            return UnitResult(0, tuple(failures), kept=kept_frames)
         if frames:
-            with _interrupt_after():
+            # zarr writes in a thread of its own, which would go on writing into a folder that the
+            # interrupted caller has just removed.
+            with ctrl_c_afterwards():
                 self._store(unit, kept, frames, failures)
         return UnitResult(len(frames), tuple(failures))
 
     def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
-        final = self.out / shard_name(unit.number)
+        final, before = self.out / shard_name(unit.number), read_entry(self.out, unit.number)
         entry: dict[str, Any] = {
             "number": unit.number,
             "recipe": digest(self.recipe),
             "scene": unit.scene.name,
             "first": unit.first,
             "frames": len(frames),
-            "points": sum(len(frame.points) for frame in frames),
-            "pairs": sum(len(frame.pair_point) for frame in frames),
-            "class_count": np.sum([frame.class_count for frame in frames], axis=0).tolist(),
-            "has_point_label": frames[0].point_label is not None,
+            "points": sum(len(frame.columns["points"]) for frame in frames),
+            "pairs": sum(len(frame.columns["pair_point"]) for frame in frames),
+            "class_count": np.sum([frame.columns["class_count"] for frame in frames], axis=0).tolist(),
+            "has_point_label": "point_label" in frames[0].columns,
             "cameras": [camera.name for camera in kept[0].cameras],
-            "image_size": np.max([frame.image_size for frame in frames], axis=0).tolist(),
+            "image_size": np.max([frame.columns["image_size"] for frame in frames], axis=0).tolist(),
             "left_out": [[failure.unit, failure.reason] for failure in failures],
             "packages": package_versions(PACKAGES),
         }
@@ -151,7 +167,10 @@ class UnitBuilder:
             pass
         except OlivineError:
             # Two writers on one unit can meet in the rename; the other's bytes are as good.
-            if file_table(final) != entry.get("files"):
+            theirs = _files_of(final)
+            if theirs is None or theirs != entry.get("files"):
+                if before is not None and is_whole(self.out, before):  # the old shard is still there
+                    write_entry(self.out, before)
                 raise
         if read_entry(self.out, unit.number) != {**entry, "digest": digest(entry)}:
             write_entry(self.out, entry)
@@ -172,6 +191,7 @@ class UnitBuilder:
             "cameras": [camera.name for camera in first.cameras],
             "classes": list(self.store.classes),
             "point_classes": self.recipe["point_classes"],
+            "intensity_offset": self.recipe["intensity_offset"],
             # Raw values of the data set's label files that mean each class, 0 (ignored) first.
             "point_class_raw": [
                 [raw for raw, value in enumerate(lookup) if value == c]
@@ -182,25 +202,11 @@ class UnitBuilder:
         }
 
 
-@contextmanager
-def _interrupt_after() -> Iterator[None]:
-    """Let a Ctrl-C wait for the end of the block.
-
-    zarr writes in a thread of its own, which would go on writing into a folder that the
-    interrupted caller has just removed.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    pressed = []
-    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+def _files_of(folder: Path) -> dict[str, list[Any]] | None:
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        return file_table(folder) if folder.is_dir() else None
+    except OSError:  # unreadable, or another writer is replacing it
+        return None
 
 
 def _same(out: Path, entry: dict[str, Any]) -> bool:
@@ -208,8 +214,7 @@ def _same(out: Path, entry: dict[str, Any]) -> bool:
     if there is not None and there["files"] == entry["files"]:
         return is_whole(out, there)
     # A writer that was killed between the rename and the entry leaves a whole shard.
-    folder = out / shard_name(entry["number"])
-    return folder.is_dir() and file_table(folder) == entry["files"]
+    return _files_of(out / shard_name(entry["number"])) == entry["files"]
 
 
 def _check_alike(member: Frame, first: Frame, frame: ShardFrame, first_frame: ShardFrame) -> None:
@@ -220,7 +225,7 @@ def _check_alike(member: Frame, first: Frame, frame: ShardFrame, first_frame: Sh
             where=f"frame {member.token}",
             remedy="download the missing images",
         )
-    if (frame.point_label is None) != (first_frame.point_label is None):
+    if ("point_label" in frame.columns) != ("point_label" in first_frame.columns):
         raise OlivineError(
             "some frames of the scene have point labels and some have none",
             where=f"frame {member.token}",

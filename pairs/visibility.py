@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.compiled import compiled
 from ..readers.frame import Camera
 
 HALF_WIDTH = math.radians(0.4)  # of the window, as tangents of the view angle
@@ -27,7 +27,7 @@ NEARER_METRES = 0.5  # … less this
 CLEARANCE = 1.0  # metres; a plane this far below the camera, or farther, hides nothing of itself
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _hidden(x, y, depth, order, half_width, half_height, factor, metres, clearance):  # type: ignore[no-untyped-def]
     """Whether each point is hidden; ``order`` sorts ``x``."""
     n = len(order)

@@ -6,23 +6,29 @@ pykitti). Knows nothing of labels for images, shards or networks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..common import OlivineError, PathLike, digest
-from .frame import Frame, FrameIndex, open_index, write_index
+from .frame import Frame, FrameIndex, OutdatedIndex, open_index, write_index
 
 DATASETS = ("nuscenes", "semantickitti", "kitti")
 
 
 class Dataset(Protocol):
-    """What a reader gives: frames by split, and what it is."""
+    """What a reader gives: frames by split, and what it is.
+
+    Attributes:
+        intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
+    """
 
     name: str
     version: str
     root: Path
     point_classes: tuple[str, ...]
+    intensity_offset: float
     note: str
 
     def frames(self, split: str | None = None) -> Sequence[Frame]:
@@ -70,10 +76,11 @@ def index_dataset(directory: PathLike, name: str, root: PathLike, version: str |
     """
     directory, root = Path(directory), Path(root)
     if root.is_dir() and (directory / "index.json").is_file():
-        index = open_index(directory, root)
-        same = (index.dataset, version or index.version) == (name, index.version)
-        if same and index.fingerprint == _fingerprint(root, index.version):
-            return index, f"{index.version}, {len(index)} frames, index at hand in {directory}"
+        with contextlib.suppress(OutdatedIndex):
+            index = open_index(directory, root)
+            same = (index.dataset, version or index.version) == (name, index.version)
+            if same and index.fingerprint == _fingerprint(root, index.version):
+                return index, f"{index.version}, {len(index)} frames, index at hand in {directory}"
     dataset = open_dataset(name, root, version)
     index = write_index(
         directory,
@@ -82,6 +89,7 @@ def index_dataset(directory: PathLike, name: str, root: PathLike, version: str |
         version=dataset.version,
         root=root,
         point_classes=dataset.point_classes,
+        intensity_offset=dataset.intensity_offset,
         fingerprint=_fingerprint(root, dataset.version),
     )
     return index, f"{dataset.note}; {len(index)} frames in {len(index.scenes)} scenes"

@@ -8,6 +8,7 @@ never parses a data set's tables again.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -17,9 +18,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, digest, read_json, write_bytes, write_json
+from ..common import (
+    OlivineError,
+    PathLike,
+    Whole,
+    demand,
+    digest,
+    inside,
+    is_relative_name,
+    parse_json,
+    read_json,
+    read_text,
+    write_bytes,
+    write_json,
+)
 
-INDEX_SCHEMA = "1.0"
+INDEX_SCHEMA = "1.1"
+
+REVISED = ("kitti", "semantickitti")
+"""Data sets whose index and shards of schema 1.0 are out of date: since 1.1 they are projected by the
+whole P2, and have an ``intensity_offset``."""
+MAX_DISTANCE = 1e5
+"""Metres from the sensor; a point further away is damage, and would ruin its frame's distance density."""
+_AGAIN = "delete the frames folder and run olivine labelgen again"
+
+
+class OutdatedIndex(OlivineError):
+    """An index that an earlier version wrote, and that is no longer right."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +146,8 @@ class Frame:
         """The cloud, float32 [N, 4]: x, y, z in metres in the LiDAR frame, raw intensity.
 
         Raises:
-            OlivineError: the file is missing, truncated or empty, or holds a value that is not finite.
+            OlivineError: the file is missing, truncated or empty, or holds a value that is not finite or
+                a point over :data:`MAX_DISTANCE` away.
         """
         path = self.root / self.point_file
         try:
@@ -148,6 +174,13 @@ class Frame:
         if not finite.all():
             raise OlivineError(
                 f"{int((~finite).sum())} points are not finite (the first is point {int(np.argmin(finite))})",
+                where=path,
+                remedy="download it again or mend the file",
+            )
+        far = np.abs(points[:, :3]).max(axis=1) > MAX_DISTANCE
+        if far.any():
+            raise OlivineError(
+                f"{int(far.sum())} points are over {MAX_DISTANCE:g} m away (the first is point {int(np.argmax(far))})",
                 where=path,
                 remedy="download it again or mend the file",
             )
@@ -230,22 +263,91 @@ def _frame_to_plain(frame: Frame) -> dict[str, Any]:
     return plain
 
 
-def _frame_from_plain(plain: dict[str, Any], root: Path) -> Frame:
-    values = dict(plain)
-    values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
-    values["point_label_lookup"] = bytes(plain["point_label_lookup"])
-    values["cameras"] = tuple(
-        Camera(
-            c["name"],
-            c["image"],
-            c["width"],
-            c["height"],
-            np.array(c["intrinsic"], np.float64).reshape(3, 3),
-            np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+_CAMERA_FIELDS = {
+    "name": str,
+    "image": str,
+    "width": Whole(1),
+    "height": Whole(1),
+    "intrinsic": list,
+    "lidar_to_camera": list,
+}
+_FRAME_FIELDS = {
+    "dataset": str,
+    "version": str,
+    "token": str,
+    "scene": str,
+    "split": str,
+    "timestamp": Whole(-(2**63)),
+    "point_file": str,
+    "point_columns": Whole(4, 64),
+    "pose": list,
+    "cameras": [_CAMERA_FIELDS],
+    "point_label_file": {str, None},
+    "point_label_bytes": {Whole(1, 1), Whole(4, 4)},
+    "point_label_lookup": list,
+    "truth_folder": {str, None},
+}
+
+
+def _frame_from_plain(plain: Any, root: Path, where: str) -> Frame:
+    """A frame as the index has it; ``where`` is the index's file and line.
+
+    Raises:
+        OlivineError: a key is missing or wrong, or a path leads out of the data set's folder.
+    """
+    values = dict(demand(plain, _FRAME_FIELDS, where, _AGAIN))
+    try:
+        values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
+        values["point_label_lookup"] = bytes(plain["point_label_lookup"])
+        values["cameras"] = tuple(
+            Camera(
+                c["name"],
+                c["image"],
+                c["width"],
+                c["height"],
+                np.array(c["intrinsic"], np.float64).reshape(3, 3),
+                np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+            )
+            for c in plain["cameras"]
         )
-        for c in plain["cameras"]
-    )
-    return Frame(root=root, **values)
+        frame = Frame(root=root, **values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise OlivineError(f"not a frame ({error})", where=where, remedy=_AGAIN) from None
+    check_frame(frame, where)
+    return frame
+
+
+def check_scene_name(name: str, where: object) -> None:
+    """Raise unless a scene's name can be the stem of a file's name; ``where`` names the scene."""
+    if inside("", name, where).name != name or name.startswith("."):
+        raise OlivineError(f"names the scene {name!r}", where=where, remedy=_AGAIN)
+
+
+def check_frame(frame: Frame, where: object) -> None:
+    """Raise unless a frame's files lie in its data set, its names fit file names, and its cameras' numbers are finite.
+
+    Args:
+        where: the file that the frame was read from, for the message.
+
+    Raises:
+        OlivineError: names the file, and the path, frame or camera.
+    """
+    check_scene_name(frame.scene, where)
+    # A token may have a folder (08/000123), and names a prediction's file.
+    names = [frame.token, frame.point_file, *(camera.image for camera in frame.cameras)]
+    for name in (*names, frame.point_label_file, frame.truth_folder):
+        if name is not None and not is_relative_name(name):
+            inside(frame.root, name, where)  # raises
+    for camera in frame.cameras:
+        if "/" in camera.name or camera.image in ("samples", "sweeps", "sequences"):
+            raise OlivineError(f"names the camera {camera.name!r} with {camera.image}", where=where, remedy=_AGAIN)
+        # A sum is not finite where one of a few numbers is not (or all are beyond any calibration), and costs less.
+        if not math.isfinite(camera.intrinsic.sum() + camera.lidar_to_camera.sum()):
+            raise OlivineError(
+                f"the calibration of {camera.name} in frame {frame.token} is not finite",
+                where=where,
+                remedy="download the data set's calibration again",
+            )
 
 
 @dataclass(frozen=True)
@@ -257,25 +359,26 @@ class Scene:
     frame_count: int
     file: Path
     root: Path
+    digest: str
 
     def frames(self) -> list[Frame]:
-        """The scene's frames in time order."""
-        try:
-            lines = self.file.read_text().splitlines()
-        except OSError as error:
+        """The scene's frames in time order.
+
+        Raises:
+            OlivineError: the scene's file is missing, has other bytes than when it was written, or holds no such frames.
+        """
+        text = read_text(self.file, _AGAIN)
+        if digest(text) != self.digest:
+            raise OlivineError("has other bytes than the index says", where=self.file, remedy=_AGAIN)
+        lines = text.splitlines()
+        if len(lines) != self.frame_count:
             raise OlivineError(
-                f"the frame index cannot be read ({error.strerror})",
+                f"the index holds {len(lines)} frames, its table says {self.frame_count}",
                 where=self.file,
-                remedy="run olivine labelgen again",
-            ) from None
-        frames = [_frame_from_plain(json.loads(line), self.root) for line in lines]
-        if len(frames) != self.frame_count:
-            raise OlivineError(
-                f"the index holds {len(frames)} frames, its table says {self.frame_count}",
-                where=self.file,
-                remedy="delete the frames folder and run olivine labelgen again",
+                remedy=_AGAIN,
             )
-        return frames
+        places = ((line, f"{self.file} line {number}") for number, line in enumerate(lines, 1))
+        return [_frame_from_plain(parse_json(line, where, _AGAIN), self.root, where) for line, where in places]
 
 
 @dataclass(frozen=True)
@@ -284,6 +387,9 @@ class FrameIndex:
 
     On disk: ``index.json`` (data set, version, root, scenes) and one JSON-lines file for
     each scene. Only ``index.json`` is read at opening.
+
+    Attributes:
+        intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
     """
 
     dataset: str
@@ -293,6 +399,7 @@ class FrameIndex:
     scenes: tuple[Scene, ...]
     digest: str
     fingerprint: str = ""
+    intensity_offset: float = 0.0
 
     def __len__(self) -> int:
         return sum(scene.frame_count for scene in self.scenes)
@@ -319,6 +426,7 @@ def write_index(
     version: str,
     root: PathLike,
     point_classes: tuple[str, ...] = (),
+    intensity_offset: float = 0.0,
     fingerprint: str = "",
 ) -> FrameIndex:
     """Write the index of ``frames`` (scene by scene, in time order) and open it.
@@ -326,6 +434,7 @@ def write_index(
     Args:
         directory: the index's folder, made where absent.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
+        intensity_offset: see :class:`FrameIndex`.
         fingerprint: changes when the data set's files do; tells an index that is out of date.
     """
     directory = Path(directory)
@@ -336,22 +445,39 @@ def write_index(
         raise OlivineError("the data set has no frames", where=root, remedy="check the data set's folder and version")
     table = []
     for name, members in by_scene.items():
+        for member in members:
+            check_frame(member, root)
         text = "".join(json.dumps(_frame_to_plain(f), sort_keys=True) + "\n" for f in members)
         write_bytes(directory / f"{name}.jsonl", text.encode())
         table.append({"name": name, "split": members[0].split, "frames": len(members), "digest": digest(text)})
-    write_json(
-        directory / "index.json",
-        {
-            "schema": INDEX_SCHEMA,
-            "dataset": dataset,
-            "version": version,
-            "root": os.fspath(Path(root).absolute()),
-            "point_classes": list(point_classes),
-            "fingerprint": fingerprint,
-            "scenes": table,
-        },
-    )
+    plain = {
+        "schema": INDEX_SCHEMA,
+        "dataset": dataset,
+        "version": version,
+        "root": os.fspath(Path(root).absolute()),
+        "point_classes": list(point_classes),
+        "intensity_offset": intensity_offset,
+        "fingerprint": fingerprint,
+        "scenes": table,
+    }
+    write_json(directory / "index.json", {**plain, "digest": _index_digest(plain)})
     return open_index(directory)
+
+
+_INDEX_FIELDS = {
+    "dataset": str,
+    "version": str,
+    "root": str,
+    "point_classes": [str],
+    "fingerprint?": str,
+    "scenes": [{"name": str, "split": str, "frames": Whole(1), "digest": str}],
+    "digest?": str,
+}
+
+
+def _index_digest(plain: dict[str, Any]) -> str:
+    # Not of the root: a data set may move.
+    return digest({key: value for key, value in plain.items() if key not in ("digest", "root")})
 
 
 def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
@@ -359,26 +485,44 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
 
     Args:
         root: where the data set is now, if it has moved since.
+
+    Raises:
+        OutdatedIndex: an earlier version wrote it, with another projection or without the intensity rule.
+        OlivineError: there is none, it is damaged, or of a schema this version does not read.
     """
     directory = Path(directory).absolute()  # the index may be sent to a process with another working folder
-    plain = read_json(directory / "index.json", remedy="run olivine labelgen first")
-    if str(plain.get("schema", "")).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
+    path = directory / "index.json"
+    plain = read_json(path, remedy="run olivine labelgen first")
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if str(schema).split(".")[0] != INDEX_SCHEMA.split(".")[0]:
         raise OlivineError(
-            f"frame index of schema {plain.get('schema')}, this olivine reads {INDEX_SCHEMA}",
-            where=directory / "index.json",
-            remedy="delete the frames folder and run olivine labelgen again",
+            f"frame index of schema {schema}, this olivine reads {INDEX_SCHEMA}", where=path, remedy=_AGAIN
         )
+    demand(plain, _INDEX_FIELDS, path, _AGAIN)
+    if plain.get("digest", "") not in ("", _index_digest(plain)):  # an older olivine wrote none
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=_AGAIN)
+    if "intensity_offset" not in plain and plain["dataset"] in REVISED:
+        raise OutdatedIndex(
+            "written before KITTI was projected by the whole P2 and had its intensity rule",
+            where=path,
+            remedy="run the same olivine labelgen again: it writes the index anew and keeps the label maps",
+        )
+    if not plain["scenes"] or len(plain["point_classes"]) > 255:
+        what = "has no scenes" if not plain["scenes"] else f"has {len(plain['point_classes'])} point classes"
+        raise OlivineError(what, where=path, remedy=_AGAIN)
     base = Path(root if root is not None else plain["root"]).absolute()
-    scenes = tuple(
-        Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base) for s in plain["scenes"]
-    )
+    scenes = []
+    for s in plain["scenes"]:
+        check_scene_name(s["name"], path)
+        scenes.append(Scene(s["name"], s["split"], s["frames"], directory / f"{s['name']}.jsonl", base, s["digest"]))
     identity = {key: plain[key] for key in ("dataset", "version", "point_classes", "scenes")}
     return FrameIndex(
         dataset=plain["dataset"],
         version=plain["version"],
         root=base,
         point_classes=tuple(plain["point_classes"]),
-        scenes=scenes,
+        scenes=tuple(scenes),
         digest=digest(identity),
         fingerprint=plain.get("fingerprint", ""),
+        intensity_offset=float(plain.get("intensity_offset", 0.0)),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.images import image_size
 from .frame import Camera, Frame
 
 SPLITS = {
@@ -46,8 +47,8 @@ _LOOKUP_SIZE = 260
 class KittiDataset:
     """KITTI odometry in its own layout (``sequences/00/{velodyne,image_2,calib.txt,times.txt}``).
 
-    The projection is pykitti's: ``T_cam2_velo`` and ``K_cam2``, which leave out the last two
-    entries of P2's fourth column (0.2 mm and 3 mm).
+    Points are projected by the whole P2. pykitti's ``T_cam2_velo`` leaves out the last two
+    entries of its fourth column, which moves pixels by up to 0.8 on a real frame.
 
     Args:
         root: the folder with ``sequences/`` (and ``poses/`` where there are any).
@@ -55,6 +56,10 @@ class KittiDataset:
     """
 
     version = "odometry"
+    # Many of this sensor's returns have the intensity 0, and a sparse convolution without bias cannot tell
+    # a voxel of the feature 0 from an absent one. SLidR's public code adds 1, on SemanticKITTI; so do we
+    # wherever the sensor is the same.
+    intensity_offset = 1.0
 
     def __init__(self, root: Path, semantic: bool) -> None:
         self.root = Path(root)
@@ -105,10 +110,11 @@ class KittiDataset:
                 remedy="unpack the SemanticKITTI label archive, or read the folder as --dataset kitti",
             )
         lookup = _lookup() if labelled else b""
-        intrinsic = np.array(data.calib.K_cam2, np.float64)
-        lidar_to_camera = np.array(data.calib.T_cam2_velo, np.float64)
+        intrinsic, lidar_to_camera = _camera_2(data.calib, folder / "calib.txt")
         frames = []
         for cloud in clouds:
+            if not cloud.stem.isdecimal():
+                raise OlivineError("is not named by its number", where=cloud, remedy="move it out of this folder")
             number = int(cloud.stem)
             if number >= len(data.timestamps):
                 raise OlivineError(
@@ -117,7 +123,7 @@ class KittiDataset:
                     remedy="unpack the calibration archive again",
                 )
             image = f"sequences/{sequence}/image_2/{cloud.stem}.png"
-            width, height = _image_size(self.root / image)
+            width, height = image_size(self.root / image, "unpack the color image archive again")
             frames.append(
                 Frame(
                     dataset=self.name,
@@ -153,12 +159,30 @@ def _open_sequence(root: Path, sequence: str) -> Any:
             raise OlivineError("missing", where=folder / name, remedy="unpack the calibration archive again")
     try:
         return pykitti.odometry(str(root), sequence)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         raise OlivineError(
             f"pykitti cannot read the sequence ({type(error).__name__}: {error})",
             where=folder,
             remedy="unpack the calibration and pose archives again",
         ) from error
+
+
+def _camera_2(calibration: Any, path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """K [3, 3] and ``lidar_to_camera`` [4, 4], so that K @ lidar_to_camera[:3] = P2 @ Tr.
+
+    KITTI's P2 = K [I | t] has t in all three axes: the left colour camera is not exactly beside
+    camera 0, in whose frame Tr ends.
+    """
+    projection = np.array(calibration.P_rect_20, np.float64)
+    intrinsic = projection[:, :3].copy()
+    lidar_to_camera = np.array(calibration.T_cam0_velo, np.float64)
+    try:
+        lidar_to_camera[:3, 3] += np.linalg.solve(intrinsic, projection[:, 3])
+    except np.linalg.LinAlgError:
+        raise OlivineError(
+            "the left three columns of P2 have no inverse", where=path, remedy="unpack the calibration archive again"
+        ) from None
+    return intrinsic, lidar_to_camera
 
 
 def _pose(data: Any, number: int) -> NDArray[np.float64]:
@@ -173,17 +197,3 @@ def _lookup() -> bytes:
         for raw in raw_ids:
             table[raw] = index
     return bytes(table)
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise OlivineError("no such image", where=path, remedy="unpack the color image archive again") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise OlivineError(
-            f"not a readable image ({error})", where=path, remedy="unpack the color image archive again"
-        ) from None

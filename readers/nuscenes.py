@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError
-from .frame import Box, Camera, Frame
+from ..common import OlivineError, Whole, demand, read_json
+from .frame import Box, Camera, Frame, check_frame
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 TABLES = (
@@ -29,6 +28,9 @@ TABLES = (
     "sample_annotation",
     "map",
 )
+# What the devkit raises on tables with missing or wrong keys.
+_BROKEN = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RecursionError, OSError)
+_LARGEST_TABLE = 8 << 30  # bytes; sample_data.json of trainval has 1.3 GB
 _DOWNLOAD = "download the data set's metadata archive again and unpack it into this folder"
 
 
@@ -41,6 +43,7 @@ class NuScenesDataset:
     """
 
     name = "nuscenes"
+    intensity_offset = 0.0
 
     def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)
@@ -53,23 +56,53 @@ class NuScenesDataset:
     def frames(self, split: str | None = None) -> list[Frame]:
         """The keyframes of ``train``, ``val`` or ``test`` (all without one), scene by scene in time order."""
         splits = _scene_splits(self.version)
-        frames = []
-        for scene in self._devkit.scene:
-            scene_split = splits.get(scene["name"])
-            if scene_split is None:
-                raise OlivineError(
-                    f"scene {scene['name']} belongs to no official split of {self.version}",
-                    where=self.root / self.version / "scene.json",
-                    remedy="use the official scene names, so that training and validation stay apart",
-                )
-            if split is not None and scene_split != split:
-                continue
-            token = scene["first_sample_token"]
-            while token:
-                sample = self._devkit.get("sample", token)
-                frames.append(self._frame(sample, scene["name"], scene_split))
-                token = sample["next"]
+        frames: list[Frame] = []
+        try:
+            for scene in self._devkit.scene:
+                scene_split = splits.get(scene["name"])
+                if scene_split is None:
+                    raise OlivineError(
+                        f"scene {scene['name']} belongs to no official split of {self.version}",
+                        where=self.root / self.version / "scene.json",
+                        remedy="use the official scene names, so that training and validation stay apart",
+                    )
+                if split is None or scene_split == split:
+                    frames += [self._frame(s, scene["name"], scene_split) for s in self._samples(scene)]
+        except _BROKEN as error:
+            raise _do_not_fit(error, self.root / self.version) from error
+        self._check_cameras(frames)
         return frames
+
+    def _samples(self, scene: dict[str, Any]) -> list[dict[str, Any]]:
+        """A scene's samples in time order: the chain of ``next``, as long as the scene says."""
+        samples: list[dict[str, Any]] = []
+        token, count = scene["first_sample_token"], scene["nbr_samples"]
+        while token and len(samples) <= count:
+            samples.append(self._devkit.get("sample", token))
+            token = samples[-1]["next"]
+        if len(samples) != count:
+            found = f"over {count}" if token else len(samples)
+            raise OlivineError(
+                f"scene {scene['name']} has {count} samples, and the chain of its samples {found}",
+                where=self.root / self.version / "sample.json",
+                remedy=_DOWNLOAD,
+            )
+        return samples
+
+    def _check_cameras(self, frames: list[Frame]) -> None:
+        """Raise unless all frames have the same cameras; where all lack one, the note says so."""
+        for frame in frames:
+            if (here := [c.name for c in frame.cameras]) != (first := [c.name for c in frames[0].cameras]):
+                raise OlivineError(
+                    f"the sample of LiDAR sweep {frame.token} has the cameras {', '.join(here)}, the first sample has "
+                    f"{', '.join(first)}",
+                    where=self.root / self.version / "sample_data.json",
+                    remedy=_DOWNLOAD,
+                )
+        absent = [name for name in CAMERAS if frames and name not in {c.name for c in frames[0].cameras}]
+        lack = f"; no frame has {', '.join(absent)}" if absent else ""
+        if not self.note.endswith(lack):
+            self.note += lack
 
     def _frame(self, sample: dict[str, Any], scene: str, split: str) -> Frame:
         missing = [name for name in ("LIDAR_TOP", *CAMERAS) if name not in sample["data"]]
@@ -107,7 +140,7 @@ class NuScenesDataset:
                     where=self.root / self.version / "lidarseg.json",
                     remedy="download the lidarseg archive of the same version",
                 ) from None
-        return Frame(
+        frame = Frame(
             dataset=self.name,
             version=self.version,
             root=self.root,
@@ -123,6 +156,8 @@ class NuScenesDataset:
             point_label_lookup=self._lookup if label_file else b"",
             truth_folder=self._truth,
         )
+        check_frame(frame, self.root / self.version / "sample_data.json")
+        return frame
 
     def _sensor_to_world(self, sample_data: dict[str, Any]) -> NDArray[np.float64]:
         calibration = self._devkit.get("calibrated_sensor", sample_data["calibrated_sensor_token"])
@@ -170,21 +205,17 @@ def _open_devkit(root: Path, version: str) -> Any:
             raise OlivineError("a table of the data set is missing", where=path, remedy=_DOWNLOAD)
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (ValueError, KeyError, AssertionError, IndexError) as error:
+    except Exception as error:
         for table in (*TABLES, "lidarseg"):
             path = root / version / f"{table}.json"
             if path.is_file():
-                try:
-                    json.loads(path.read_bytes())
-                except ValueError as broken:
-                    raise OlivineError(
-                        f"a table of the data set is not whole ({broken})", where=path, remedy=_DOWNLOAD
-                    ) from None
-        raise OlivineError(
-            f"nuscenes-devkit cannot load the tables ({type(error).__name__}: {error})",
-            where=root / version,
-            remedy=_DOWNLOAD,
-        ) from error
+                demand(read_json(path, _DOWNLOAD, most=_LARGEST_TABLE), [{"token": str}], path, _DOWNLOAD)
+        raise _do_not_fit(error, root / version) from error
+
+
+def _do_not_fit(error: Exception, where: Path) -> OlivineError:
+    what = f"the tables of the data set do not fit together ({type(error).__name__}: {error})"
+    return OlivineError(what, where=where, remedy=_DOWNLOAD)
 
 
 def _scene_splits(version: str) -> dict[str, str]:
@@ -201,7 +232,13 @@ def _point_classes(devkit: Any) -> tuple[bytes, tuple[str, ...]]:
     """Raw lidarseg index to the challenge's 16 classes (0 = ignored), and their names from 1 on."""
     from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 
-    mapper = LidarsegClassMapper(devkit)
+    for record in devkit.category:
+        where = Path(devkit.dataroot) / devkit.version / "category.json"
+        demand(record, {"name": str, "index": Whole(0, 255)}, where, _DOWNLOAD)
+    try:
+        mapper = LidarsegClassMapper(devkit)
+    except _BROKEN as error:
+        raise _do_not_fit(error, Path(devkit.dataroot) / devkit.version) from error
     fine = mapper.fine_idx_2_coarse_idx_mapping
     lookup = bytes(fine.get(i, 0) for i in range(max(fine) + 1))
     names = {index: name for name, index in mapper.coarse_name_2_coarse_idx_mapping.items()}
@@ -215,8 +252,15 @@ def _truth_folder(root: Path) -> str | None:
 def frame_boxes(frame: Frame) -> list[Box]:
     """The annotated boxes of a keyframe in its LiDAR frame, in the tables' order."""
     devkit = _open_devkit(frame.root, frame.version)
+    try:
+        return _boxes_of(devkit, frame.token)
+    except _BROKEN as error:
+        raise _do_not_fit(error, frame.root / frame.version) from error
+
+
+def _boxes_of(devkit: Any, token: str) -> list[Box]:
     boxes = []
-    for box in devkit.get_sample_data(frame.token)[1]:
+    for box in devkit.get_sample_data(token)[1]:
         width, length, height = (float(v) for v in box.wlh)
         x, y, z = (float(v) for v in box.center)
         w, i, j, k = (float(v) for v in box.orientation.elements)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, atomic_directory, read_json
+from ..common.images import open_image
 from ..labelgen.store import LabelStore, class_colors, open_store
 from ..pairs.shards import FrameRecord, ShardSet, open_shards
 
@@ -105,9 +105,9 @@ def draw_report(
 def _overlay(store: LabelStore, frame: Any, camera: Any) -> Image:
     from PIL import Image
 
-    with Image.open(frame.image_path(camera)) as opened:
+    with open_image(frame.image_path(camera), size=(camera.width, camera.height)) as opened:
         image = opened.convert("RGB")
-    label = store.label_map(camera)
+    label = store.label_map(camera, frame.scene)
     colors = Image.fromarray(class_colors(store.classes)[label])
     mask = Image.fromarray(np.where(label > 0, 140, 0).astype(np.uint8))
     image.paste(colors, (0, 0), mask)
@@ -118,7 +118,8 @@ def _points_on_image(records: ShardSet, record: FrameRecord, camera: int) -> Ima
     from PIL import Image, ImageDraw
 
     assert record.image is not None
-    image = Image.open(io.BytesIO(record.image[camera])).convert("RGB")
+    with open_image(record.image[camera], where=f"frame {record.token}") as opened:
+        image = opened.convert("RGB")
     scale = 640 / image.width
     image = image.resize((640, round(scale * image.height)))
     # Faded, so that the points stand out.

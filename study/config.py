@@ -11,7 +11,7 @@ probe: {epochs: 20}
 finetune: {fraction: 1}            # none without
 rows:
   random: null                     # weights from the seed, not pre-trained
-  InfoNCE: {loss.wcd: false, loss.scr: false}
+  InfoNCE: {method.wcd: false, method.scr: false}
   whole: {}
 tables:
   - {title: Table 5, stage: probe, rows: [random, InfoNCE, whole], against: InfoNCE}
@@ -30,7 +30,8 @@ from typing import Any, Literal
 from ..common import OlivineError, PathLike
 from ..common.settings import read_yaml, settings_from_plain, settings_to_plain
 from ..downstream.settings import FinetuneSettings, ProbeSettings
-from ..train.settings import CONFIGS, PretrainSettings, load_settings
+from ..train.released import KEYS
+from ..train.settings import CONFIGS, PretrainSettings, load_settings, read_settings
 
 Stage = Literal["pretrain", "probe", "finetune"]
 
@@ -147,7 +148,7 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
 
     def settings(name: str, changes: Mapping[str, Any]) -> PretrainSettings:
         place = f"{where}: row {name!r}" if name else f"{where}: set"
-        return settings_from_plain(PretrainSettings, _changed(base, {**everywhere, **changes}, place), place)
+        return read_settings(_changed(base, {**everywhere, **changes}, place), place)
 
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
@@ -185,8 +186,12 @@ def slug(name: str) -> str:
 def _changed(base: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Nested plain settings with dotted keys changed."""
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    changes = {KEYS.get(str(key), str(key)): value for key, value in changes.items()}
+    for section in ("method", "backbone"):  # another one has other settings
+        if changes.get(f"{section}.name", result.get(section, {}).get("name")) != result.get(section, {}).get("name"):
+            result[section] = {}
     for key, value in changes.items():
-        section, _, last = str(key).rpartition(".")
+        section, _, last = key.rpartition(".")
         if "." in section:
             raise OlivineError(f"no setting {key!r}", where=where, remedy="see olivine pretrain --print-config")
         place = result.setdefault(section, {}) if section else result

@@ -25,11 +25,11 @@ from ..downstream.probe import linear_probe
 from ..downstream.settings import INCIDENTAL as HOW
 from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
+from ..train.build import backbone_arguments, build_encoder, seeded_backbone
 from ..train.checkpoint import save_checkpoint
 from ..train.loop import pretrain
 from ..train.pixel_features import store_pixel_features
 from ..train.settings import INCIDENTAL, PretrainSettings
-from ..train.setup import backbone_arguments, build_encoder, seeded_backbone
 from .config import StudySettings, slug, study_from_plain
 from .picture import draw_study
 from .rows import Row, Run, find_row, read_rows, write_row
@@ -278,7 +278,9 @@ def _save_random(settings: PretrainSettings, path: Path) -> None:
     """A checkpoint of random weights, so that they are probed and fine-tuned like any other."""
     network = seeded_backbone(settings, settings.seed)
     content = {"settings": settings_to_plain(settings), "backbone": backbone_arguments(settings)}
-    save_checkpoint(path, {"kind": "pretrain", "step": 0, **content, "backbone_state": network.state_dict()})
+    save_checkpoint(
+        path, {"kind": "pretrain", "step": 0, **content, "backbone_state": network.state_dict(), "method_state": {}}
+    )
 
 
 def _note_time(out: Path, run: Run, seconds: float, of: str) -> None:

@@ -145,8 +145,7 @@ def nuscenes_rig() -> Rig:
 class KittiCalibration:
     """What KITTI's ``calib.txt`` holds: P0 to P3 (float64 [4, 3, 4]) at full size and Tr (float64 [4, 4]).
 
-    The fourth columns of the real P2 and P3 also hold a few millimetres across the baseline, which pykitti leaves
-    out; here they are zero, so that every reader projects alike.
+    P_k = K [I | t_k], t_k where camera 0 is in camera k's frame: mostly along x, some millimetres along y and z.
     """
 
     projection: NDArray[np.float64]
@@ -160,7 +159,7 @@ def kitti_calibration() -> KittiCalibration:
     focal, (cu, cv) = plain["focal"], plain["center"]
     one = np.array([[focal, 0, cu, 0], [0, focal, cv, 0], [0, 0, 1, 0]], np.float64)
     projection = np.stack([one] * 4)
-    projection[:, 0, 3] = plain["baseline_px"]
+    projection[:, :, 3] = plain["fourth_column"]
     to_camera = np.eye(4)
     to_camera[:3] = np.array(plain["velodyne_to_camera_0"]).reshape(3, 4)
     return KittiCalibration(projection, to_camera)
@@ -173,8 +172,7 @@ def kitti_rig() -> Rig:
     lidar = _lidar(plain["lidar"])
     calibration = kitti_calibration()
     left = calibration.projection[2]
-    shift = np.eye(4)
-    shift[0, 3] = left[0, 3] / left[0, 0]
+    shift = rigid(np.eye(3), np.linalg.solve(left[:, :3], left[:, 3]))
     lidar_to_camera = shift @ calibration.velodyne_to_camera_0
     camera = plain["camera"]
     to_ego = lidar.to_ego @ np.linalg.inv(lidar_to_camera)

@@ -14,7 +14,7 @@ from ..common import (
     OlivineError,
     PathLike,
     atomic_directory,
-    children_deaf_to_ctrl_c,
+    children_ignore_ctrl_c,
     children_share_cores,
     cores,
     read_json,
@@ -198,7 +198,7 @@ def _in_processes(units: list[Unit], workers: int) -> Iterator[Made]:
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     try:
-        with children_share_cores(workers), children_deaf_to_ctrl_c():
+        with children_share_cores(workers), children_ignore_ctrl_c():
             waiting = [pool.submit(_unit_list, unit) for unit in units]
         for done in concurrent.futures.as_completed(waiting):
             yield from done.result()

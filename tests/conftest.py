@@ -94,12 +94,6 @@ def make_kitti_frame(folder: Path) -> None:
     shutil.move(folder / "world" / "sequences", frame / "sequences")
     shutil.rmtree(frame / "sequences" / "00" / "labels")
     (frame / "sequences" / "00" / "poses.txt").unlink()
-    calibration = frame / "sequences" / "00" / "calib.txt"
-    rows = {name: values.split() for name, values in (r.split(":") for r in calibration.read_text().splitlines())}
-    # In real files camera 2 stands 6 cm from camera 0, which P2's fourth column says; together with Tr nothing moves.
-    rows["P2"][3] = repr(0.06 * float(rows["P2"][0]))
-    rows["Tr"][3] = repr(float(rows["Tr"][3]) - 0.06)
-    calibration.write_text("".join(f"{name}: {' '.join(values)}\n" for name, values in rows.items()))
     cloud = frame / "sequences" / "00" / "velodyne" / "000000.bin"
     points = np.fromfile(cloud, np.float32).reshape(-1, 4)
     points[np.abs(points[:, 1]) < 0.9 * points[:, 0]].tofile(cloud)  # 84 degrees, the camera sees 81
@@ -247,9 +241,9 @@ def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from olivine.common.settings import settings_to_plain
+    from olivine.train.build import backbone_arguments, seeded_backbone
     from olivine.train.checkpoint import save_checkpoint
     from olivine.train.settings import load_settings
-    from olivine.train.setup import backbone_arguments, seeded_backbone
 
     """``make_checkpoint("voxels.size_m=1", seed=3)``: a checkpoint of random weights on coarse voxels."""
 

@@ -8,15 +8,17 @@ public code's: rotation, flips, cuboid, crop, image flip.
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
 from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
-from .picture import decode_crop
+from .picture import decode_crop, decode_segments
+from .sample import COLUMNS, STORED, Sample
 
 if TYPE_CHECKING:
     from ..pairs.shards import FrameRecord
@@ -121,37 +123,6 @@ def choose_crop(
     return 0, 0, width, height
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One frame, augmented, as the trainer takes it.
-
-    Attributes:
-        frame: position in the shard set; ``token`` its name.
-        points: float32 [N, 4], dropped points taken out.
-        image: uint8 [C, H, W, 3].
-        pair_point: int64 [M], index into ``points``.
-        pair_camera, pair_label: uint8 [M].
-        pair_uv: float32 [M, 2], in the augmented pictures.
-        pair_density: float32 [M].
-        pair_truth: uint8 [M], the point's ground-truth class (0 where unknown), or None where the set has none.
-        pair_row: int64 [M], the pair's row among the stored frame's pairs.
-        class_count: int64 [K + 1], of the whole frame before augmentation.
-    """
-
-    frame: int
-    token: str
-    points: NDArray[np.float32]
-    image: NDArray[np.uint8]
-    pair_point: NDArray[np.int64]
-    pair_camera: NDArray[np.uint8]
-    pair_label: NDArray[np.uint8]
-    pair_uv: NDArray[np.float32]
-    pair_density: NDArray[np.float32]
-    pair_truth: NDArray[np.uint8] | None
-    pair_row: NDArray[np.int64]
-    class_count: NDArray[np.int64]
-
-
 def drop_cuboid(
     xyz: NDArray[np.float32],
     pair_point: NDArray[np.integer],
@@ -170,28 +141,42 @@ def drop_cuboid(
     return ~dropped
 
 
-def augment_pictures(
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of an augmented frame.
+
+    Attributes:
+        image: uint8 [C, H, W, 3], or None.
+        segment: int32 [C, H, W], −1 = no segment, or None.
+        uv: float32 [M, 2], the pairs' new pixels.
+        kept: bool [M], which pairs lie in their image's crop (and were there before).
+    """
+
+    image: NDArray[np.uint8] | None
+    segment: NDArray[np.int32] | None
+    uv: NDArray[np.float32]
+    kept: NDArray[np.bool_]
+
+
+def augment_images(
     record: FrameRecord,
     pair_kept: NDArray[np.bool_],
     size: tuple[int, int],
     settings: AugmentSettings,
     generator: np.random.Generator,
-    decode: bool = True,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]:
-    """Crop, resize and flip each picture of a frame.
+    columns: Container[str] = ("image",),
+) -> Images:
+    """Crop, resize and flip each image of a frame.
 
     Args:
         record: the frame.
         pair_kept: which pairs are still there, bool [M].
         size: (height, width) wanted.
-        decode: whether the pictures themselves are made; without, they are [C, 0, 0, 3].
-
-    Returns:
-        pictures uint8 [C, H, W, 3]; the pairs' new pixels float32 [M, 2]; which pairs lie in their picture's crop
-        (and were there before), bool [M].
+        columns: which of ``image`` and ``segment`` are decoded; the pairs' places are the same without.
     """
     cameras = len(record.image_size)
-    image = np.empty((cameras, *(size if decode else (0, 0)), 3), np.uint8)
+    image = np.empty((cameras, *size, 3), np.uint8) if "image" in columns else None
+    segment = np.empty((cameras, *size), np.int32) if "segment" in columns else None
     uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
     # Pairs are ordered by camera.
     edge = np.searchsorted(record.pair_camera, np.arange(cameras + 1))
@@ -202,11 +187,24 @@ def augment_pictures(
         if settings.crop:
             crop = choose_crop(record.pair_uv[mine][kept[mine]], width, height, settings, generator)
         flip = bool(generator.random() < settings.flip_image)
-        if decode:
-            assert record.image is not None
+        if image is not None:
             decode_crop(record.image[c], crop, flip, image[c])
+        if segment is not None:
+            segment[c] = decode_segments(record.segment[c], crop, flip, size)
         move_pairs(record.pair_uv[mine], *crop, *size, settings.round_pixels, flip, uv[mine], kept[mine])
-    return image, uv, kept
+    return Images(image, segment, uv, kept)
+
+
+#: Columns that every sample has; a method's needs come on top.
+BASE = ("points", "pair_point", "pair_camera", "pair_uv", "image_size")
+
+
+def stored_columns(columns: Iterable[str], labels: str = "weak") -> tuple[str, ...]:
+    """What is read of a stored frame to make a sample with ``columns``."""
+    named = dict.fromkeys((*BASE, *columns))
+    if labels == "truth" and named.pop("pair_label", "absent") != "absent":
+        named["point_label"] = None
+    return tuple(name for name in named if name in STORED)
 
 
 def make_sample(
@@ -215,44 +213,48 @@ def make_sample(
     size: tuple[int, int],
     settings: AugmentSettings,
     generator: np.random.Generator,
-    pictures: bool = True,
+    columns: Sequence[str] = (),
+    labels: str = "weak",
 ) -> Sample:
     """Augment one frame of a shard.
 
     Args:
-        record: the frame as it is stored.
+        record: the frame, with :func:`stored_columns`.
         frame: its position in the set.
-        size: (height, width) of the pictures wanted.
-        pictures: whether to make them; their places in the pairs are the same without.
+        size: (height, width) of the images wanted.
+        columns: wanted besides :data:`BASE`, see :data:`~.sample.COLUMNS`.
+        labels: ``weak``, or ``truth``: the pairs carry their points' ground truth.
 
     Raises:
-        OlivineError: the shards were built without pictures, or a picture cannot be decoded.
+        OlivineError: an image cannot be decoded, or there is no ground truth.
     """
-    if pictures and not record.image:
-        raise OlivineError(
-            "the shards hold no pictures",
-            where=record.token,
-            remedy="run olivine build-pairs again without --no-images",
-        )
     points = rotate_and_flip(record.points, settings, generator)
     stays = np.ones(len(points), bool)
     if settings.cuboid > 0:
         stays = drop_cuboid(
             points[:, :3], record.pair_point, record.pair_camera, len(record.image_size), settings, generator
         )
-    image, uv, kept = augment_pictures(record, stays[record.pair_point], size, settings, generator, pictures)
+    images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
     new_index = np.cumsum(stays) - 1
-    return Sample(
-        frame,
-        record.token,
-        points[stays],
-        image,
-        new_index[record.pair_point[kept]],
-        record.pair_camera[kept],
-        record.pair_label[kept],
-        uv[kept],
-        record.pair_density[kept],
-        None if record.point_label is None else record.point_label[record.pair_point[kept]],
-        np.flatnonzero(kept),
-        np.asarray(record.class_count, np.int64),
-    )
+    found: dict[str, NDArray[Any]] = {}
+    value: Any
+    for name in (*BASE, *columns):
+        if name == "pair_row":
+            value = np.flatnonzero(images.kept)
+        elif name in ("image", "segment"):
+            value = getattr(images, name)
+        elif name == "pair_uv":
+            value = images.uv[images.kept]
+        elif name == "pair_point":
+            value = new_index[record.pair_point[images.kept]]
+        elif name == "pair_label" and labels == "truth":
+            if record.point_label is None:
+                raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
+            value = record.point_label[record.pair_point[images.kept]]
+        elif name == "points":
+            value = points[stays]
+        else:
+            kept = {"pairs": images.kept, "points": stays}.get(COLUMNS[name].over)
+            value = getattr(record, name) if kept is None else getattr(record, name)[kept]
+        found[name] = np.asarray(value)
+    return Sample(frame, record.token, found)

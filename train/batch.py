@@ -1,60 +1,53 @@
-"""Frames of one forward pass, joined into tensors: points, pictures and pairs with global indices."""
+"""Frames of one forward pass, joined into tensors: clouds, images and pairs with global indices.
+
+What is joined how stands in one table, :data:`~.sample.COLUMNS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..common import OlivineError
-from .augment import Sample
+from .sample import COLUMNS, Sample, column_of
 from .voxelize import Voxels
 
+_INDEX = ("pair_camera", "pair_point", "pair_label")  # int64, whatever they are stored as
 
-@dataclass(frozen=True, eq=False)
+
 class Batch:
     """B frames as tensors.
 
     Attributes:
         tokens: of the frames; ``frames`` their positions in the shard set.
-        points: float32 [N, 4], all clouds one after the other.
-        point_count: points of each cloud.
-        image: uint8 [I, H, W, 3], all pictures one after the other.
-        pair_point: int64 [M], row of ``points``.
-        pair_image: int64 [M], row of ``image``.
-        pair_frame: int64 [M], ascending.
-        pair_label: int64 [M].
-        pair_uv: float32 [M, 2].
-        pair_density: float32 [M].
-        pair_row: int64 [M], row among the stored frame's pairs.
-        class_count: int64 [B, C], pairs of each class in each whole frame.
+        point_count: points of each cloud; ``image_count`` images of each frame.
+        pair_frame: int64 [M], the frame of each pair, ascending.
+        columns: by name, those of the samples: over points [N, …], all clouds one after the other; over pairs [M, …],
+            with ``pair_point`` a row of the points and ``pair_camera`` a row of the images; over images [I, …]; of
+            frames [B, …].
     """
 
-    tokens: tuple[str, ...]
-    frames: tuple[int, ...]
-    points: Tensor
-    point_count: tuple[int, ...]
-    image: Tensor
-    pair_point: Tensor
-    pair_image: Tensor
-    pair_frame: Tensor
-    pair_label: Tensor
-    pair_uv: Tensor
-    pair_density: Tensor
-    pair_row: Tensor
-    class_count: Tensor
+    def __init__(
+        self,
+        tokens: tuple[str, ...],
+        frames: tuple[int, ...],
+        point_count: tuple[int, ...],
+        image_count: tuple[int, ...],
+        pair_frame: Tensor,
+        columns: Mapping[str, Tensor],
+    ) -> None:
+        self.tokens, self.frames, self.point_count, self.image_count = tokens, frames, point_count, image_count
+        self.pair_frame, self.columns = pair_frame, dict(columns)
+
+    def __getattr__(self, name: str) -> Tensor:
+        value: Tensor = column_of(self.__dict__.get("columns", {}), name)
+        return value
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if f.name not in ("tokens", "frames", "point_count")
-        }
-        return replace(self, **moved)
+        return self._with(lambda name, value: value.to(device, non_blocking=True), tuple(self.columns))
 
     def point_cloud(self) -> Tensor:
         """The cloud of each point, int64 [N]."""
@@ -63,61 +56,44 @@ class Batch:
 
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
-        names = ("pair_point", "pair_image", "pair_frame", "pair_label", "pair_uv", "pair_density", "pair_row")
-        return replace(self, **{name: getattr(self, name).index_select(0, kept) for name in names})
+        over_pairs = tuple(name for name in self.columns if COLUMNS[name].over == "pairs")
+        return self._with(lambda name, value: value.index_select(0, kept), over_pairs)
+
+    def _with(self, change: Callable[[str, Tensor], Tensor], names: Sequence[str]) -> Batch:
+        columns = {name: change(name, value) if name in names else value for name, value in self.columns.items()}
+        frame = change("pair_frame", self.pair_frame)
+        return Batch(self.tokens, self.frames, self.point_count, self.image_count, frame, columns)
 
 
-def collate(samples: Sequence[Sample], labels: str = "weak") -> Batch:
-    """Join samples.
-
-    Args:
-        labels: ``weak`` or ``truth``, see :class:`~olivine.train.settings.DataSettings`.
-    """
-    points, images, pair_point, pair_image, pair_frame = [], [], [], [], []
-    first_point = first_image = 0
-    for number, sample in enumerate(samples):
-        points.append(sample.points)
-        images.append(sample.image)
-        pair_point.append(sample.pair_point.astype(np.int64) + first_point)
-        pair_image.append(sample.pair_camera.astype(np.int64) + first_image)
-        pair_frame.append(np.full(len(sample.pair_point), number, np.int64))
-        first_point += len(sample.points)
-        first_image += len(sample.image)
-    label = []
-    for sample in samples:
-        chosen = sample.pair_label if labels == "weak" else sample.pair_truth
-        if chosen is None:
-            raise OlivineError("has no ground truth", where=sample.token, remedy="use --set data.labels=weak")
-        label.append(chosen)
-
-    def joined(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(dtype)
-
-    return Batch(
-        tuple(s.token for s in samples),
-        tuple(s.frame for s in samples),
-        joined(points, torch.float32),
-        tuple(len(s.points) for s in samples),
-        joined(images, torch.uint8),
-        joined(pair_point, torch.int64),
-        joined(pair_image, torch.int64),
-        joined(pair_frame, torch.int64),
-        joined(label, torch.int64),
-        joined([s.pair_uv for s in samples], torch.float32),
-        joined([s.pair_density for s in samples], torch.float32),
-        joined([s.pair_row for s in samples], torch.int64),
-        torch.from_numpy(np.stack([s.class_count for s in samples])),
-    )
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join samples with the same columns, each as its row of :data:`COLUMNS` says."""
+    points = tuple(len(sample.points) for sample in samples)
+    images = tuple(int(sample.columns["image_size"].shape[0]) for sample in samples)
+    first = {"points": np.cumsum((0, *points)), "images": np.cumsum((0, *images))}
+    columns = {}
+    for name in samples[0].columns:
+        column, parts = COLUMNS[name], [sample.columns[name] for sample in samples]
+        if name in _INDEX:
+            parts = [part.astype(np.int64) for part in parts]
+        if column.counts is not None:
+            parts = [part + first[column.counts][number] for number, part in enumerate(parts)]
+        columns[name] = torch.from_numpy(np.stack(parts) if column.over == "frame" else np.concatenate(parts))
+    pairs = [len(sample.pair_point) for sample in samples]
+    pair_frame = torch.from_numpy(np.repeat(np.arange(len(samples)), pairs))
+    tokens, frames = tuple(s.token for s in samples), tuple(s.frame for s in samples)
+    return Batch(tokens, frames, points, images, pair_frame, columns)
 
 
-def attach_to_voxels(batch: Batch, voxels: Voxels) -> tuple[Batch, Tensor]:
+def attach_to_places(batch: Batch, voxels: Voxels, place: Tensor) -> tuple[Batch, Tensor]:
     """Leave out pairs whose point lies outside the voxels' range.
 
+    Args:
+        place: int64 [N], where each point's embedding is.
+
     Returns:
-        the batch with the pairs that stay, and the voxel of each, int64 [M'].
+        the batch with the pairs that stay, and the place of each, int64 [M'].
     """
-    voxel = voxels.inverse.index_select(0, batch.pair_point)
-    kept = torch.nonzero(voxel >= 0)[:, 0]
-    if len(kept) < len(voxel):
-        batch, voxel = batch.select_pairs(kept), voxel.index_select(0, kept)
-    return batch, voxel
+    kept = torch.nonzero(voxels.inverse.index_select(0, batch.pair_point) >= 0)[:, 0]
+    if len(kept) < len(batch.pair_point):
+        batch = batch.select_pairs(kept)
+    return batch, place.index_select(0, batch.pair_point)

@@ -6,12 +6,11 @@ What a file of kind ``pretrain`` holds:
 ``format``          ``olivine-checkpoint``; ``schema`` ``major.minor``; ``kind``
 ``step``, ``steps``  steps done, and of the whole run
 ``settings``        every setting, nested plain values
-``backbone``        ``name``, ``in_channels``, ``out_channels`` for ``build_backbone``
+``backbone``        ``name``, ``in_channels`` and options for ``build_backbone``
 ``backbone_state``  its tensors, named as the network names them
-``heads_state``     the pixel heads
-``vmf_state``       the classes' running means
+``method_state``    the method's: heads, running statistics
+``exported_heads``  names of heads in exported files, and the method's modules they mean
 ``optimizer_state``  momentum
-``random_state``    PyTorch's CPU generator
 ``data``            digest of the shards, their classes, the label manifest's digest
 ``encoder``         kind and SHA-256 of the frozen encoder's weights
 ``best``            lowest validation loss so far, or None
@@ -22,14 +21,16 @@ What a file of kind ``pretrain`` holds:
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, write_bytes
+from .backbone import Backbone, build_backbone
+from .released import modern_checkpoint
+from .tensors import check_state, read_tensors
 
 FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
@@ -63,13 +64,7 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
         OlivineError: no such file, truncated, not a checkpoint of this package, or of an unknown schema.
     """
     path = checkpoint_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0][:100]
-        raise OlivineError(
-            f"cannot be read as a checkpoint ({first})", where=path, remedy="take another, or import it: import-weights"
-        ) from None
+    content = read_tensors(path, "take another, or import it: import-weights")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise OlivineError(
             "is not a checkpoint of olivine", where=path, remedy="convert it first: olivine import-weights"
@@ -80,7 +75,7 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
             where=path,
             remedy="use the olivine that wrote it",
         )
-    return content
+    return modern_checkpoint(content)
 
 
 def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
@@ -89,28 +84,16 @@ def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
     Raises:
         OlivineError: they are another network's.
     """
-    expected = module.state_dict()
-    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
-    if missing or extra or wrong:
-        named = (missing + extra + wrong)[0]
-        raise OlivineError(
-            f"holds another network's tensors: {len(missing)} missing, {len(extra)} unknown, {len(wrong)} of another "
-            f"shape (the first is {named})",
-            where=where,
-            remedy="choose the backbone it was made with (--set backbone.name=…)",
-        )
+    check_state(module.state_dict(), state, where, "choose the backbone it was made with (--set backbone.name=…)")
     module.load_state_dict(state)
 
 
-def load_backbone(path: PathLike) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(path: PathLike) -> tuple[Backbone, dict[str, Any]]:
     """The 3D network of a run's folder or a checkpoint, with its weights, and the checkpoint's content.
 
     Raises:
         OlivineError: names the file.
     """
-    from .backbones import build_backbone
-
     path = checkpoint_file(path)
     content = load_checkpoint(path)
     if "backbone_state" not in content:
@@ -135,3 +118,13 @@ def prune(directory: Path, keep: int) -> None:
     numbered = sorted(directory.glob("epoch-*.pt"))
     for old in numbered[: max(0, len(numbered) - keep)]:
         old.unlink(missing_ok=True)
+
+
+def exported_heads(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The point heads in a checkpoint, by the names that they have in exported files."""
+    return {
+        f"{exported}.{name.removeprefix(f'{module}.')}": tensor
+        for exported, module in content.get("exported_heads", {}).items()
+        for name, tensor in content.get("method_state", {}).items()
+        if name.startswith(f"{module}.")
+    }

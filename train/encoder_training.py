@@ -22,9 +22,8 @@ import typer
 from torch import Tensor, nn
 
 from ..common import OlivineError, atomic_file, track
-from .heads import sample_features
-from .image_encoder import IMAGENET_MEAN, IMAGENET_STD, SMALL_WEIGHTS
-from .small_encoder import SmallEncoder
+from .encoders.small import SmallEncoder
+from .feature_map import sample_features
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def train_encoder(pictures: Tensor, settings: EncoderTraining) -> tuple[SmallEnc
         )
     parameters = [*encoder.parameters(), *projector.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (encoder.mean, encoder.std))
     size = (settings.height, settings.width)
     losses = []
     for step in track(range(settings.steps), "encoder", unit="step"):
@@ -192,7 +191,7 @@ def save_encoder(encoder: SmallEncoder, path: Path) -> None:
 
 def main(
     streets: Annotated[Path, typer.Argument(help="Folder of a synthetic data set made with a seed of its own.")],
-    out: Annotated[Path, typer.Option(help="The weights file.")] = SMALL_WEIGHTS,
+    out: Annotated[Path, typer.Option(help="The weights file.")] = SmallEncoder.bundled,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = EncoderTraining.steps,
 ) -> None:
     """Train the small image encoder on the pictures of a folder; a few minutes on two cores."""

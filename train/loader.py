@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, children_deaf_to_ctrl_c
-from .augment import AugmentSettings, Sample, generator_of, make_sample
+from ..common import OlivineError, PathLike, children_ignore_ctrl_c
+from .augment import AugmentSettings, generator_of, make_sample, stored_columns
+from .sample import STORED, Sample
 from .slots import Slots
 
 if TYPE_CHECKING:
     from ..pairs.shards import ShardSet
 
-_CLOUD_BYTES = 3 << 20  # in a slot, besides the pictures: points and pairs of a nuScenes frame take 1 MiB
+_CLOUD_BYTES = 3 << 20  # in a slot, besides the images: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
 
 
@@ -56,7 +57,9 @@ class StreamSettings:
     Attributes:
         batch: frames per step over all processes.
         part: (first, last) positions of this process within a step's batch.
-        size: (height, width) of the pictures; ``pictures`` whether they are decoded.
+        size: (height, width) of the images.
+        columns: of the samples, see :func:`~.augment.make_sample`; nothing else is read or decoded.
+        labels: ``weak`` or ``truth``.
     """
 
     seed: int
@@ -65,7 +68,8 @@ class StreamSettings:
     size: tuple[int, int]
     augment: AugmentSettings
     shuffle: bool = True
-    pictures: bool = True
+    columns: tuple[str, ...] = ()
+    labels: str = "weak"
 
 
 class FrameStream:
@@ -89,19 +93,27 @@ class FrameStream:
         self.count = len(self.shards)
         if self.count == 0:
             raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
-        if settings.pictures and not self.shards.has_image:
-            raise OlivineError(
-                "the shards hold no pictures", where=shards, remedy="run olivine build-pairs again without --no-images"
-            )
+        for column in stored_columns(settings.columns, settings.labels):
+            if not self.shards.has(column):
+                raise OlivineError(
+                    f"the shards hold no {column!r}, which this run needs",
+                    where=shards,
+                    remedy=f"make them with: {STORED[column].added_by}",
+                )
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
             context = get_context("spawn")
-            picture_bytes = 3 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * settings.pictures
+            image_bytes = (
+                3 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * ("image" in settings.columns)
+            )
+            image_bytes += (
+                4 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * ("segment" in settings.columns)
+            )
             # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
-            self.slots = Slots(context, frames, picture_bytes + _CLOUD_BYTES)
+            self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES)
             self.pool = ProcessPoolExecutor(
                 workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
             )
@@ -171,7 +183,7 @@ class FrameStream:
     def _submit(self, epoch: int, frame: int) -> tuple[int | None, Future[_Packed]]:
         assert self.pool is not None
         slot = self.slots.take()
-        with children_deaf_to_ctrl_c():  # the pool starts its workers here, one by one
+        with children_ignore_ctrl_c():  # the pool starts its workers here, one by one
             return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
@@ -183,7 +195,8 @@ def _open(path: str) -> ShardSet:
 
 def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
     generator = generator_of(settings.seed, epoch, frame)
-    return make_sample(shards[frame], frame, settings.size, settings.augment, generator, settings.pictures)
+    record = shards.read(frame, stored_columns(settings.columns, settings.labels))
+    return make_sample(record, frame, settings.size, settings.augment, generator, settings.columns, settings.labels)
 
 
 _Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns

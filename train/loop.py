@@ -11,38 +11,36 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..common import OlivineError, package_versions, track, write_json
+from ..common import OlivineError, package_versions, stop_signals, track, write_json
 from ..common.settings import settings_to_plain
-from .augment import Sample
 from .batch import collate
-from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
-from .metrics_log import MetricsLog
-from .pixel_features import PixelFeatures, open_pixel_features
-from .run_folder import claim, identity_of
-from .settings import PretrainSettings
-from .setup import (
+from .build import (
     backbone_arguments,
     build_model,
-    build_optimizer,
-    learning_rate,
-    make_fabric,
+    label_names,
+    needs_of,
     open_stream,
     open_validation,
     pair_class_count,
-    share_of_step,
-    stop_signals,
-    torch_state,
 )
+from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
+from .devices import anywhere, make_fabric, over_processes, share_of_step, torch_state
+from .forward import Distiller, Terms
+from .method import Reduce
+from .metrics_log import MetricsLog, memory_mib
+from .pixel_features import PixelFeatures, open_pixel_features
+from .run_folder import claim, identity_of
+from .sample import Sample
+from .schedule import build_optimizer, learning_rate
+from .settings import PretrainSettings
 from .sparse.modules import share_norms
-from .step import Distiller, StepResult, forward_pass
-from .step_metrics import over_processes, step_row
-from .vmf import VmfStatistics
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -82,7 +80,6 @@ class RunState:
 
     model: Distiller
     optimizer: torch.optim.Optimizer
-    statistics: VmfStatistics
     step: int = 0
     best: float | None = None
 
@@ -92,10 +89,8 @@ class RunState:
             "step": self.step,
             "best": self.best,
             "backbone_state": self.model.backbone.state_dict(),
-            "heads_state": self.model.heads.state_dict(),
-            "vmf_state": self.statistics.state_dict(),
+            "method_state": self.model.method.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
-            "random_state": torch.get_rng_state(),
         }
         save_checkpoint(path, {**constant, **content})
 
@@ -103,11 +98,18 @@ class RunState:
         """Take up where a checkpoint was written."""
         found = load_checkpoint(path)
         load_state(self.model.backbone, found["backbone_state"], path)
-        load_state(self.model.heads, found["heads_state"], path)
-        self.statistics.load_state_dict(found["vmf_state"])
+        load_state(self.model.method, found["method_state"], path)
         self.optimizer.load_state_dict(found["optimizer_state"])
-        torch.set_rng_state(found["random_state"])
         self.step, self.best = found["step"], found["best"]
+
+
+@dataclass
+class Pass:
+    """What one forward pass gave, see :meth:`~olivine.train.forward.Distiller.forward`."""
+
+    loss: Tensor
+    terms: Terms
+    counts: dict[str, int]
 
 
 def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> PretrainSummary:
@@ -126,35 +128,28 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     out, run, started = Path(out), settings.run, time.monotonic()
     last = out / "last.pt"
     fabric = make_fabric(settings)
-    chief = fabric.global_rank == 0
+    rank_zero = fabric.global_rank == 0
+    reduce = partial(over_processes, fabric=fabric)
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
     stream = open_stream(settings, share, fabric.world_size)
     with stream, torch_state(settings, fabric.device), stop_signals() as stop:
         shards = stream.shards
-        pixels = open_pixel_features(settings, shards, fabric.device)
-        class_count = pair_class_count(shards, settings)
+        pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
+        class_count = pair_class_count(shards, settings).to(fabric.device)
         data = {
             "digest": shards.digest,
             "classes": list(shards.classes),
             "point_classes": list(shards.point_classes),
             "labels": settings.data.labels,
         }
-        identity = identity_of(settings, data, pixels.identity)
-        # Length of the run, and of the warm-up in which only the class statistics run.
+        identity = identity_of(settings, data, {} if pixels is None else pixels.identity)
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
-        warmup = round(settings.loss.warmup * steps) if settings.loss.scr else 0
-        alpha = settings.loss.alpha if settings.loss.alpha is not None else 1 / max(1, warmup)
 
-        model = build_model(settings, pixels.channels).to(fabric.device)
+        channels = 0 if pixels is None else pixels.channels
+        model = build_model(settings, channels, label_names(shards, settings), steps).to(fabric.device)
         optimizer = build_optimizer(settings, model)
-        statistics = VmfStatistics(
-            len(class_count),
-            settings.backbone.out_channels,
-            alpha,
-            bias_correction=settings.loss.bias_correction,
-        ).to(fabric.device)
-        state = RunState(model, optimizer, statistics)
-        if chief:  # only now, when everything else has been found right
+        state = RunState(model, optimizer)
+        if rank_zero:  # only now, when everything else has been found right
             claim(out, settings, identity, resume=resume)
         fabric.barrier()
         if last.is_file():
@@ -166,19 +161,20 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             **identity,
             "steps": steps,
             "backbone": backbone_arguments(settings),
+            "exported_heads": model.method.exported,
             "voxels": settings_to_plain(settings.voxels),
             "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"]),
         }
-        log = MetricsLog(out, state.step) if chief else None
+        log = MetricsLog(out, state.step) if rank_zero else None
         resumed_from, saved_at, losses, interrupted = state.step, time.monotonic(), [], False
 
         def save(name: str) -> None:
-            if chief:
+            if rank_zero:
                 state.save(out / name, constant)
 
         batches = stream.batches(state.step, steps)
         remaining = range(state.step, steps)
-        for step in track(remaining, "pretrain", unit="step") if chief else remaining:
+        for step in track(remaining, "pretrain", unit="step") if rank_zero else remaining:
             try:
                 samples = next(batches)
             except OlivineError:
@@ -191,41 +187,30 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            results: list[StepResult] = []
+            passes: list[Pass] = []
             for number in range(share.passes):
                 first = number * share.per_pass
-                batch = collate(samples[first : first + share.per_pass], settings.data.labels).to(fabric.device)
+                batch = collate(samples[first : first + share.per_pass]).to(fabric.device)
                 with fabric.no_backward_sync(wrapped, enabled=number + 1 < share.passes):
-                    result = forward_pass(
-                        batch,
-                        wrapped,
-                        pixels,
-                        statistics,
-                        settings,
-                        class_count,
-                        step=step,
-                        first_group=(share.first + first) // run.group,
-                        consistency=settings.loss.scr and step >= warmup,
-                    )
-                    results.append(result)
-                    if not bool(torch.isfinite(result.loss)):
-                        raise _not_finite("loss", results, samples, step, out)
-                    fabric.backward(result.loss / share.passes)
+                    done = Pass(*wrapped(batch, pixels, class_count, step, (share.first + first) // run.group))
+                    passes.append(done)
+                    if not bool(torch.isfinite(done.loss)):
+                        raise _not_finite("loss", passes, samples, step, out)
+                    fabric.backward(done.loss / share.passes)
             norm = float(
                 fabric.clip_gradients(  # type: ignore[arg-type]
                     wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
                 )
             )
             if not math.isfinite(norm) and run.precision != "16-mixed":  # there the scaler skips such a step
-                raise _not_finite("gradient", results, samples, step, out)
+                raise _not_finite("gradient", passes, samples, step, out)
             optimizer.step()
-            if settings.loss.scr and (step < warmup or not settings.loss.freeze):
-                sums = torch.stack([r.class_sums for r in results if r.class_sums is not None]).sum(0)
-                statistics.update(over_processes(sums, fabric))
+            model.method.after_step(step, reduce)
             state.step = step + 1
 
-            row = step_row(results, statistics, class_count, list(shards.classes), settings, fabric)
-            row |= {"lr": rate, "gradient_norm": norm, "seconds": time.monotonic() - begun, "waited": stream.waited_s}
+            row = {**_losses(passes, model.method.terms, reduce, fabric.world_size), **model.method.log(step, reduce)}
+            row |= {"memory_mib": memory_mib(fabric.device), "lr": rate, "gradient_norm": norm}
+            row |= {"seconds": time.monotonic() - begun, "waited": stream.waited_s}
             losses.append(row["loss"])
             epoch, before = state.step * run.batch // stream.count, step * run.batch // stream.count
             if log is not None:
@@ -234,28 +219,28 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
                 if settings.data.validation and (state.step == steps or epoch % run.validate_epochs == 0):
-                    summary = validate(settings, wrapped, pixels, statistics, fabric)
-                    if state.best is None or summary["validation_loss"] < state.best:
+                    summary = validate(settings, wrapped, pixels, fabric)
+                    if state.best is None or summary.get("validation_loss", math.inf) < state.best:
                         state.best = summary["validation_loss"]
                         save("best.pt")
                 if log is not None:
                     log.add("epochs", {"step": step, "epoch": epoch, **log.means_of_epoch(before), **summary})
                 save("last.pt")
-                if chief and run.checkpoint_epochs and epoch % run.checkpoint_epochs == 0:
+                if rank_zero and run.checkpoint_epochs and epoch % run.checkpoint_epochs == 0:
                     save(f"epoch-{epoch:04d}.pt")
                     prune(out, run.keep)
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > run.checkpoint_minutes * 60:
                 save("last.pt")
                 saved_at = time.monotonic()
-            if _anywhere(stop.requested, fabric) and state.step < steps:
+            if anywhere(stop.requested, fabric) and state.step < steps:
                 interrupted = True
                 break
         if interrupted:
             save("last.pt")
         if log is not None:
             log.close()
-    seconds, done, tenth = time.monotonic() - started, state.step - resumed_from, max(1, len(losses) // 10)
+    seconds, taken, tenth = time.monotonic() - started, state.step - resumed_from, max(1, len(losses) // 10)
     return PretrainSummary(
         out,
         last,
@@ -266,77 +251,63 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         _mean(losses[:tenth]),
         _mean(losses[-tenth:]),
         seconds,
-        done / seconds,
+        taken / seconds,
         stream.waited_s / seconds,
     )
 
 
 @torch.no_grad()
 def validate(
-    settings: PretrainSettings,
-    model: nn.Module,
-    pixels: PixelFeatures,
-    statistics: VmfStatistics,
-    fabric: Fabric,
+    settings: PretrainSettings, model: nn.Module, pixels: PixelFeatures | None, fabric: Fabric
 ) -> dict[str, float]:
-    """The contrastive losses on held-out frames as they are stored, with the same draws every time.
+    """The method's terms on held-out frames as they are stored, with the same draws every time.
 
-    ``validation_loss`` is w₁ L_ppkt + w₂ L_sup: L_kl is left out, because it is not comparable before and after the
-    statistics freeze.
+    ``validation_loss`` is their weighted sum. A method leaves out terms that cannot be compared between epochs.
     """
     stream, steps = open_validation(settings, fabric.global_rank, fabric.world_size)
-    total = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+    names: tuple[str, ...] = ("loss", *model.method.terms)  # type: ignore[union-attr, misc]
+    total = torch.zeros(len(names), 2, dtype=torch.float64, device=fabric.device)
     model.eval()
     with stream:
         # Its own frequencies: it may hold a class that the training frames do not.
-        class_count = pair_class_count(stream.shards, settings)
+        class_count = pair_class_count(stream.shards, settings).to(fabric.device)
         for step, samples in enumerate(stream.batches(0, steps)):
-            batch = collate(samples, settings.data.labels).to(fabric.device)
-            terms = forward_pass(
-                batch,
-                model,
-                pixels,
-                statistics,
-                settings,
-                class_count,
-                step=step,
-                first_group=fabric.global_rank,
-                consistency=False,
-            ).terms
-            if "ppkt" in terms:
-                total += torch.stack([terms["ppkt"], terms.get("wcd", terms["ppkt"] * 0), terms["ppkt"] * 0 + 1])
+            batch = collate(samples).to(fabric.device)
+            loss, terms, counts = model(batch, pixels, class_count, step, fabric.global_rank)
+            if not counts["groups_empty"]:
+                for row, name in enumerate(names):
+                    if name == "loss" or name in terms:
+                        total[row] += torch.stack([terms.get(name, loss).detach().double(), total.new_ones(())])
     model.train()
-    ppkt, wcd, count = over_processes(total, fabric).tolist()
-    ppkt, wcd = ppkt / max(count, 1), wcd / max(count, 1)
-    weights = settings.loss
-    return {
-        "validation_ppkt": ppkt,
-        "validation_wcd": wcd,
-        "validation_loss": weights.ppkt_weight * ppkt + weights.wcd * weights.wcd_weight * wcd,
-    }
+    sums = over_processes(total, fabric).tolist()
+    return {f"validation_{name}": value / count for name, (value, count) in zip(names, sums) if count}
 
 
-def _not_finite(
-    what: str, results: Sequence[StepResult], samples: Sequence[Sample], step: int, out: Path
-) -> OlivineError:
+def _losses(passes: Sequence[Pass], names: Sequence[str], reduce: Reduce, processes: int) -> dict[str, float]:
+    """The step's loss, terms and counts, over passes and processes; a term that a process lacks is left out."""
+    values = [torch.stack([p.loss.detach() for p in passes]).mean()]
+    for name in names:
+        present = [p.terms[name] for p in passes if name in p.terms]
+        values.append(torch.stack(present).mean() if present else values[0] * math.nan)
+    mean = reduce(torch.stack([value.double() for value in values])) / processes
+    row = dict(zip(("loss", *(f"loss_{name}" for name in names)), mean.tolist()))
+    row = {name: value for name, value in row.items() if not math.isnan(value)}
+    counts = torch.tensor([list(p.counts.values()) for p in passes], device=mean.device).sum(0)
+    return row | dict(zip(passes[0].counts, map(float, reduce(counts).tolist())))
+
+
+def _not_finite(what: str, passes: Sequence[Pass], samples: Sequence[Sample], step: int, out: Path) -> OlivineError:
     """The error for a loss or gradient that is not finite; its frames and terms are written out."""
     path = out / "non-finite.json"
-    terms = {name: repr(float(value)) for name, value in results[-1].terms.items()}
+    terms = {name: repr(float(value)) for name, value in passes[-1].terms.items()}
     frames = [sample.token for sample in samples]
-    write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": results[-1].counts})
+    write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": passes[-1].counts})
     named = ", ".join(f"{name} {value}" for name, value in terms.items())
     return OlivineError(
         f"the {what} of step {step} is not finite ({named}; its frames are named there)",
         where=path,
         remedy="look at those frames, or lower optimizer.lr; last.pt is from before",
     )
-
-
-def _anywhere(flag: bool, fabric: Fabric) -> bool:
-    """Whether any process says so; all processes agree."""
-    if fabric.world_size == 1:
-        return flag
-    return bool(over_processes(torch.tensor(int(flag), device=fabric.device), fabric) > 0)
 
 
 def _mean(values: Sequence[float]) -> float:

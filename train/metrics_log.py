@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..common import write_bytes
 
@@ -90,3 +93,10 @@ def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most memory taken so far, MiB: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,4 +1,4 @@
-"""The three losses of OLIVINE as pure functions (eq. 1, 2, 10; their readings in the paper and in the public code).
+"""The methods' losses as pure functions: OLIVINE's (eq. 1, 2, 10-11, in the paper's and the public code's reading), pooling.
 
 Every function takes L2-normalised embeddings of N pairs, row i of each argument belonging to pair i, and
 returns a scalar. Similarities are made and reduced in blocks of rows, so that memory is bounded for large N,
@@ -92,10 +92,11 @@ def vmf_consistency(
     """
     kappa, direction = kappa.detach(), direction.detach()
     constant = -log_normalizer(kappa.double(), point.shape[1])
-    # κ μ is one vector per class: the pairs' part is a dot product.
-    cosine_part = _rows_dot(point, (kappa[:, None] * direction), label)
-    value = constant.to(cosine_part.dtype).index_select(0, label.long()) - cosine_part
-    return _average(value, label, seen, average)
+    with torch.autocast(point.device.type, enabled=False):
+        # κ μ is one vector per class: the pairs' part is a dot product.
+        cosine_part = _rows_dot(point, (kappa[:, None] * direction), label)
+        value = constant.to(cosine_part.dtype).index_select(0, label.long()) - cosine_part
+        return _average(value, label, seen, average)
 
 
 def dirac_consistency(
@@ -105,7 +106,25 @@ def dirac_consistency(
 
     The divergence of two deltas is infinite, so the cosine distance stands for it.
     """
-    return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
+    with torch.autocast(point.device.type, enabled=False):
+        return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
+
+
+def segment_mean(feature: Tensor, segment: Tensor, segments: int) -> Tensor:
+    """The mean feature of each segment: sums over (count + 1e-6), as SLidR pools; not normalised.
+
+    Args:
+        feature: [N, D].
+        segment: integer [N], from 0; −1 belongs to none.
+        segments: S.
+
+    Returns:
+        [S, D]; 0 for a segment without a row.
+    """
+    kept = torch.nonzero(segment >= 0)[:, 0]
+    row = segment.index_select(0, kept).long()
+    sums = feature.new_zeros(segments, feature.shape[1]).index_add(0, row, feature.index_select(0, kept))
+    return sums / (torch.bincount(row, minlength=segments)[:, None].to(feature.dtype) + 1e-6)
 
 
 def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def decode_crop(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: N
         OlivineError: the bytes are not a whole picture.
     """
     try:
-        with Image.open(BytesIO(data)) as picture:
+        with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
             picture.load()
             whole = picture if picture.mode == "RGB" else picture.convert("RGB")
             pixels, keep = pixels_of(whole)
@@ -76,3 +76,33 @@ def decode_crop(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: N
         raise OlivineError(
             f"a picture cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
         ) from None
+
+
+def decode_segments(
+    data: bytes, crop: tuple[int, int, int, int], flip: bool, size: tuple[int, int]
+) -> NDArray[np.int32]:
+    """Decode a segment map and take a crop of it at another size, each pixel from the one at corner + floor(i · h / H).
+
+    Args:
+        data: a 16-bit PNG, 0 = no segment.
+        crop: (left, top, width, height) in pixels.
+        size: (height, width) wanted.
+
+    Returns:
+        int32 [H, W], numbered from 0, −1 = no segment.
+
+    Raises:
+        OlivineError: the bytes are not a whole image.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as picture:
+            whole = np.asarray(picture, np.int32)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OlivineError(
+            f"a segment map cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
+        ) from None
+    left, top, width, height = crop
+    row = top + np.arange(size[0]) * height // size[0]
+    column = left + np.arange(size[1]) * width // size[1]
+    cropped: NDArray[np.int32] = whole[row[:, None], column[::-1] if flip else column] - 1
+    return cropped

@@ -13,16 +13,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..common import OlivineError, PathLike, atomic_file, digest, read_json, remove_leftovers, track, write_json
 from ..pairs.shards import ShardSet
-from .augment import NO_AUGMENTATION, AugmentSettings, augment_pictures, generator_of
+from .augment import BASE, NO_AUGMENTATION, AugmentSettings, augment_images, generator_of
+from .backbone import unit_rows
 from .batch import Batch
-from .heads import FeatureGrid
+from .build import build_encoder
+from .feature_map import FeatureGrid, sample_features
 from .image_encoder import ImageEncoder, features_at_pixels
 from .settings import PretrainSettings
-from .setup import build_encoder
 
 
 class PixelFeatures(Protocol):
@@ -39,13 +41,23 @@ class PixelFeatures(Protocol):
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
         """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs."""
 
+    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+        """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again.
+
+        Args:
+            images: rows of the batch's images.
+            number: int64 [I, H, W], each pixel's segment from 0 over all these images, −1 = none.
+            count: S.
+            head: a linear layer E → p.
+        """
+
 
 class EncodedFeatures:
     """The encoder run on the batch's pictures.
 
     Args:
         encoder: frozen.
-        grid: see :func:`~olivine.train.heads.sample_features`.
+        grid: see :func:`~olivine.train.feature_map.sample_features`.
         at_once: see :func:`~olivine.train.image_encoder.features_at_pixels`.
     """
 
@@ -59,11 +71,33 @@ class EncodedFeatures:
         return features_at_pixels(
             self._encoder,
             batch.image,
-            batch.pair_image.index_select(0, pairs),
+            batch.pair_camera.index_select(0, pairs),
             batch.pair_uv.index_select(0, pairs),
             self._grid,
             self._at_once,
         )
+
+    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+        """See :class:`PixelFeatures`. Image by image: the full-size map of one alone is kept, and made again for the gradient."""
+        pixels = torch.bincount(number[number >= 0], minlength=count)
+        sums = torch.zeros((), device=number.device)
+        for i, segment in enumerate(number):
+            feature_map = self._encoder(batch.image[images][i : i + 1])[0].permute(1, 2, 0)
+            embedding = head(feature_map.to(next(head.parameters()).dtype))
+            sums = sums + checkpoint(_sums_by_segment, embedding, segment, count, self._grid, use_reentrant=False)
+        return sums / (pixels[:, None] + 1e-6)
+
+
+def _sums_by_segment(embedding: Tensor, segment: Tensor, count: int, grid: FeatureGrid) -> Tensor:
+    """Sum of the unit embeddings of each segment's pixels: [h, w, p], int64 [H, W] → [S, p]."""
+    height, width = segment.shape
+    v, u = torch.meshgrid(*(torch.arange(n, device=segment.device) for n in (height, width)), indexing="ij")
+    uv = torch.stack([u.flatten(), v.flatten()], 1)
+    kept = torch.nonzero(segment.flatten() >= 0)[:, 0]
+    feature_map = embedding.permute(2, 0, 1)[None]
+    value = sample_features(feature_map, torch.zeros_like(kept), uv[kept], (height, width), grid)
+    row = segment.flatten()[kept]
+    return embedding.new_zeros(count, value.shape[1]).index_add(0, row, unit_rows(value))
 
 
 class StoredFeatures:
@@ -120,6 +154,18 @@ class StoredFeatures:
                 features.index_copy_(0, members, torch.from_numpy(found))
         return features.to(pairs.device)
 
+    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+        """See :class:`PixelFeatures`.
+
+        Raises:
+            OlivineError: always; features are stored at pairs only.
+        """
+        raise OlivineError(
+            "stored features are at pairs, and this method takes the mean over all pixels of a segment",
+            where="image.stored",
+            remedy="leave it out",
+        )
+
 
 def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: torch.device) -> PixelFeatures:
     """The source that the settings name: ``image.stored``, or the encoder.
@@ -156,19 +202,20 @@ def store_pixel_features(
     missing = [i for i in range(len(shards)) if not _file(folder, i).is_file()]
     device = next(encoder.buffers()).device
     for index in track(missing, "pixel features", unit="frames") if missing else ():
-        record = shards[index]
-        image, uv, _ = augment_pictures(
+        record = shards.read(index, (*BASE, "image"))
+        images = augment_images(
             record,
             np.ones(len(record.pair_uv), bool),
             (settings.image.height, settings.image.width),
-            _whole_pictures(settings),
+            _whole_images(settings),
             generator_of(0, 0, index),
         )
+        assert images.image is not None
         features = features_at_pixels(
             encoder,
-            torch.from_numpy(image).to(device),
+            torch.from_numpy(images.image).to(device),
             torch.from_numpy(record.pair_camera.astype(np.int64)).to(device),
-            torch.from_numpy(uv).to(device),
+            torch.from_numpy(images.uv).to(device),
             settings.image.feature_grid,
             settings.image.at_once,
         )
@@ -190,7 +237,7 @@ def _identity(settings: PretrainSettings, shards: ShardSet, encoder: ImageEncode
     }
 
 
-def _whole_pictures(settings: PretrainSettings) -> AugmentSettings:
+def _whole_images(settings: PretrainSettings) -> AugmentSettings:
     return replace(NO_AUGMENTATION, round_pixels=settings.augment.round_pixels)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..common import OlivineError, PathLike, check_output, read_json, remove_leftovers, write_json
 from ..common.settings import flat_values, settings_to_plain
+from .released import modern_run
 from .settings import INCIDENTAL, PretrainSettings
 
 
@@ -48,7 +49,7 @@ def claim(
     if not (out / "last.pt").is_file():  # nothing of that run is left to lose
         write_json(path, identity)
         return
-    difference = _difference(read_json(path, remedy), settings, identity, incidental)
+    difference = _difference(modern_run(read_json(path, remedy)), settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
 

@@ -5,14 +5,20 @@ Every key has a type, a unit where it has one, and a default, which is the paper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..common import OlivineError, PathLike
+from ..common.plugins import names_in
 from ..common.settings import apply_change, read_yaml, settings_from_plain
 from .augment import AugmentSettings
+from .backbone import BackboneSettings, find_backbone
+from .method import MethodSettings, find_method
+from .released import modern, modern_changes
 from .voxelize import VoxelSettings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -38,31 +44,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class BackboneSettings:
-    """The 3D network.
-
-    Attributes:
-        name: as :func:`olivine.train.backbones.build_backbone` knows it.
-        out_channels: p, the embeddings' dimension.
-        engine: what computes the sparse convolutions; ``minkowski`` where MinkowskiEngine is installed.
-    """
-
-    name: str = "srunet34"
-    out_channels: int = 64
-    engine: Literal["torch", "minkowski"] = "torch"
-
-
-@dataclass(frozen=True)
 class ImageSettings:
     """The image branch.
 
     Attributes:
-        encoder: a key of :data:`olivine.train.image_encoder.KINDS`.
+        encoder: a file of ``encoders/``, or ``package.module:Class``.
         weights: local file; None takes the ones in the package; ``random`` for random weights.
         height, width: size of the pictures in pixels, after crop and resize.
-        feature_grid: where features lie in the picture; see :func:`olivine.train.heads.sample_features`.
+        feature_grid: where features lie in the picture; see :func:`olivine.train.feature_map.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
-        at_once: pictures that go through the encoder together; 0 is 4 on a CPU where whole maps are made, and all otherwise.
+        at_once: images that go through the encoder together; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
         stored: folder of the encoder's features at every pair, read instead of running it; None runs it.
     """
 
@@ -74,59 +65,6 @@ class ImageSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     at_once: int = 0
     stored: str | None = None
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """The objective (eq. 1-13).
-
-    Attributes:
-        wcd, scr: weakly-supervised contrast and semantic consistency on or off.
-        ppkt_weight, wcd_weight, scr_weight: w₁, w₂, w₃.
-        temperature: τ.
-        wcd_form: eq. 2, or the public code's reading.
-        decoupled_heads: a second pair of heads for the category-level losses.
-        distribution: of each class in L_kl.
-        kl_average: over pairs, or in each class and then over classes.
-        warmup: fraction of all steps in which only the class statistics run; afterwards L_kl is added.
-        freeze: the statistics stay as they are after the warm-up.
-        alpha: α of the moving average; None is 1 / warm-up steps.
-        bias_correction: of the moving average.
-        background: label 0 is one more class, or is left out of the category-level losses.
-    """
-
-    wcd: bool = True
-    scr: bool = True
-    ppkt_weight: float = 0.5
-    wcd_weight: float = 0.5
-    scr_weight: float = 1.0
-    temperature: float = 0.07
-    wcd_form: Literal["paper", "reference"] = "paper"
-    decoupled_heads: bool = True
-    distribution: Literal["vmf", "dirac"] = "vmf"
-    kl_average: Literal["pairs", "classes"] = "pairs"
-    warmup: float = 0.114
-    freeze: bool = True
-    alpha: float | None = None
-    bias_correction: bool = True
-    background: Literal["class", "ignored"] = "class"
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Which pairs the contrastive losses see (eq. 14, 15).
-
-    Attributes:
-        pairs: drawn per loss and contrast group, without replacement.
-        mode: of the draw for L_sup; L_ppkt's is uniform.
-        frequency: class frequency over the data set, each frame, or the group at hand.
-        density: as stored in the shards, or over the group's pairs as the public code does.
-    """
-
-    pairs: int = 4096
-    mode: Literal["random", "density", "category", "dcas"] = "dcas"
-    frequency: Literal["dataset", "frame", "batch"] = "dataset"
-    density: Literal["shard", "batch"] = "shard"
 
 
 @dataclass(frozen=True)
@@ -192,17 +130,20 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Everything that decides a run. The same settings and data give the same run."""
+    """Everything that decides a run. The same settings and data give the same run.
+
+    The sections ``method`` and ``backbone`` have the settings of the method and the backbone that they name; build them
+    with :func:`read_settings` or :func:`load_settings`.
+    """
 
     name: str = "pretrain"
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
+    method: MethodSettings = field(default_factory=MethodSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     voxels: VoxelSettings = field(default_factory=VoxelSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -248,7 +189,7 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
 
     Args:
         config: a preset's name, a YAML file, or ``auto``.
-        overrides: for example ``["loss.scr=false", "run.epochs=10"]``; values are YAML. A key may be shortened to its
+        overrides: for example ``["method.scr=false", "run.epochs=10"]``; values are YAML. A key may be shortened to its
             last part where that is the only setting of the name (``epochs=10``).
 
     Raises:
@@ -269,6 +210,67 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
         plain = {}
     if not isinstance(plain, dict):
         raise OlivineError("is not a table of settings", where=path, remedy="see olivine pretrain --print-config")
-    for override in overrides:
-        apply_change(PretrainSettings, plain, override)
-    return settings_from_plain(PretrainSettings, plain, str(path))
+    plain = modern(plain)
+    changes = [new for change in overrides for new in modern_changes(change)]
+    # Which method and backbone it is decides which keys there are.
+    for change in sorted(changes, key=lambda change: not _NAMES.match(change)):
+        apply_change(_settings_type(plain), plain, change)
+    return read_settings(plain, str(path))
+
+
+def read_settings(plain: Mapping[str, Any], where: str) -> PretrainSettings:
+    """Settings from nested plain values, of this or the released form.
+
+    Raises:
+        OlivineError: an unknown key or a wrong value; a key of another method is named as such.
+    """
+    plain = modern(plain)
+    kind = _settings_type(plain)
+    section = plain.get("method")
+    for key in section if isinstance(section, Mapping) else ():
+        own = {member.name for member in fields(find_method(_name(plain, "method")).Settings)}
+        if key not in own:
+            others = [name for name in names_in("olivine.train.methods") if key in _keys_of(name)]
+            if others:
+                raise OlivineError(
+                    f"method.{key} is a setting of {' and '.join(others)}, not of {_name(plain, 'method')}",
+                    where=where,
+                    remedy=f"remove it, or set method.name={others[0]}",
+                )
+    return settings_from_plain(kind, plain, where)
+
+
+_NAMES = re.compile(r"\s*(method|backbone)\.name\s*=")
+_DEFAULTS = {"method": "olivine", "backbone": "srunet34"}
+
+
+def _keys_of(method: str) -> set[str]:
+    return {member.name for member in fields(find_method(method).Settings)}
+
+
+def _name(plain: Mapping[str, Any], section: str) -> str:
+    inner = plain.get(section)
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    return name if isinstance(name, str) and name else _DEFAULTS[section]
+
+
+def _settings_type(plain: Mapping[str, Any]) -> type[PretrainSettings]:
+    return settings_type(_name(plain, "method"), _name(plain, "backbone"))
+
+
+@lru_cache(maxsize=64)
+def settings_type(method: str, backbone: str) -> type[PretrainSettings]:
+    """The type of the settings of a run of this method and backbone.
+
+    Raises:
+        OlivineError: there is no such method or backbone; the nearest name is said.
+    """
+    sections = {
+        "method": (method, find_method(method).Settings),
+        "backbone": (backbone, find_backbone(backbone).Settings),
+    }
+    members: list[Any] = [
+        (section, kind, field(default_factory=partial(kind, name=name)))  # type: ignore[call-arg]
+        for section, (name, kind) in sections.items()
+    ]
+    return make_dataclass("PretrainSettings", members, bases=(PretrainSettings,), frozen=True)

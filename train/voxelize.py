@@ -80,6 +80,10 @@ class Voxels:
     inverse: Tensor
     first: Tensor
 
+    def replace(self, coordinate: Tensor, feature: Tensor) -> Voxels:
+        """The same voxels with other coordinates and features."""
+        return Voxels(coordinate, feature, self.inverse, self.first)
+
 
 def voxelize(
     points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] | None, settings: VoxelSettings

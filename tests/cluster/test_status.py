@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from olivine.cluster.journal import Account
+from olivine.cluster import slurm
+from olivine.cluster.journal import SILENT, Account, Journal
 from olivine.cluster.plan import Plan, ranges
 from olivine.cluster.ray_torchrun import check_room
 from olivine.cluster.slurm import SlurmSettings, submit
@@ -233,3 +234,74 @@ def test_executors_are_named() -> None:
         choose_executor("dask", None, 0, 1)
     with pytest.raises(OlivineError, match="--address needs --executor ray"):
         choose_executor("local", "127.0.0.1:6379", 0, 1)
+
+
+FAKE_SLURM = """#!{python}
+import json, os, sys
+if "sinfo" in sys.argv[0]:
+    print("debug* 4 (null)")
+else:
+    with open({said!r}, "a") as file:
+        print(json.dumps([sys.argv[1:], os.environ.get("OLIVINE_TICKET")]), file=file)
+    print(7)
+"""
+
+
+def test_a_path_with_a_comma_or_a_percent_sign_reaches_slurm_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, logs = tmp_path / "bin", tmp_path / "a,B=1 %j" / "out.logs"
+    tools.mkdir()
+    logs.mkdir(parents=True)
+    for name in ("sbatch", "sinfo"):
+        (tools / name).write_text(FAKE_SLURM.format(python=sys.executable, said=str(tmp_path / "said")))
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    plan = Plan(logs, (), 4, 4, 4, (0, 1, 2, 3), (tmp_path,), ("olivine",))
+    monkeypatch.setattr(slurm, "_plan", lambda command, parts: plan)
+    submit(["labelgen"], SlurmSettings())
+    array, merge = (json.loads(line) for line in (tmp_path / "said").read_text().splitlines())
+    for options, ticket in (array, merge):
+        assert ticket == str(logs / "ticket.json") and "--export=ALL" in options
+        (output,) = (o for o in options if o.startswith("--output="))
+        assert str(logs).replace("%", "%%") in output and output.endswith(
+            (".logs/slurm/%A_%a.log", ".logs/slurm/%j.log")
+        )
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b"\xff", b'{"job": 3, "out": "x", "units": 1}', b'{"job": "x", "units": 1}']
+)
+def test_a_damaged_account_is_one_line(tmp_path: Path, data: bytes) -> None:
+    logs = _job(tmp_path, 0, 3)
+    (logs / "job.json").write_bytes(data)
+    with pytest.raises(OlivineError, match=r"job\.json: .*Delete it and run the job again"):
+        read_status(logs)
+
+
+def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
+    logs, now = _job(tmp_path, 0, 3), time.time()
+    path = _events(logs, "elsewhere-x-abc", [(now, "u0", "failed")])
+    path.write_bytes(
+        path.read_bytes() + b'\xff\n[]\n{"time": "x"}\n{"time": 1, "unit": [], "state": 2}\n' + b"[" * 9999
+    )
+    assert [f.unit for f in read_status(logs, now).failures] == ["u0"]
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b'{"paths": 3, "versions": {}}', b'{"paths": []}'])
+def test_a_damaged_ticket_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    (tmp_path / "ticket.json").write_bytes(data)
+    monkeypatch.setenv("OLIVINE_TICKET", str(tmp_path / "ticket.json"))
+    with pytest.raises(OlivineError, match=r"ticket\.json: .*Submit the job again"):
+        check_environment()
+
+
+@pytest.mark.parametrize("owner", [b"\xff\xfe", b"../../../etc/passwd", b"nobody", b"a\0b.jsonl", b""])
+def test_a_claim_that_is_none_holds_a_unit_for_a_minute_and_no_longer(tmp_path: Path, owner: bytes) -> None:
+    with Journal(tmp_path / "logs", "test", tmp_path / "out", 1) as journal:
+        claim = tmp_path / "logs" / "claims" / "u"
+        claim.write_bytes(owner)
+        assert not journal.claim("u")
+        old = time.time() - SILENT - 1
+        os.utime(claim, (old, old))
+        assert journal.claim("u")

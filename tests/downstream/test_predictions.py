@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from olivine.common import OlivineError
 from olivine.downstream import predict
@@ -13,6 +14,7 @@ from olivine.downstream.metrics import confusion_matrix, scores
 from olivine.downstream.probe import linear_probe
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings
 from olivine.pairs.shards import open_shards
+from olivine.train.checkpoint import load_checkpoint, save_checkpoint
 
 # semantic-kitti.yaml of semantic-kitti-api: raw id -> class, and the id that each class is written as.
 LEARNING_MAP = {0: 0, 1: 0, 10: 1, 11: 2, 13: 5, 15: 3, 16: 5, 18: 4, 20: 5, 30: 6, 31: 7, 32: 8, 40: 9, 44: 10}
@@ -115,6 +117,23 @@ def test_a_fine_tuned_network_predicts_unlabelled_shards_as_it_did_the_scored_on
     ):
         with pytest.raises(OlivineError, match=message):
             predict.predict(source, shards, tmp_path / "c", accelerator="cpu")
+
+
+def test_a_network_fine_tuned_by_the_first_release_predicts_the_same(kitti_world, checkpoint, tmp_path):
+    """There the embedding heads stood in the backbone, unused in fine-tuning."""
+    settings = FinetuneSettings(epochs=1, batch=4, lr=0.5, accelerator="cpu")
+    finetune(checkpoint, *kitti_world.splits, tmp_path / "run", settings, predictions=tmp_path / "a")
+    content = load_checkpoint(tmp_path / "run")
+    heads = {f"{head}.kernel": torch.ones(32, 64) for head in ("final", "final_class_level")}
+    heads |= {f"{head}.bias": torch.ones(1, 64) for head in ("final", "final_class_level")}
+    content = {key: value for key, value in content.items() if key not in ("method_state", "exported_heads")}
+    released = {"backbone": {**content["backbone"], "out_channels": 64}}
+    save_checkpoint(
+        tmp_path / "old.pt", {**content, **released, "backbone_state": {**content["backbone_state"], **heads}}
+    )
+    predict.predict(tmp_path / "old.pt", kitti_world.splits[1], tmp_path / "b", accelerator="cpu")
+    files = [sorted(p for p in (tmp_path / name).rglob("*.label")) for name in "ab"]
+    assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]] and files[0]
 
 
 def test_every_semantickitti_class_is_written_as_its_published_id(kitti_world, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from olivine.common import OlivineError
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
+from olivine.labelgen.tokens import load_tokenizer
 
 pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
 
@@ -123,6 +125,56 @@ def test_weights_of_another_model_are_refused_by_name(swap, message, settings, k
     assert next(str(getattr(wrong, key)) for key in swap) in str(caught.value)
 
 
+# What SAM-HQ's published checkpoints have beside SAM's tensors (github.com/SysCV/sam-hq, mask_decoder_hq.py), here for
+# the small network's widths: a token, its head, and convolutions of the encoder's first and last features.
+SAM_HQ = {
+    "hf_token.weight": (1, 256),
+    **{f"hf_mlp.layers.{k}.{part}": shape for k, out in enumerate((256, 256, 32)) for part, shape in
+       (("weight", (out, 256)), ("bias", (out,)))},
+    "compress_vit_feat.0.weight": (64, 256, 2, 2), "compress_vit_feat.0.bias": (256,),
+    "compress_vit_feat.1.weight": (256,), "compress_vit_feat.1.bias": (256,),
+    "compress_vit_feat.3.weight": (256, 32, 2, 2), "compress_vit_feat.3.bias": (32,),
+    "embedding_encoder.0.weight": (256, 64, 2, 2), "embedding_encoder.0.bias": (64,),
+    "embedding_maskfeature.0.weight": (64, 32, 3, 3), "embedding_maskfeature.0.bias": (64,),
+}  # fmt: skip
+
+
+def test_a_sam_hq_checkpoint_is_refused_by_name(settings, keyframe_index, tmp_path):
+    import torch
+
+    state = torch.load(settings.sam_checkpoint, weights_only=True)
+    extra = {f"mask_decoder.{name}": torch.zeros(shape) for name, shape in SAM_HQ.items()}
+    path = tmp_path / "sam_hq_vit_tiny.pth"
+    torch.save({**state, **extra}, path)
+    with pytest.raises(
+        OlivineError, match=rf"SAM-HQ: {len(SAM_HQ)} tensors that SAM has not \(mask_decoder\."
+    ) as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", replace(settings, sam_checkpoint=path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "labels").rglob("*.png"))
+
+
+def test_transformers_sam_hq_is_refused_by_name(tiny_folders, keyframe_index, tmp_path):
+    """The real SAM-HQ architecture of transformers, at reduced size, saved by its own save_pretrained."""
+    transformers = pytest.importorskip("transformers")
+
+    small = transformers.SamHQConfig(
+        vision_config=transformers.SamHQVisionConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
+            window_size=7, mlp_dim=256, num_pos_feats=128,
+        ),
+        prompt_encoder_config=transformers.SamHQPromptEncoderConfig(image_size=256),
+        mask_decoder_config=transformers.SamHQMaskDecoderConfig(mlp_dim=128, vit_dim=64),
+    )  # fmt: skip
+    transformers.SamHQModel(small).save_pretrained(tmp_path / "hq")
+    settings = LabelSettings(
+        "hf-grounded-sam", detector_checkpoint=tiny_folders.detector, sam_checkpoint=tmp_path / "hq", device="cpu"
+    )
+    with pytest.raises(OlivineError, match=r"another model than SAM, such as SAM-HQ: \d+ tensors") as caught:
+        generate_labels(keyframe_index, tmp_path / "labels", settings)
+    assert str(tmp_path / "hq") in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_published_name_with_a_wrong_digest_is_refused(settings, keyframe_index, tmp_path):
     damaged = tmp_path / "sam_vit_b_01ec64.pth"
     damaged.write_bytes(settings.sam_checkpoint.read_bytes())
@@ -180,6 +232,23 @@ def test_a_bad_image_is_named_and_the_others_get_done(settings, movable_keyframe
     with pytest.raises(OlivineError, match="no such label map"):
         store.label_map(frame.cameras[0])
     assert store.label_map(frame.cameras[1]).shape == (900, 1600)
+
+
+@pytest.mark.parametrize("name", ["AutoTokenizer", "AutoConfig"])
+def test_no_code_of_a_tokenizers_folder_runs(tiny_networks, tmp_path, name):
+    shutil.copytree(tiny_networks.text_encoder, tmp_path / "bert")
+    (tmp_path / "bert" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    for file in ("tokenizer_config.json", "config.json"):
+        path = tmp_path / "bert" / file
+        plain = json.loads(path.read_text()) if path.exists() else {}
+        plain |= {
+            "auto_map": {name: ["code.C", None] if name == "AutoTokenizer" else "code.C"},
+            "tokenizer_class": "Own",
+        }
+        path.write_text(json.dumps({**plain, "model_type": "own"}))
+    with pytest.raises(OlivineError, match="bert: is no tokenizer that transformers can load"):
+        load_tokenizer(tmp_path / "bert")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,39 @@ def test_another_vocabulary_is_mapped_by_a_file(keyframe_index, keyframe_camseg,
             assert np.array_equal(store.label_map(camera), np.where(np.asarray(original) == 4, 4, 0))
 
 
+# The authors' order (github.com/Eaphan/OLIVINE, demo_code/utils/constants.py), and the background after it.
+SEEM = (
+    "barrier", "bicycle", "bus", "car", "truck", "trailer", "motorcycle", "construction_vehicle", "pedestrian",
+    "traffic_cone", "road", "sidewalk", "terrain", "vegetation", "building", "other ground", "background",
+)  # fmt: skip
+
+
+def test_the_authors_seem_label_maps_are_read_by_the_name_of_their_class_map(keyframe_index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cameras = next(keyframe_index.frames()).cameras
+    values = np.zeros((900, 1600), np.uint8)
+    values[:17] = np.arange(17)[:, None]
+    for camera in cameras:
+        path = tmp_path / "camseg" / f"{camera.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    settings = LabelSettings("import", camseg=tmp_path / "camseg", classes=Path("seem"))
+    summary = generate_labels(keyframe_index, tmp_path / "labels", settings)
+    assert (summary.images, summary.failures) == (6, [])
+    store = open_store(tmp_path / "labels")
+    for camera in cameras:
+        found = store.label_map(camera)[:17, 0]
+        for name, value in zip(SEEM, found.tolist()):
+            expected = name.replace("_", " ")
+            assert value == (store.classes.index(expected) + 1 if expected in store.classes else 0), name
+    assert sorted(set(found.tolist())) == list(range(14))  # each of the 13 prompts, and no label
+
+    with pytest.raises(OlivineError, match=r"sem: no such class map\. Name a YAML or JSON file, .*: seem"):
+        generate_labels(
+            keyframe_index, tmp_path / "other", LabelSettings("import", camseg=tmp_path, classes=Path("sem"))
+        )
+
+
 def _spoil_value(path: Path) -> None:
     with Image.open(path) as image:
         values = np.asarray(image).copy()
@@ -61,7 +94,7 @@ def _spoil_value(path: Path) -> None:
 
 SPOILERS = {
     "no such label map": Path.unlink,
-    "is 800x450, the image": lambda path: Image.new("L", (800, 450)).save(path),
+    "is 800x450, not 1600x900": lambda path: Image.new("L", (800, 450)).save(path),
     "holds the value 77, which has no meaning": _spoil_value,
     "cannot be read": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "has RGB colours": lambda path: Image.new("RGB", (1600, 900)).save(path),
@@ -89,6 +122,11 @@ def test_a_bad_label_map_is_named_and_the_others_get_done(message, keyframe_inde
         ("200: lorry\n", "'lorry', which is not a class"),
         ("car: 200\n", "'car' is not a value"),
         ("", "maps no values"),
+        ("3: car\n'3': bus\n", "names the value 3 a second time"),
+        ("'²': car\n", "'²' is not a value"),
+        ("99999999999999999999: car\n", "which is no plain value"),
+        ("'99999999999999999999': car\n", "is not a value"),
+        ("3: [car]\n", "is not a class"),
     ],
 )
 def test_a_bad_class_file_is_refused(text, message, keyframe_index, keyframe_camseg, tmp_path):
@@ -104,7 +142,7 @@ def test_import_needs_a_folder_that_is_there_and_not_its_own_output(keyframe_ind
     with pytest.raises(OlivineError, match="no such folder"):
         generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=tmp_path / "nowhere"))
     camseg = _copy(keyframe_camseg, tmp_path / "camseg")
-    with pytest.raises(OlivineError, match="both --camseg and --labels"):
+    with pytest.raises(OlivineError, match=r"both --camseg and --out\. Choose another --out folder"):
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=camseg))
-    with pytest.raises(OlivineError, match="somebody else made them"):
+    with pytest.raises(OlivineError, match=r"somebody else made them\. Choose another --out folder"):
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=keyframe_camseg))

@@ -150,12 +150,39 @@ def test_an_error_model_is_read_from_text_and_from_a_file(tmp_path):
         ("missed=often", "missed is 'often'"),
         ("missed=2", "missed is 2"),
         ("boundary=-1", "boundary is negative"),
-        ("somewhere.yaml", "cannot be read"),
+        ("somewhere.yaml", "no such file"),
+        ("missed=nan", "missed is nan"),
+        ("boundary=nan", "boundary is nan"),
+        ("boundary=1e300", "boundary is 1e"),
+        ("missed_area=inf", "missed_area is inf"),
+        ("leakage_distance=-inf", "leakage_distance is negative"),
+        ("confusion_matrix=car", "confusion_matrix: is 'car', expected a mapping"),
+        ("boundary=" + "9" * 5000, "boundary is inf"),
+        ("x" * 5000, "cannot be read"),
     ],
 )
 def test_a_bad_error_model_is_refused(text, message):
     with pytest.raises(OlivineError, match=message):
         parse_error_model(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "maps quantities to numbers"),
+        ("boundary: .nan", "which is no plain value"),
+        ("boundary: [1]", r"boundary is \[1\]"),
+        ("boundary: true\nmissed: 2024-01-01", "which is no plain value"),
+        ("confusion_matrix: {car: {truck: often}}", "confusion_matrix: car.truck is 'often', expected a number"),
+        ("confusion_matrix: {car: 3}", "confusion_matrix: car is 3, expected a mapping"),
+        ("confusion_matrix: {car: {truck: 0.7, bus: 0.7}}", "row 'car' of the confusion matrix"),
+        ("a: &a [x]\nb: *a", "has an alias"),
+    ],
+)
+def test_a_bad_file_of_an_error_model_is_refused(text, message, tmp_path):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(OlivineError, match=message):
+        parse_error_model(str(tmp_path / "e.yaml"))
 
 
 def test_a_synthetic_data_set_that_is_not_whole_is_named(make_world, tmp_path):

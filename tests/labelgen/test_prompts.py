@@ -43,7 +43,12 @@ def test_several_prompts_may_make_one_class(tmp_path):
         ("- car\n- car\n", "two prompts are named"),
         ("- car\n- {name: auto, words: CAR}\n", "collide"),
         ("- {name: a, class: x}\n- {name: b, class: x, kind: stuff}\n", "both thing and stuff"),
-        ("- {name: car\n", "neither YAML nor JSON"),
+        ("- {name: car\n", "is not YAML"),
+        ("- &a car\n- *a\n", "has an alias"),
+        ("- {name: 2020-01-01}\n", "which is no plain value"),
+        ("- {name: car, words: [a]}\n", r"words is \['a'\], expected a number, a whole number or text|words is"),
+        ("- {name: car, kind: [thing]}\n", "kind is"),
+        ("[" * 500, "nested more than 64 deep"),
     ],
 )
 def test_a_bad_vocabulary_file_is_named_with_what_is_wrong(text, message, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import olivine.labelgen.work as work_module
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import BatchResult, Labelled
 from olivine.labelgen.run import generate_labels
+from olivine.labelgen.score import score_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
 from olivine.labelgen.units import unit_batches
+from olivine.labelgen.verify import verify_labels
 
 ORACLE = LabelSettings("oracle")
 
@@ -225,9 +228,10 @@ def test_the_store_refuses_what_is_no_store_and_names_what_is_wrong_with_a_map(m
     )
     camera = next(world.index.frames()).cameras[0]
     path = store.label_path(camera)
+    shutil.rmtree(labels / "units")  # nothing on record to compare the bytes with
     for image, message in (
         (Image.fromarray(np.full((96, 160), 14, np.uint8)), "holds the value 14"),
-        (Image.new("L", (80, 48)), "is 80x48, the image of CAM_FRONT is 160x96"),
+        (Image.new("L", (80, 48)), "is 80x48, not 160x96"),
         (Image.new("RGB", (160, 96)), "has RGB colours"),
     ):
         image.save(path)
@@ -241,6 +245,70 @@ def test_the_store_refuses_what_is_no_store_and_names_what_is_wrong_with_a_map(m
     (labels / "manifest.json").write_text(json.dumps({**manifest, "schema": "9.0"}))
     with pytest.raises(OlivineError, match=r"schema 9\.0"):
         open_store(labels)
+    (labels / "manifest.json").write_text(json.dumps({**manifest, "labeler": "import"}))
+    with pytest.raises(OlivineError, match=r"manifest\.json: damaged: its content does not match its digest"):
+        open_store(labels)
+    (labels / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "digest"}))
+    assert open_store(labels).digest == store.digest  # as an older olivine wrote it
+
+
+def test_a_changed_map_is_named_by_whoever_reads_it(make_world, tmp_path):
+    world = make_world(1, 2)
+    labels = tmp_path / "labels"
+    settings = LabelSettings("oracle", segments="masks")
+    generate_labels(world.index, labels, settings)
+    shutil.copytree(world.root / "frames", labels / "frames")
+    store, frame = open_store(labels), next(world.index.frames())
+    camera = frame.cameras[0]
+    for path, read in (
+        (store.label_path(camera), store.label_map),
+        (store.segment_path(camera), store.segment_map),
+    ):
+        data = path.read_bytes()
+        with Image.open(path) as image:
+            values = np.array(image)
+            values[0, 0] ^= 1
+            changed = Image.fromarray(values)
+            if image.mode == "P":
+                changed.putpalette(image.getpalette())
+        changed.save(path)
+        for scene in (frame.scene, None):
+            with pytest.raises(OlivineError, match=r"other bytes than its record says\. Delete it and run"):
+                read(camera, scene)
+        assert score_labels(store).failures if path == store.label_path(camera) else True
+        assert [f.unit for f in verify_labels(world.index, labels, settings, batches=9).failures] == [camera.key]
+        merged = generate_labels(world.index, labels, settings, merge_only=True)
+        assert [f.unit for f in merged.failures] == [f"{frame.scene} {camera.key}"]
+        path.unlink()
+        assert generate_labels(world.index, labels, settings).failures == []
+        assert path.read_bytes() == data
+
+
+def test_merging_without_a_manifest_is_an_error(make_world, tmp_path):
+    with pytest.raises(OlivineError, match=r"manifest\.json: no manifest"):
+        generate_labels(make_world(1, 1).index, tmp_path / "labels", ORACLE, merge_only=True)
+
+
+def test_a_damaged_manifest_is_replaced_with_overwrite_alone(make_world, tmp_path):
+    world, labels = make_world(1, 1), tmp_path / "labels"
+    generate_labels(world.index, labels, ORACLE)
+    good = (labels / "manifest.json").read_bytes()
+    for damage in (b"{", b"[]", b"\xff", good.replace(b'"oracle"', b'"import"')):
+        (labels / "manifest.json").write_bytes(damage)
+        with pytest.raises(OlivineError, match=r"manifest\.json: "):
+            generate_labels(world.index, labels, ORACLE)
+        assert generate_labels(world.index, labels, ORACLE, overwrite=True).failures == []
+        assert (labels / "manifest.json").read_bytes() == good
+
+
+def test_a_link_out_of_the_label_folder_is_not_written_through(make_world, tmp_path):
+    world, labels, elsewhere = make_world(1, 1), tmp_path / "labels", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    labels.mkdir()
+    (labels / "CAM_FRONT").symlink_to(elsewhere)
+    with pytest.raises(OlivineError, match="which a link leads out of"):
+        generate_labels(world.index, labels, ORACLE)
+    assert not any(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize(

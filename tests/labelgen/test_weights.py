@@ -161,6 +161,16 @@ def test_a_file_without_a_published_digest_keeps_the_one_it_came_with(server, tm
     assert "has the SHA-256" in check_weights(["model"], tmp_path, catalogue).failures[0].reason
 
 
+@pytest.mark.parametrize("data", [b"{", b"[]", b'{"sub/model.pth": 3}', b"\xff"])
+def test_a_damaged_table_of_digests_is_named_and_nothing_passes_for_checked(server, tmp_path, data):
+    catalogue = _catalogue(server, sha256="", size=0)
+    fetch_weights(["model"], tmp_path, catalogue)
+    (tmp_path / "sha256.json").write_bytes(data)
+    for look in (check_weights, fetch_weights):
+        with pytest.raises(OlivineError, match=r"sha256\.json: .*Delete it"):
+            look(["model"], tmp_path, catalogue)
+
+
 def test_the_catalogue_names_every_model_with_licence_and_source(tmp_path):
     names = [entry["name"] for entry in list_weights(tmp_path)]
     assert {"swin-t", "swin-b", "bert-base-uncased", "vit-b", "vit-l", "vit-h", "hf-swin-t", "hf-vit-h"} <= set(names)

@@ -46,6 +46,25 @@ def test_a_wrong_call_is_one_line_that_says_what_to_do(arguments, says, tmp_path
     assert len([line for line in lines if line.startswith("olivine: ")]) == 1
 
 
+def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch):
+    """nuScenes' table of samples is far more bytes than KITTI's files are many: what counts is frames."""
+    from olivine.commands import defaults
+
+    monkeypatch.chdir(tmp_path)
+    for version, frames in (("v1.0-mini", 2), ("v1.0-trainval", 3)):
+        table = tmp_path / "data/nuscenes" / version / "sample.json"
+        table.parent.mkdir(parents=True)
+        table.write_text(json.dumps([{"token": "t" * 32, "scene_token": "s" * 32} for _ in range(frames)], indent=0))
+    clouds = tmp_path / "data/semantickitti/sequences/00/velodyne"
+    clouds.mkdir(parents=True)
+    assert defaults.choose_dataset(None, None)[0] == "nuscenes"
+    for k in range(4):
+        (clouds / f"{k:06d}.bin").touch()
+    name, root, why = defaults.choose_dataset(None, None)
+    assert (name, str(root)) == ("semantickitti", "data/semantickitti")
+    assert why == "the largest of nuscenes (3 frames), semantickitti (4 frames)"
+
+
 def test_doctor_finds_this_installation_in_order(tmp_path):
     done = olivine("doctor", "--json", cwd=tmp_path)
     findings = {f["topic"]: f for f in json.loads(done.stdout)}

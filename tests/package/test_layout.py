@@ -30,8 +30,8 @@ ALLOWED = {
     "readers": set(),
     "synthetic": {"readers.frame"},
     # Who has units of work brings them to the engines; the engines know no room, so nothing goes round.
-    "labelgen": {"readers.frame", "cluster"},
-    "pairs": {"readers.frame", "labelgen.store", "cluster"},
+    "labelgen": {"readers.frame", "readers.project", "cluster"},
+    "pairs": {"readers.frame", "readers.project", "labelgen.store", "cluster"},
     "train": {"pairs.shards"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
@@ -78,6 +78,22 @@ def test_a_room_imports_only_what_the_design_allows(room):
     assert not wrong
 
 
+def test_networks_know_no_method_and_the_trainer_knows_none_by_name():
+    contracts = ("train.backbone", "train.voxelize", "train.sparse", "train.backbones", "common")
+    wrong = []
+    for path in modules("train"):
+        place = path.relative_to(ROOT).as_posix()
+        for name in imported(path):
+            a_network = place.startswith("train/backbones/") and not name.startswith(":")
+            if a_network and not any(name == c or name.startswith(f"{c}.") for c in contracts):
+                wrong.append(f"{place} imports {name}")
+            if name.startswith(("train.methods", "train.backbones.")) and not place.startswith(
+                ("train/methods/", "train/backbones/")
+            ):
+                wrong.append(f"{place} imports {name}")
+    assert not wrong
+
+
 @pytest.mark.parametrize("room", ["train", "downstream"])
 def test_nothing_downstream_of_the_shards_knows_a_devkit(room):
     wrong = [
@@ -116,7 +132,7 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path):
     }
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "configs").glob("*.yaml")}
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "cluster").glob("*.sbatch")}
-    for folder in ("train/weights", "synthetic/data", "readers/data"):
+    for folder in ("labelgen/data", "train/weights", "synthetic/data", "readers/data"):
         expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / folder).glob("*") if p.is_file()}
     assert expected <= carried
     assert not {n for n in carried if n.split("/")[1] in ("tests", "benchmarks", "data", "demo", "runs")}

@@ -12,7 +12,7 @@ from olivine.commands import console
 from olivine.common import OlivineError, atomic_directory, check_replaceable, files
 
 # Each with the folder it reads from, which --out names in one of the cases.
-SHORT = ["--set", "run.steps=1", "--set", "sampling.pairs=256"]
+SHORT = ["--set", "run.steps=1", "--set", "method.pairs=256"]
 COMMANDS = {
     "synth": (["synth", "--scenes", "4", "--frames", "1", "--image-scale", "0.05", "--workers", "1"], "data/nuscenes"),
     "labelgen": (["labelgen"], "data/nuscenes"),

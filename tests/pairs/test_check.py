@@ -70,6 +70,7 @@ def _set(place: tuple[int | slice, ...], value: float) -> Callable[[np.ndarray],
     ("array", "place", "value", "said"),
     [
         ("points", (1, 0, 0), np.nan, "not finite"),
+        ("points", (1, 0, 0), 1e38, "m away"),
         ("point_label", (1, 0), 9, "point label 9 of 2"),
         ("pair_point", (1, 0), 10_000, "beyond the cloud"),
         ("pair_tag", (1, 0, 0), 7, "beyond the frame's"),

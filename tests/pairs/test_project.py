@@ -1,8 +1,9 @@
-"""Projection: the devkit's and pykitti's own results."""
+"""Projection: the devkit's own results, and a plain projection by KITTI's P2."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pyquaternion import Quaternion
 from olivine.common import OlivineError
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.project import look_up, project_points
+from olivine.readers import open_dataset
 from olivine.readers.frame import Camera, Frame
 
 # Where the annotated categories of the keyframe are in the order of the 13 prompts.
@@ -73,7 +75,6 @@ def test_the_devkit_sees_the_same_points_at_the_same_pixels(keyframe: Frame, nus
 
 @pytest.mark.soak
 def test_the_devkit_sees_the_same_on_100_synthetic_frames(tmp_path: Path) -> None:
-    from olivine.readers import open_dataset
     from olivine.synthetic.settings import SyntheticSettings
     from olivine.synthetic.write import write_dataset
 
@@ -87,19 +88,55 @@ def test_the_devkit_sees_the_same_on_100_synthetic_frames(tmp_path: Path) -> Non
         _assert_as_the_devkit(devkit, frame, sample_of[frame.token])
 
 
-def test_kitti_agrees_with_pykitti_calibration(kitti: Frame, kitti_frame: Path) -> None:
+def _by_matrix(points: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every point's pixel by a plain 3 x 4 projection, and whether it is seen."""
+    pixel = np.c_[points[:, :3].astype(np.float64), np.ones(len(points))] @ matrix.T
+    uv = pixel[:, :2] / pixel[:, 2:]
+    return uv, (pixel[:, 2] > 1) & (uv > 0).all(1) & (uv < (size[0] - 1, size[1] - 1)).all(1)
+
+
+def _assert_by_the_whole_p2(root: Path, frame: Frame) -> np.ndarray:
+    """The frame's pairs are those of P2 @ Tr as read from calib.txt; returns which points are seen."""
+    rows = (line.split(": ") for line in (root / "sequences" / frame.scene / "calib.txt").read_text().splitlines())
+    calibration = {name: np.array(values.split(), np.float64).reshape(3, 4) for name, values in rows}
+    matrix = calibration["P2"] @ np.r_[calibration["Tr"], [[0, 0, 0, 1]]]
+    assert (calibration["P2"][:, 3] != 0).all()
+    view, points = frame.cameras[0], frame.points()
+    pixel, seen = _by_matrix(points, matrix, (view.width, view.height))
+    point, _, uv = project_points(points, frame.cameras)
+    assert np.array_equal(point, np.flatnonzero(seen))
+    assert np.abs(uv - pixel[seen]).max() < 1e-3
+    return seen
+
+
+def test_kitti_is_projected_by_the_whole_p2(kitti: Frame, kitti_frame: Path) -> None:
+    assert _assert_by_the_whole_p2(kitti_frame, kitti).sum() > 10_000
+
+
+@pytest.mark.frames("real")
+def test_the_real_kitti_frame_has_17186_pairs(kitti: Frame) -> None:
+    assert len(kitti.points()) == 17_238
+    assert len(project_points(kitti.points(), kitti.cameras)[0]) == 17_186
+
+
+def test_synthetic_kitti_is_projected_by_the_whole_p2(kitti_world: Any) -> None:
+    for frame in open_dataset("semantickitti", kitti_world.root).frames():
+        assert _assert_by_the_whole_p2(kitti_world.root, frame).any()
+
+
+@pytest.mark.frames("real")
+def test_what_pykittis_k_and_t_would_change_on_the_real_frame(kitti: Frame, kitti_frame: Path) -> None:
+    """The figures in docs/datasets.md."""
     import pykitti
 
-    points = kitti.points()
     calibration = pykitti.odometry(str(kitti_frame), "00").calib
-    homogeneous = np.c_[points[:, :3].astype(np.float64), np.ones(len(points))]
-    in_camera = homogeneous @ calibration.T_cam2_velo.T
-    pixel = in_camera[:, :3] @ calibration.K_cam2.T
-    pixel = pixel[:, :2] / pixel[:, 2:]
-    seen = (in_camera[:, 2] > 1) & (pixel > 0).all(1) & (pixel < (1242 - 1, 375 - 1)).all(1)
-    point, _, uv = project_points(points, kitti.cameras)
-    assert np.array_equal(point, np.flatnonzero(seen))
-    assert np.abs(uv - pixel[seen]).max() < 0.01
+    points = kitti.points()
+    ours, seen = _by_matrix(points, kitti.cameras[0].intrinsic @ kitti.cameras[0].lidar_to_camera[:3], (1242, 375))
+    other, seen_too = _by_matrix(points, calibration.K_cam2 @ calibration.T_cam2_velo[:3], (1242, 375))
+    assert (seen.sum(), seen_too.sum()) == (17_186, 17_178)
+    both = seen & seen_too
+    assert np.abs(ours - other)[both].max().round(2) == 0.74
+    assert (100 * (np.rint(ours) != np.rint(other))[both].any(1).mean()).round() == 22
 
 
 def test_pairs_come_by_camera_and_then_by_point(keyframe: Frame) -> None:

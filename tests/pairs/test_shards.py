@@ -8,20 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
-from olivine.common import OlivineError, write_json
+from olivine.common import OlivineError, sha256_file, write_json
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
+from olivine.pairs.check import describe_shards
 from olivine.pairs.frames import build_frame
-from olivine.pairs.layout import ARRAYS
+from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers import open_dataset
 
 SETTINGS = PairSettings(segments=True)
 
@@ -39,17 +43,15 @@ def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -
     assert len(shards) == len(frames) == 5
     for i, frame in enumerate(frames):
         made, record = build_frame(frame, i, store, SETTINGS), shards[i]
-        for name in ("points", "point_label", "pair_point", "pair_uv", "pair_density", "class_count", "pose"):
-            assert np.array_equal(getattr(record, name), getattr(made, name)), name
-        for name in ("intrinsic", "lidar_to_camera", "image_size"):
-            assert np.array_equal(getattr(record, name), getattr(made, name)), name
-        assert np.array_equal(np.stack([record.pair_camera, record.pair_label], 1), made.pair_tag)
-        assert (record.image, record.segment) == (made.image, made.segment)
+        for name, expected in made.columns.items():
+            found = getattr(record, name)
+            assert found == expected if COLUMNS[name].over == "images" else np.array_equal(found, expected), name
+        assert {name for name in COLUMNS if getattr(record, name) is not None} == set(made.columns)
         assert (record.token, record.scene, record.split) == (frame.token, frame.scene, "train")
         assert (record.timestamp, record.bandwidth) == (frame.timestamp, made.bandwidth)
         assert np.array_equal(record.points, frame.points())
         assert record.image_bytes is not None
-        assert record.image_bytes.tolist() == [len(data) for data in made.image or []]
+        assert record.image_bytes.tolist() == [len(data) for data in made.columns["image"]]
         assert record.points.flags.writeable  # a loader may turn them in place
 
 
@@ -82,7 +84,7 @@ def test_zarr_python_reads_every_array_alike(built: tuple[LabelStore, ShardSet])
                     assert np.array_equal(shard.frame(name, i), theirs[i]), name
             else:
                 assert np.array_equal(shard.table(name), theirs), name
-        assert group.attrs["schema"] == "1.0" and list(group.attrs["token"]) == list(shard.tokens)
+        assert group.attrs["schema"] == "1.1" and list(group.attrs["token"]) == list(shard.tokens)
 
 
 def test_the_codecs_are_those_of_the_design(built: tuple[LabelStore, ShardSet]) -> None:
@@ -168,9 +170,11 @@ def test_a_flipped_bit_in_a_frame_is_reported_with_the_frame(built: tuple[LabelS
     data[offset + length // 2] ^= 4
     array.path.write_bytes(data)
     again = open_shards(shards.path)
-    assert again.token(0) == "a-token-0000" and len(again.pairs(0).uv)  # the frames before it are whole
+    assert again.token(0) == "a-token-0000" and len(
+        again.read(0, ["pair_uv"]).pair_uv
+    )  # the frames before it are whole
     with pytest.raises(OlivineError, match=r"shard-00000\.zarr, array pair_uv, frame 1 \(a-token-0001\)"):
-        again.pairs(1)
+        again.read(1, ["pair_uv"])
 
 
 def test_a_missing_file_is_an_error_and_never_zeros(built: tuple[LabelStore, ShardSet]) -> None:
@@ -214,13 +218,172 @@ def _edit(path: Path, change: Callable[[dict], None]) -> None:
     write_json(path / "manifest.json", manifest)
 
 
+def _first(**changes: object) -> Callable[[dict], None]:
+    return lambda manifest: manifest["shards"][0].update(changes)
+
+
+def _file(name: str, entry: object = (1, "0")) -> Callable[[dict], None]:
+    return lambda manifest: manifest["shards"][0]["files"].update({name: entry})
+
+
+def _drop(*keys: str) -> Callable[[dict], None]:
+    def change(manifest: dict) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        del manifest[keys[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _first(name="../elsewhere"),
+        _first(name="/etc"),
+        _first(name="shard-00001.zarr"),
+        _first(number=-1),
+        _first(number=2**64),
+        _first(frames=0),
+        _first(frames="3"),
+        _first(class_count=[1]),
+        _first(class_count=None),
+        _first(image_size=[[1]]),
+        _first(left_out=[["a"]]),
+        _first(files={}),
+        _first(files=[]),
+        _file("../../elsewhere/zarr.json"),
+        _file("points/../../../x"),
+        _file("/etc/passwd"),
+        _file("points/zarr.json", [1]),
+        _file("points/zarr.json", ["1", "0"]),
+        _drop("recipe"),
+        _drop("recipe", "classes"),
+        _drop("recipe", "settings", "images"),
+        _drop("provenance", "packages"),
+        _drop("class_count"),
+        _drop("cameras"),
+        lambda manifest: manifest.update(shards={}),
+        lambda manifest: manifest.update(shards=[3]),
+        lambda manifest: manifest.update(planned_frames=None),
+        lambda manifest: manifest["recipe"].update(classes="car"),
+    ],
+)
+def test_a_manifest_that_leads_outside_or_lacks_a_key_is_one_line(
+    built: tuple[LabelStore, ShardSet], change: Callable[[dict], None]
+) -> None:
+    """Its digest is right: whoever wrote it knows the format."""
+    _, shards = built
+    _edit(shards.path, change)
+    with pytest.raises(OlivineError, match=r"manifest\.json: ") as error:
+        open_shards(shards.path)
+    assert "\n" not in str(error.value)
+
+
+def _forge(shards: ShardSet, name: str, change: Callable[[dict], object]) -> None:
+    """Change a shard's metadata and enter the change, so that every digest matches."""
+    path = shards.path / "shard-00000.zarr" / name
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps(change(plain) or plain))
+    _edit(shards.path, _file(name, [path.stat().st_size, sha256_file(path)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("zarr.json", lambda plain: plain["attributes"]["token"].__setitem__(0, "../../outside")),
+        ("zarr.json", lambda plain: plain["attributes"]["token"].__setitem__(0, "/outside")),
+        ("zarr.json", lambda plain: plain["attributes"]["token"].pop()),
+        ("zarr.json", lambda plain: plain["attributes"].update(token=3)),
+        ("zarr.json", lambda plain: plain["attributes"].pop("bandwidth")),
+        ("zarr.json", lambda plain: plain.pop("attributes")),
+        ("zarr.json", lambda plain: [1]),
+        ("points/zarr.json", lambda plain: plain.update(data_type="object")),
+        ("points/zarr.json", lambda plain: plain.update(data_type="float64")),
+        ("points/zarr.json", lambda plain: plain.update(data_type=["u1"])),
+        ("points/zarr.json", lambda plain: plain.update(shape=[])),
+        ("points/zarr.json", lambda plain: plain.update(shape=[3, -1, 4])),
+        ("points/zarr.json", lambda plain: plain.update(shape="xyz")),
+        ("points/zarr.json", lambda plain: plain.update(codecs=[])),
+        ("points/zarr.json", lambda plain: plain["codecs"].__setitem__(0, "zstd")),
+        ("points/zarr.json", lambda plain: plain["chunk_key_encoding"]["configuration"].update(separator="/../")),
+        ("points/zarr.json", lambda plain: [1]),
+        ("pair_count/zarr.json", lambda plain: plain["codecs"].__setitem__(1, {"name": "pickle"})),
+    ],
+)
+def test_metadata_that_is_not_the_formats_is_one_line(
+    built: tuple[LabelStore, ShardSet], name: str, change: Callable[[dict], object]
+) -> None:
+    _, shards = built
+    _forge(shards, name, change)
+    again = open_shards(shards.path)
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr") as error:
+        again[0]
+    assert "\n" not in str(error.value)
+    assert len(again.points(4)) == again[4].point_count  # the other shard is read
+
+
+def test_a_shard_of_other_cameras_than_the_manifest_names_is_refused(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest["cameras"].pop())
+    with pytest.raises(OlivineError, match=r"shard-00000\.zarr: image_size has 2 columns, the manifest says 1"):
+        open_shards(shards.path)[0]
+
+
+def test_a_chunk_longer_than_its_file_takes_no_memory(built: tuple[LabelStore, ShardSet]) -> None:
+    _, shards = built
+    array = shards.shard(0).arrays["points"]
+    for offset, length in ((0, 2**62), (2**63, 16), (2**62, 2**62)):
+        array._index = np.array([[offset, length]] * 3, np.uint64)
+        with pytest.raises(OlivineError, match="bytes early"):
+            array.frame(0, "x")
+
+
 def test_an_unknown_major_schema_is_refused_and_a_newer_minor_one_read(built: tuple[LabelStore, ShardSet]) -> None:
     _, shards = built
     _edit(shards.path, lambda manifest: manifest.update(schema="1.7"))
     assert len(open_shards(shards.path)) == 5
     _edit(shards.path, lambda manifest: manifest.update(schema="2.0"))
-    with pytest.raises(OlivineError, match=r"schema 2\.0.*reads 1\.0"):
+    with pytest.raises(OlivineError, match=r"schema 2\.0.*reads 1\.1"):
         open_shards(shards.path)
+
+
+def test_the_data_sets_intensity_rule_travels_with_the_shards_and_the_points_stay_raw(
+    built: tuple[LabelStore, ShardSet], kitti_world: Any
+) -> None:
+    assert built[1].intensity_offset == 0.0  # nuScenes
+    frames = open_dataset("semantickitti", kitti_world.root).frames("train")
+    shards = open_shards(kitti_world.pairs / "train")
+    assert shards.intensity_offset == 1.0
+    for file in shards.path.glob("*.zarr"):
+        assert zarr.open_group(str(file), mode="r").attrs["intensity_offset"] == 1.0
+    for i, frame in enumerate(frames):
+        raw = np.fromfile(frame.root / frame.point_file, np.float32).reshape(-1, 4)
+        assert np.array_equal(shards.points(i), raw)
+
+
+def test_shards_from_before_the_intensity_rule_are_refused_where_the_data_set_has_one(
+    built: tuple[LabelStore, ShardSet],
+) -> None:
+    _, shards = built
+    _edit(shards.path, lambda manifest: manifest["recipe"].pop("intensity_offset"))
+    assert open_shards(shards.path).intensity_offset == 0.0  # nuScenes has none
+    for name in ("kitti", "semantickitti"):
+        _edit(shards.path, lambda manifest, name=name: manifest["recipe"].update(dataset=name))
+        again = open_shards(shards.path)  # still opens: to describe it, for instance
+        with pytest.raises(OlivineError, match=f"olivine build-pairs --dataset {name} --split train") as error:
+            _ = again.intensity_offset
+        assert str(shards.path) in str(error.value) and "\n" not in str(error.value)
+        assert describe_shards(shards.path).intensity_offset is None
+
+
+def test_shards_of_two_intensity_rules_do_not_meet_in_one_set(
+    make_store: Callable[..., LabelStore], tmp_path: Path
+) -> None:
+    store = make_store({"a": 1})
+    build_pairs(store, tmp_path / "pairs", SETTINGS, split="train")
+    other = replace(store.index(), intensity_offset=1.0)
+    with pytest.raises(OlivineError, match=r"intensity_offset was 0\.0, now 1\.0"):
+        build_pairs(store, tmp_path / "pairs", SETTINGS, split="train", index=other)
 
 
 def test_unknown_optional_arrays_are_ignored(built: tuple[LabelStore, ShardSet]) -> None:

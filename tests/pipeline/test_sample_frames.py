@@ -116,21 +116,27 @@ def kitti(olivine, kitti_frame, tmp_path_factory):
     return folder
 
 
-def test_the_kitti_frame_gives_pykittis_points_and_pairs(kitti, kitti_frame):
+def test_the_kitti_frame_gives_pykittis_points_and_the_pairs_of_the_whole_p2(kitti, kitti_frame):
     record = open_shards(kitti / "data/pairs/kitti/train")[0]
     data = pykitti.odometry(str(kitti_frame), "00")
     cloud = data.get_velo(0)
     assert np.array_equal(record.points, cloud)
-    camera = np.c_[cloud[:, :3].astype(np.float64), np.ones(len(cloud))] @ data.calib.T_cam2_velo.T
-    pixel = camera[:, :3] @ data.calib.K_cam2.T
+    camera = np.c_[cloud[:, :3].astype(np.float64), np.ones(len(cloud))] @ data.calib.T_cam0_velo.T
+    pixel = camera @ data.calib.P_rect_20.T
     u, v = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
     seen = (pixel[:, 2] > 1) & (u > 0) & (u < 1241) & (v > 0) & (v < 374)
     assert np.array_equal(np.sort(record.pair_point), np.flatnonzero(seen))
     order = np.argsort(record.pair_point)
     # KITTI's 375 rows stay: the stored image has the original pixels.
-    assert np.abs(record.pair_uv[order] - np.c_[u, v][seen]).max() < 0.01
+    assert np.abs(record.pair_uv[order] - np.c_[u, v][seen]).max() < 1e-3
     expected = np.where(np.rint(u[seen]) < 621, 9, 13)
     assert np.array_equal(record.pair_label[order], expected)
+
+
+@pytest.mark.frames("real")
+def test_the_real_kitti_frame_gives_17238_points_and_17186_pairs(kitti):
+    record = open_shards(kitti / "data/pairs/kitti/train")[0]
+    assert (record.points.shape, len(record.pair_point)) == ((17238, 4), 17_186)
 
 
 @pytest.mark.frames("synthetic")

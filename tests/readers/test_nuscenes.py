@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_bad_point_files_are_named_with_the_remedy(broken):
         ),
         (
             lambda root: (root / "v1.0-mini" / "sample_data.json").write_text("[{"),
-            "sample_data.json: a table of the data set is not whole",
+            "sample_data.json: cannot be read as JSON",
         ),
     ],
 )
@@ -220,3 +221,96 @@ def test_the_index_is_written_once_and_again_when_the_tables_change(broken, tmp_
     table.write_text(table.read_text() + "\n")
     _, note = index_dataset(tmp_path / "frames", "nuscenes", broken)
     assert "index at hand" not in note
+
+
+def change_table(root, name, change):
+    path = root / "v1.0-mini" / f"{name}.json"
+    records = json.loads(path.read_text())
+    change(records)
+    path.write_text(json.dumps(records))
+
+
+def _image_of(records):
+    return next(r for r in records if r["filename"].startswith("samples/CAM_FRONT/"))
+
+
+@pytest.mark.parametrize("name", ["../../etc/x.jpg", "/etc/x.jpg", "samples/../../x.jpg"])
+def test_an_image_outside_the_data_set_is_refused(broken, name):
+    change_table(broken, "sample_data", lambda records: _image_of(records).update(filename=name))
+    with pytest.raises(OlivineError, match=r"sample_data\.json: names the path"):
+        open_dataset("nuscenes", broken).frames()
+
+
+def test_samples_in_a_circle_end(broken):
+    change_table(broken, "sample", lambda records: records[0].update(next=records[0]["token"]))
+    with pytest.raises(
+        OlivineError, match=r"sample\.json: scene .* has 1 samples, and the chain of its samples over 1"
+    ):
+        open_dataset("nuscenes", broken).frames()
+
+
+def test_a_scene_with_fewer_samples_than_it_says_is_named(broken):
+    change_table(broken, "scene", lambda records: records[0].update(nbr_samples=40))
+    with pytest.raises(OlivineError, match="has 40 samples, and the chain of its samples 1"):
+        open_dataset("nuscenes", broken).frames()
+
+
+def test_a_camera_that_every_sample_lacks_is_said(broken):
+    change_table(broken, "sample_data", lambda records: records.remove(_image_of(records)))
+    dataset = open_dataset("nuscenes", broken)
+    assert [len(f.cameras) for f in dataset.frames()] == [5]
+    assert dataset.note.endswith("no frame has CAM_FRONT")
+
+
+def test_a_camera_that_one_sample_lacks_is_an_error(broken, nuscenes_keyframe):
+    dataset = open_dataset("nuscenes", nuscenes_keyframe)
+    (frame,) = dataset.frames()
+    lacking = replace(frame, token="other", cameras=frame.cameras[1:])
+    with pytest.raises(OlivineError, match=r"sample_data\.json: the sample of LiDAR sweep other has the cameras"):
+        dataset._check_cameras([frame, lacking])
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("sample_data", lambda records: _image_of(records).pop("width")),
+        ("sample_data", lambda records: _image_of(records).update(ego_pose_token="nobody")),
+        ("sample_data", lambda records: _image_of(records).update(calibrated_sensor_token=["x"])),
+        ("ego_pose", lambda records: [r.update(rotation=[0, 0, 0, 0]) for r in records]),
+        ("ego_pose", lambda records: [r.update(translation=None) for r in records]),
+        ("calibrated_sensor", lambda records: [r.update(camera_intrinsic="x") for r in records]),
+        ("calibrated_sensor", lambda records: [r.update(rotation=[1]) for r in records]),
+        ("scene", lambda records: records[0].pop("nbr_samples")),
+        ("scene", lambda records: records[0].update(nbr_samples="many")),
+        ("scene", lambda records: records.append("no scene")),
+        ("sample", lambda records: records[0].pop("token")),
+        ("sample", lambda records: records.clear()),
+        ("map", lambda records: records.append(None)),
+        ("map", lambda records: [r.pop("log_tokens") for r in records]),
+        ("log", lambda records: records.append([])),
+    ],
+)
+def test_tables_that_do_not_fit_together_are_one_line(broken, table, change):
+    change_table(broken, table, change)
+    with pytest.raises(OlivineError, match=r"v1\.0-mini") as error:
+        [f.points() for f in open_dataset("nuscenes", broken).frames()]
+    assert "\n" not in str(error.value) and "again" in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"{}", b"[" * 99999, b'[{"token": 3}]', b"null"])
+def test_a_table_that_is_none_is_one_line(broken, data):
+    (broken / "v1.0-mini" / "calibrated_sensor.json").write_bytes(data)
+    with pytest.raises(OlivineError, match=r"v1\.0-mini") as error:
+        open_dataset("nuscenes", broken).frames()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("index", [2**64, -1, "3", None])
+def test_a_class_index_that_is_no_byte_is_named(broken, index):
+    record = {"token": "t", "sample_data_token": "t", "filename": "lidarseg/v1.0-mini/t_lidarseg.bin"}
+    (broken / "v1.0-mini" / "lidarseg.json").write_text(json.dumps([record]))
+    (broken / "lidarseg" / "v1.0-mini").mkdir(parents=True)
+    (broken / "lidarseg" / "v1.0-mini" / "t_lidarseg.bin").write_bytes(b"\0")
+    change_table(broken, "category", lambda records: records[3].update(index=index))
+    with pytest.raises(OlivineError, match=r"category\.json: index is|v1\.0-mini: the tables of the data set do not"):
+        open_dataset("nuscenes", broken)

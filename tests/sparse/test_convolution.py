@@ -162,11 +162,11 @@ def test_the_same_input_gives_the_same_bits_forward_and_backward():
     assert all(torch.equal(a, b) for a, b in zip(once(), once()))
 
 
-def test_a_kernel_map_is_built_once_for_all_layers_of_a_family():
+def test_a_kernel_map_is_built_once_for_all_layers_of_a_coordinate_manager():
     cloud = random_cloud(11)
     net = torch.nn.Sequential(*(Conv3d(5, 5, 3) for _ in range(3)), Conv3d(5, 5, 2, 2), ConvTranspose3d(5, 5, 2, 2))
     net.double()(cloud)
-    assert cloud.family.maps_built == 2
+    assert cloud.manager.maps_built == 2
 
 
 def coordinates(*rows):

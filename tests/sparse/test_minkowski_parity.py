@@ -107,11 +107,24 @@ def keyframe_voxels(folder, grid: str) -> tuple[torch.Tensor, torch.Tensor]:
     return voxels.feature / 255, voxels.coordinate
 
 
-def results(network, tensor, features, *, training: bool, dtype: torch.dtype, weight: torch.Tensor):
+def published_network() -> torch.nn.Module:
+    """SR-UNet34 with the two heads of OLIVINE's checkpoint, by the names they have there."""
+    network, generator = build_backbone("srunet34"), torch.Generator().manual_seed(0)
+    network.final = network.new_head(64, generator)
+    network.final_class_level = network.new_head(64, generator)
+    return network
+
+
+def both_heads(network: torch.nn.Module, tensor: SparseTensor) -> list[torch.Tensor]:
+    feature = network.features(tensor)
+    return [head(feature).feature for head in (network.final, network.final_class_level)]
+
+
+def results(network, tensor, outputs_of, *, training: bool, dtype: torch.dtype, weight: torch.Tensor):
     """Outputs; and in training the gradients and running statistics, by name."""
     network = network.to(dtype).train(training)
     network.zero_grad(set_to_none=True)
-    outputs = features(network(tensor))
+    outputs = outputs_of(network, tensor)
     named = {"point": outputs[0].detach(), "category": outputs[1].detach()}
     if training:
         ((outputs[0] + 2 * outputs[1]) * weight.to(dtype)).sum().backward()
@@ -122,7 +135,7 @@ def results(network, tensor, features, *, training: bool, dtype: torch.dtype, we
 
 def start_state(generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Weights and statistics away from their initial values, so that every term counts."""
-    state = build_backbone("srunet34").state_dict()
+    state = published_network().state_dict()
     for name, value in state.items():
         if name.endswith(("running_var", "bn.weight")):
             state[name] = 0.5 + torch.rand(value.shape, generator=generator)
@@ -138,17 +151,17 @@ def errors(feature: torch.Tensor, coordinate: torch.Tensor, *, training: bool) -
     weight = torch.randn(len(coordinate), 64, generator=generator, dtype=torch.float64)
     start = start_state(generator)
 
-    def run(network, tensor, features, dtype):
+    def run(network, tensor, outputs_of, dtype):
         network.load_state_dict(start)
-        return results(network, tensor, features, training=training, dtype=dtype, weight=weight)
+        return results(network, tensor, outputs_of, training=training, dtype=dtype, weight=weight)
 
     def ours(dtype):
         tensor = SparseTensor(feature.to(dtype), coordinate)
-        return run(build_backbone("srunet34"), tensor, lambda out: [t.feature for t in out], dtype)
+        return run(published_network(), tensor, both_heads, dtype)
 
     def theirs(dtype):
         tensor = package.SparseTensor(feature.to(dtype), coordinate)
-        return run(peer_network(), tensor, lambda out: [t.F for t in out], dtype)
+        return run(peer_network(), tensor, lambda network, clouds: [t.F for t in network(clouds)], dtype)
 
     exact, expected, single, other = (
         ours(torch.float64),
@@ -198,12 +211,12 @@ def check_srunet34(source: str, draws: list[tuple[torch.Tensor, torch.Tensor]], 
 
 def test_one_module_moves_between_the_engines_with_its_weights_untouched():
     feature, coordinate = cloud(5, 1)
-    network = build_backbone("srunet-small").double().eval()
+    network = build_backbone("srunet-small", out_channels=64).double().eval()
     before = {n: v.clone() for n, v in network.state_dict().items()}
     with torch.no_grad():
-        point, _ = network(SparseTensor(feature, coordinate))
-        other, _ = network(SparseTensor(feature, coordinate, engine="minkowski"))
-        again, _ = network(SparseTensor(feature, coordinate))
-    assert apart(point.feature, other.feature) < 1e-9
-    assert torch.equal(point.feature, again.feature)
+        first = network(SparseTensor(feature, coordinate))
+        other = network(SparseTensor(feature, coordinate, engine="minkowski"))
+        again = network(SparseTensor(feature, coordinate))
+    assert apart(first.feature, other.feature) < 1e-9
+    assert torch.equal(first.feature, again.feature)
     assert all(torch.equal(before[n], v) for n, v in network.state_dict().items())

@@ -34,15 +34,21 @@ def test_autocast_leaves_float64_alone():
 def test_a_training_step_under_autocast_gives_float32_gradients_near_the_exact_ones():
     # Wide enough that the coarsest batch norms have more than a few voxels; with two they have no gradient to compare.
     network, tensor = build_backbone("srunet-small", seed=1), cloud(1, size=80, fill=0.01)
+    generator = torch.Generator().manual_seed(1)
+    network.heads = torch.nn.ModuleList([network.new_head(64, generator) for _ in range(2)])
+
+    def loss(tensor):
+        feature = network(tensor)
+        return sum(head(feature).feature.to(network.conv0p1s1.kernel.dtype).square().mean() for head in network.heads)
+
     with torch.autocast("cpu", torch.bfloat16):
-        point, category = network(tensor)
-    (point.feature.float().square().mean() + category.feature.float().square().mean()).backward()
+        value = loss(tensor)
+    value.backward()
     single = {n: p.grad.clone() for n, p in network.named_parameters()}
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in single.values())
     network.zero_grad()
     network.double()
-    point, category = network(tensor.replace(tensor.feature.double()))
-    (point.feature.square().mean() + category.feature.square().mean()).backward()
+    loss(tensor.replace(tensor.feature.double())).backward()
     exact = torch.cat([p.grad.flatten() for p in network.parameters()])
     ours = torch.cat([single[n].flatten() for n, _ in network.named_parameters()]).double()
     assert float(torch.dot(ours, exact) / (ours.norm() * exact.norm())) > 0.98

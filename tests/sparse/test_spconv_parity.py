@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from olivine.train.backbones import build_backbone
-from olivine.train.backbones.layouts import to_openpcdet
-from olivine.train.backbones.voxelnet import VOXELNET_VOXELS
+from olivine.train.layouts import to_openpcdet
+from olivine.train.settings import load_settings
 from olivine.train.sparse import Conv3d, SparseTensor
 from olivine.train.voxelize import voxelize
 
@@ -148,9 +148,10 @@ def test_the_whole_trunk_is_spconvs_with_the_exported_weights(residual, training
     (file,) = (nuscenes_keyframe / "samples" / "LIDAR_TOP").glob("*.bin")
     points = torch.from_numpy(np.fromfile(file, np.float32).reshape(-1, 5)[:, :4].copy())
     points[:, 3] /= 255
-    voxels = voxelize(points, None, VOXELNET_VOXELS)
-    tensor = SparseTensor(voxels.feature, voxels.coordinate, shape=VOXELNET_VOXELS.shape)
-    ours = build_backbone("voxelnet-residual" if residual else "voxelnet").train(training)
+    settings = load_settings("voxelnet").voxels
+    voxels = voxelize(points, None, settings)
+    tensor = SparseTensor(voxels.feature, voxels.coordinate, shape=settings.shape)
+    ours = build_backbone("voxelnet", residual=residual).train(training)
     generator = torch.Generator().manual_seed(1)
     for name, value in ours.state_dict().items():
         if name.endswith(("running_var", "bn.weight")):

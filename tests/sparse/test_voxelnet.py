@@ -7,20 +7,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from olivine.train.backbone import Clouds
 from olivine.train.backbones import build_backbone
-from olivine.train.backbones.bev import sample_bilinear
-from olivine.train.backbones.layouts import to_openpcdet
-from olivine.train.backbones.voxelnet import VOXELNET_VOXELS
-from olivine.train.sparse import SparseTensor, to_dense
-from olivine.train.voxelize import voxelize
+from olivine.train.backbones._bev import sample_bilinear
+from olivine.train.layouts import to_openpcdet
+from olivine.train.settings import load_settings
+from olivine.train.sparse import to_dense
+from olivine.train.voxelize import VoxelSettings, voxelize
 
-
-def small_grid(seed: int = 0, count: int = 300) -> SparseTensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (64, 48, 40)
-    place = torch.stack([torch.randint(0, n, (count,), generator=generator) for n in (2, *shape)], 1)
-    coordinate = torch.unique(place, dim=0).int()
-    return SparseTensor(torch.randn(len(coordinate), 4, generator=generator), coordinate, shape=shape)
+#: Voxels of 0.1 x 0.1 x 0.2 m, 60,000 of at most 10 points each, with the mean of (x, y, z, intensity).
+DETECTORS = VoxelSettings(
+    size_m=0.1,
+    height_m=0.2,
+    feature="mean",
+    first_channel=0,
+    feature_channels=4,
+    crop=True,
+    from_corner=True,
+    max_points=10,
+    max_voxels=60_000,
+)
 
 
 # From the class definitions of OpenPCDet's VoxelBackBone8x and VoxelResBackBone8x and spconv 2's [out, z, y, x, in].
@@ -45,11 +51,10 @@ RESIDUAL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "tensors"), [("voxelnet", PLAIN, 72), ("voxelnet-residual", RESIDUAL, 142)]
-)
-def test_the_trunk_has_openpcdets_names_and_shapes(name, expected, tensors):
-    weights = to_openpcdet(build_backbone(name))
+@pytest.mark.parametrize("head", [None, 64])
+@pytest.mark.parametrize(("residual", "expected", "tensors"), [(False, PLAIN, 72), (True, RESIDUAL, 142)])
+def test_the_trunk_has_openpcdets_names_and_shapes(residual, expected, tensors, head):
+    weights = to_openpcdet(build_backbone("voxelnet", residual=residual, out_channels=head))
     for key, shape in expected.items():
         assert list(weights[key].shape) == shape, key
     # 12 layers of a kernel and a norm of five; the residual form has 5 such and 16 with a bias.
@@ -57,44 +62,60 @@ def test_the_trunk_has_openpcdets_names_and_shapes(name, expected, tensors):
     assert not any("kernel" in key or ".bn." in key or key.startswith("final") for key in weights)
 
 
+def test_the_presets_voxels_are_those_of_the_detectors():
+    assert load_settings("voxelnet").voxels == DETECTORS
+
+
 @pytest.mark.frames("synthetic")
 def test_the_grids_are_those_of_the_detectors(nuscenes_keyframe):
     (file,) = (nuscenes_keyframe / "samples" / "LIDAR_TOP").glob("*.bin")
     points = torch.from_numpy(np.fromfile(file, np.float32).reshape(-1, 5)[:, :4].copy())
-    voxels = voxelize(points, None, VOXELNET_VOXELS)
-    assert VOXELNET_VOXELS.shape == (1024, 1024, 40)
-    tensor = SparseTensor(voxels.feature, voxels.coordinate, shape=VOXELNET_VOXELS.shape)
-    net = build_backbone("voxelnet").eval()
+    voxels = voxelize(points, None, DETECTORS)
+    assert DETECTORS.shape == (1024, 1024, 40)
+    clouds = Clouds(points, torch.zeros(len(points), dtype=torch.int64), voxels, DETECTORS)
+    tensor = clouds.tensor
+    net = build_backbone("voxelnet", out_channels=64).eval()
     shapes = []
     with torch.no_grad():
         for stage in (net.conv_input, net.conv1, net.conv2, net.conv3, net.conv4, net.conv_out):
             tensor = stage(tensor)
             shapes.append(tensor.shape)
     assert shapes == [(1024, 1024, 40)] * 2 + [(512, 512, 20), (256, 256, 10), (128, 128, 4), (128, 128, 1)]
-    inside = voxels.inverse >= 0
     with torch.no_grad():
-        head = net.final(tensor)
-        embedding = net.point_embedding(head, points[inside], torch.zeros(int(inside.sum()), dtype=torch.int64))
-    # Independent: torch's own bilinear sampling of the dense map at the same places.
-    plane = to_dense(head.replace(F.normalize(head.feature, dim=1)))[..., 0]
-    place = ((points[inside, :2] + 51.2) / 0.8).clamp(0, 127)
+        found, head = net.encode(clouds), net.final(tensor)
+        embedding, raw = found.embed(net.final), found.raw()
+    # Every point is a place, also beyond the range.
+    assert torch.equal(found.place, torch.arange(len(points))) and bool((voxels.inverse < 0).any())
+    # Independent: torch's own bilinear sampling of the dense map at the same places, clamped to its border.
+    place = ((points[:, :2] + 51.2) / 0.8).clamp(0, 127)
     grid = (place.flip(1) / 127 * 2 - 1)[None, None]
-    expected = F.grid_sample(plane, grid, mode="bilinear", align_corners=True)[0, :, 0].T
-    torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-4)
+    for mine, cells in ((embedding, head.replace(F.normalize(head.feature, dim=1))), (raw, tensor)):
+        expected = F.grid_sample(to_dense(cells)[..., 0], grid, mode="bilinear", align_corners=True)[0, :, 0].T
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["voxelnet", "voxelnet-residual"])
-def test_a_training_step_reaches_every_parameter(name):
-    net = build_backbone(name)
-    tensor = small_grid()
-    points = torch.rand(50, 2) * 4 - 51.0
-    point, category = net(tensor)
-    batch = torch.arange(50) % 2
-    # The wide range's clamping is not at work here: the grid is a corner of it.
-    loss = net.point_embedding(point, points, batch).sum() + net.point_embedding(category, points, batch).square().sum()
-    loss.backward()
-    reached = [n for n, p in net.named_parameters() if p.grad is not None and torch.isfinite(p.grad).all()]
-    assert len(reached) == len(list(net.parameters()))
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_training_step_reaches_every_parameter(residual):
+    net, generator = build_backbone("voxelnet", residual=residual), torch.Generator().manual_seed(0)
+    heads = torch.nn.ModuleList([net.new_head(64, generator), net.new_head(64, generator)])
+    # Two clouds in a small corner of the sensor's surroundings.
+    settings = VoxelSettings(
+        size_m=0.1,
+        height_m=0.2,
+        feature="mean",
+        first_channel=0,
+        feature_channels=4,
+        crop=True,
+        range_m=(0, 0, 0, 6.4, 4.8, 8),
+        from_corner=True,
+    )
+    points = torch.rand(600, 4, generator=generator) * torch.tensor([6.4, 4.8, 8.0, 1.0])
+    clouds = Clouds(points, torch.tensor([0] * 250 + [1] * 350), voxelize(points, [250, 350], settings), settings)
+    found = net.encode(clouds)
+    (found.embed(heads[0]).sum() + found.embed(heads[1]).square().sum() + found.raw().square().sum()).backward()
+    parameters = {**dict(net.named_parameters()), **dict(heads.named_parameters())}
+    assert {n for n, p in parameters.items() if p.grad is None or not torch.isfinite(p.grad).all()} == set()
+    assert all(bool(p.grad.any()) for n, p in parameters.items() if n.endswith("kernel"))
 
 
 def test_interpolation_is_linear_between_cells_and_constant_beyond_the_edge():
@@ -115,8 +136,8 @@ def test_a_voxel_is_the_mean_of_its_first_ten_points_and_a_cloud_keeps_its_first
 
     generator = torch.Generator().manual_seed(1)
     points = torch.rand(4000, 4, generator=generator) * torch.tensor([3.0, 3.0, 2.0, 255.0])
-    settings = replace(VOXELNET_VOXELS, max_voxels=500)
-    whole, kept = (voxelize(points, [1500, 2500], s) for s in (VOXELNET_VOXELS, settings))
+    settings = replace(DETECTORS, max_voxels=500)
+    whole, kept = (voxelize(points, [1500, 2500], s) for s in (DETECTORS, settings))
     for voxel in range(0, len(whole.feature), 400):
         rows = points[whole.inverse == voxel][:10]
         torch.testing.assert_close(whole.feature[voxel], rows.mean(0))

@@ -23,7 +23,7 @@ PLAIN = {
     "shards": "nowhere",
     "ground": "make the-ground",
     "seeds": [0, 1, 2],
-    "rows": {"random": None, "base": {"loss.wcd": False}, "whole": {}},
+    "rows": {"random": None, "base": {"method.wcd": False}, "whole": {}},
     "tables": [{"title": "All", "stage": "probe", "rows": ["random", "base", "whole"], "against": "base"}],
     "claims": [{"stage": "probe", "better": "whole", "than": "base", "by": 5}],
 }
@@ -100,12 +100,12 @@ def test_the_table_says_means_spreads_and_what_is_not_resolved(small):
     ("change", "says"),
     [
         (
-            {"rows": {**PLAIN["rows"], "base": {"loss.wdc": False}}},
-            r"row 'base': no setting 'loss.wdc'. Did you mean 'loss.wcd'",
+            {"rows": {**PLAIN["rows"], "base": {"method.wdc": False}}},
+            r"row 'base': no setting 'method.wdc'. Did you mean 'method.wcd'",
         ),
         (
-            {"rows": {**PLAIN["rows"], "base": {"loss.wcd": "perhaps"}}},
-            r"loss.wcd is 'perhaps', expected true or false",
+            {"rows": {**PLAIN["rows"], "base": {"method.wcd": "perhaps"}}},
+            r"method.wcd is 'perhaps', expected true or false",
         ),
         ({"set": {"run.step": 3}}, r"no setting 'run.step'. Did you mean 'run.steps'"),
         ({"preset": "gpu"}, r"no such settings file or preset"),
@@ -137,8 +137,8 @@ def test_missing_shards_name_the_command_that_makes_them(small, tmp_path):
 def test_the_studies_of_the_package_are_right():
     demo = load_study("configs/study-demo.yaml")
     assert list(demo.rows) == ["random", "InfoNCE", "whole method"]
-    assert demo.rows["whole method"].loss.scr
-    assert not demo.rows["InfoNCE"].loss.wcd
+    assert demo.rows["whole method"].method.scr
+    assert not demo.rows["InfoNCE"].method.wcd
     assert not demo.rows["InfoNCE"].augment.crop  # stored features are of whole pictures
 
 
@@ -157,7 +157,7 @@ def test_the_synthetic_study_is_the_papers_tables(ground):
     assert len(runs) == 105  # 11 configurations pre-trained, probed and fine-tuned, random weights without the first
     assert len({run.digest for run in runs}) == 105
     table_5 = {
-        name: (s.loss.wcd, s.loss.scr, s.sampling.mode)
+        name: (s.method.wcd, s.method.scr, s.method.mode)
         for name, s in study.rows.items()
         if name in study.tables[0].rows and s is not None
     }
@@ -168,8 +168,8 @@ def test_the_synthetic_study_is_the_papers_tables(ground):
     assert table_5["WCD+DCAS"] == (True, False, "dcas")
     assert table_5["all"] == (True, True, "dcas")
     assert study.rows["ground truth"].data.labels == "truth"
-    assert study.rows["deterministic"].loss.distribution == "dirac"
-    assert not study.rows["shared heads"].loss.decoupled_heads
+    assert study.rows["deterministic"].method.distribution == "dirac"
+    assert not study.rows["shared heads"].method.decoupled_heads
 
 
 # -- what is run
@@ -187,7 +187,7 @@ def test_a_configuration_is_everything_that_decides_a_result_and_nothing_else(sm
         return {(r.row, r.stage): r.digest for r in plan_study(study, ground, (0,))}
 
     before = digests()
-    changed = digests({"rows": {**PLAIN["rows"], "whole": {"loss.scr": False}}})
+    changed = digests({"rows": {**PLAIN["rows"], "whole": {"method.scr": False}}})
     assert {key for key in before if before[key] != changed[key]} == {("whole", "pretrain"), ("whole", "probe")}
     assert digests({"set": {"data.workers": 3, "run.threads": 1}}) == before
     probed = digests({"probe": {"epochs": 9}})
@@ -198,6 +198,17 @@ def test_a_configuration_is_everything_that_decides_a_result_and_nothing_else(sm
     # Random weights depend on the network alone.
     assert digests({"set": {"optimizer.lr": 0.7}})["random", "probe"] == before["random", "probe"]
     assert digests({"set": {"voxels.size_m": 0.7}})["random", "probe"] != before["random", "probe"]
+
+
+def test_the_released_names_of_settings_mean_the_same_rows(ground):
+    def digests(plain):
+        return {(r.row, r.seed, r.stage): r.digest for r in plan_study(study_from_plain(plain, "s.yaml"), ground, (0,))}
+
+    today = {"method.wcd": False, "method.mode": "random", "method.pairs": 99, "method.dimension": 32}
+    then = {"loss.wcd": False, "sampling.mode": "random", "sampling.pairs": 99, "backbone.out_channels": 32}
+    rows = [{**PLAIN["rows"], "base": changes} for changes in (today, then)]
+    new, old = (digests({**PLAIN, "rows": row}) for row in rows)
+    assert new == old != digests(PLAIN)
 
 
 def test_an_interrupted_study_goes_on_and_repeats_nothing(small, counted, tmp_path, monkeypatch):
@@ -226,7 +237,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(small, counted, tmp_pa
 def test_a_row_of_another_configuration_is_never_taken(small, counted, tmp_path):
     run_study(small, tmp_path, (0,))
     counted.clear()
-    other = study_from_plain({**PLAIN, "rows": {**PLAIN["rows"], "whole": {"loss.scr": False}}}, "small.yaml")
+    other = study_from_plain({**PLAIN, "rows": {**PLAIN["rows"], "whole": {"method.scr": False}}}, "small.yaml")
     summary = run_study(other, tmp_path, (0,))
     assert counted == [("whole", 0, "pretrain"), ("whole", 0, "probe")]
     assert (summary.kept, summary.done) == (3, 2)

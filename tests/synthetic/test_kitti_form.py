@@ -36,21 +36,21 @@ def test_pykitti_loads_it(folder: Path) -> None:
 @pytest.mark.frames("real")
 def test_calibration_is_the_real_frames(folder: Path, kitti_frame: Path) -> None:
     ours, real = pykitti.odometry(str(folder), "00").calib, pykitti.odometry(str(kitti_frame), "00").calib
-    np.testing.assert_allclose(ours.K_cam2, real.K_cam2, atol=1e-6)
-    np.testing.assert_allclose(ours.T_cam2_velo, real.T_cam2_velo, atol=1e-6)
+    for name in ("P_rect_00", "P_rect_10", "P_rect_20", "P_rect_30", "T_cam0_velo"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(real, name), atol=1e-6)
 
 
-def test_points_projected_by_pykitti_fall_on_pixels_of_their_class(folder: Path) -> None:
+def test_points_projected_by_p2_fall_on_pixels_of_their_class(folder: Path) -> None:
     data = pykitti.odometry(str(folder), "00")
     right = total = 0
     for k in range(3):
         cloud = data.get_velo(k)
         truth = np.fromfile(folder / f"truth/point/00/{k:06d}.bin", np.uint8)
         mask = np.array(Image.open(folder / f"truth/class/00/image_2/{k:06d}.png"))
-        local = (data.calib.T_cam2_velo @ np.column_stack([cloud[:, :3], np.ones(len(cloud))]).T)[:3]
-        uv = data.calib.K_cam2 @ local
+        local = data.calib.T_cam0_velo @ np.column_stack([cloud[:, :3], np.ones(len(cloud))]).T
+        uv = data.calib.P_rect_20 @ local
         u, v = uv[0] / uv[2], uv[1] / uv[2]
-        inside = (local[2] > 1) & (u > 0) & (u < 1241) & (v > 0) & (v < 374)
+        inside = (uv[2] > 1) & (u > 0) & (u < 1241) & (v > 0) & (v < 374)
         right += (mask[np.rint(v[inside]).astype(int), np.rint(u[inside]).astype(int)] == truth[inside]).sum()
         total += inside.sum()
     assert total > 30_000

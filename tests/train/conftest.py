@@ -138,9 +138,9 @@ def small_settings() -> Callable[..., PretrainSettings]:
             "image.width=72",
             "augment.crop_min_pairs=50",
             "augment.cuboid_min_pairs=50",
-            "sampling.pairs=100",
+            "method.pairs=100",
             "voxels.size_m=0.5",
-            "loss.warmup=0.5",
+            "method.warmup=0.5",
             "optimizer.lr=0.05",
             "run.accelerator=cpu",
         ]

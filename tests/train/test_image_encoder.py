@@ -11,8 +11,11 @@ import torchvision
 from torch import nn
 
 from olivine.common import OlivineError
-from olivine.train.heads import sample_features
-from olivine.train.image_encoder import KINDS, SMALL_WEIGHTS, ImageEncoder, dilate_to_stride_4, features_at_pixels
+from olivine.train.encoders import encoder_names, find_encoder
+from olivine.train.encoders._resnet import dilate_to_stride_4
+from olivine.train.encoders.small import SmallEncoder
+from olivine.train.feature_map import sample_features
+from olivine.train.image_encoder import ImageEncoder, features_at_pixels
 
 
 def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -32,9 +35,9 @@ def picture(n: int = 1, h: int = 32, w: int = 48) -> torch.Tensor:
 
 def test_dilation_is_torchvisions_own() -> None:
     theirs = scrambled(torchvision.models.resnet50(replace_stride_with_dilation=[True, True, True]))
-    plain = torchvision.models.resnet50()
-    plain.load_state_dict(theirs.state_dict())
-    ours = dilate_to_stride_4(plain.eval())
+    ours = find_encoder("resnet50")()
+    ours.load_state_dict({n: v for n, v in theirs.state_dict().items() if not n.startswith("fc.")})
+    ours.eval()
     x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(2))
     features = {}
     theirs.layer4.register_forward_hook(lambda m, i, o: features.update(out=o))
@@ -76,10 +79,13 @@ def test_the_usual_containers_load_and_folding_changes_nothing(container: str, t
     encoder = ImageEncoder("resnet18", tmp_path / "weights.pth")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
     image = picture()
-    spec = KINDS["resnet18"]
-    x = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    dilate_to_stride_4(source)
+    features = {}
+    source.layer4.register_forward_hook(lambda m, i, o: features.update(out=o))
     with torch.no_grad():
-        expected = dilate_to_stride_4(source)(x)
+        source((image.permute(0, 3, 1, 2) / 255 - mean) / std)
+    expected = features["out"]
     torch.testing.assert_close(encoder(image), expected, rtol=1e-3, atol=1e-3)
     assert len(encoder.digest) == 64
 
@@ -92,15 +98,78 @@ def test_the_encoder_never_trains(tmp_path: Path) -> None:
 
 
 def test_the_small_encoders_weights_are_in_the_package_and_small() -> None:
-    assert SMALL_WEIGHTS.stat().st_size < 1_000_000
+    assert SmallEncoder.bundled.stat().st_size < 1_000_000
     assert ImageEncoder("small")(picture()).isfinite().all()
+
+
+OWN = """
+import torch
+from olivine.train.encoders import Encoder
+
+class Mean(Encoder):
+    channels, stride, multiple = 3, 8, 8
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.nn.functional.avg_pool2d(x, 8) * self.gain
+
+class Wrong(Mean):
+    channels = 4
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module with two encoders outside the package."""
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "own_encoders.py").write_text(OWN)
+    (tmp_path / "lab" / "broken.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_encoders_are_found_by_their_files_and_outside_by_a_dotted_path(outside: Path) -> None:
+    assert encoder_names() == ["resnet18", "resnet50", "small"]
+    assert find_encoder("small") is SmallEncoder
+    torch.save({"gain": torch.full((1,), 2.0)}, outside / "gain.pth")
+    image = picture()
+    found = ImageEncoder("lab.own_encoders:Mean", outside / "gain.pth")(image)
+    blocks = image.double().view(4, 8, 6, 8, 3).mean((1, 3)).permute(2, 0, 1)[None]
+    torch.testing.assert_close(found.double(), 2 * blocks / 255, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet51", r"no image encoder 'resnet51'\. Did you mean 'resnet(50|18)'"),
+        ("smal", "did you mean 'small'"),
+        ("_resnet", "no image encoder '_resnet'"),
+        ("lab.own_encoder", "cannot be imported.*No module named.*PYTHONPATH"),
+        ("lab.broken", "cannot be imported.*a_package_that_is_not_there"),
+        ("lab.own_encoders", "holds 2 image encoders.*own_encoders:Class"),
+        ("lab.own_encoders:Median", "Median: lab.own_encoders holds 0 image encoders"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_refused_in_one_line(name: str, message: str, outside: Path) -> None:
+    with pytest.raises(OlivineError, match=f"(?i){message}") as refused:
+        ImageEncoder(name, "random")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_encoder_is_held_to_what_it_declares(outside: Path) -> None:
+    with pytest.raises(OlivineError, match=r"multiples of 8, not 30 x 48.*image\.height=32 --set image\.width=48"):
+        ImageEncoder("lab.own_encoders:Mean", "random")(picture(h=30))
+    with pytest.raises(OlivineError, match=r"declares features \[1, 4, 4, 6\] and gives \[1, 3, 4, 6\]"):
+        ImageEncoder("lab.own_encoders:Wrong", "random")(picture())
 
 
 def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(OlivineError, match=r"needs a weights file.*image\.weights=FILE"):
         ImageEncoder("resnet50")
-    with pytest.raises(OlivineError, match="no image encoder"):
-        ImageEncoder("resnet51")
     with pytest.raises(OlivineError, match="no such file"):
         ImageEncoder("resnet18", tmp_path / "absent.pth")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "18.pth")

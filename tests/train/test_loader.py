@@ -18,12 +18,13 @@ from olivine.train.loader import FrameStream, StreamSettings, epoch_order
 from olivine.train.slots import Slots
 
 AUGMENT = AugmentSettings(crop_min_pairs=20, cuboid_min_pairs=20)
+COLUMNS = ("image", "pair_label", "pair_density")
 
 
 def stream(
     shards: Path, batch: int = 2, part: tuple[int, int] = (0, 2), seed: int = 3, workers: int = 0
 ) -> FrameStream:
-    return FrameStream(shards, StreamSettings(seed, batch, part, (40, 72), AUGMENT), workers=workers)
+    return FrameStream(shards, StreamSettings(seed, batch, part, (40, 72), AUGMENT, columns=COLUMNS), workers=workers)
 
 
 def test_an_epoch_holds_every_frame_once_over_all_processes(small_shards: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_worker_imports_no_torch() -> None:
 
 
 def test_a_damaged_frame_and_a_set_without_pictures_are_refused(make_shards: Callable[..., Path]) -> None:
-    with pytest.raises(OlivineError, match="no pictures"):
+    with pytest.raises(OlivineError, match=r"hold no 'image'.* olivine build-pairs without --no-images"):
         stream(make_shards({"a": 1}, images=False))
     shards = make_shards({"a": 2})
     (chunk,) = [p for p in shards.rglob("*") if p.is_file() and "points" in p.parts and p.name != "zarr.json"]
@@ -101,3 +102,24 @@ def test_a_damaged_frame_and_a_set_without_pictures_are_refused(make_shards: Cal
     chunk.write_bytes(bytes(data))
     with pytest.raises(OlivineError, match="points"):
         list(stream(shards).batches(0, 2))
+
+
+def test_what_is_not_asked_for_is_neither_read_nor_decoded(small_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from olivine.pairs.shards import Shard
+
+    read: list[str] = []
+    whole = Shard.frame
+    monkeypatch.setattr(Shard, "frame", lambda self, name, *rest: read.append(name) or whole(self, name, *rest))
+    monkeypatch.setattr("olivine.train.augment.decode_crop", None)
+    monkeypatch.setattr("olivine.train.augment.decode_segments", None)
+    plain = FrameStream(small_shards, StreamSettings(3, 2, (0, 2), (40, 72), AUGMENT))
+    (sample,) = next(iter(plain.batches(0, 1)))[:1]
+    assert set(read) == {"points", "pair_point", "pair_tag", "pair_uv"}
+    assert set(sample.columns) == {"points", "pair_point", "pair_camera", "pair_uv", "image_size"}
+    with pytest.raises(AttributeError, match="no column 'pair_label'"):
+        _ = sample.pair_label
+
+
+def test_a_column_that_the_shards_lack_names_the_command_that_adds_it(small_shards: Path) -> None:
+    with pytest.raises(OlivineError, match=r"hold no 'segment'.*then olivine build-pairs --segments"):
+        FrameStream(small_shards, StreamSettings(3, 2, (0, 2), (40, 72), AUGMENT, columns=("segment",)))

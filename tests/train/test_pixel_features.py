@@ -13,13 +13,11 @@ from olivine.common import OlivineError
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.batch import collate
+from olivine.train.build import build_model, columns_of, label_names
 from olivine.train.image_encoder import ImageEncoder
 from olivine.train.loop import pretrain
 from olivine.train.pixel_features import StoredFeatures, open_pixel_features, store_pixel_features
 from olivine.train.settings import PretrainSettings
-from olivine.train.setup import build_model
-from olivine.train.step import forward_pass
-from olivine.train.vmf import VmfStatistics
 
 WHOLE = ("augment.crop=false", "augment.flip_image=0")
 Make = Callable[..., PretrainSettings]
@@ -33,21 +31,18 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     """Loss and gradients of one step on two rotated and cut frames; pictures only where they are needed."""
     records = open_shards(shards)
     pixels = open_pixel_features(settings, records, torch.device("cpu"))
-    size, pictures = (settings.image.height, settings.image.width), settings.image.stored is None
-    samples = [
-        make_sample(records[i], i, size, settings.augment, generator_of(3, 1, i), pictures=pictures) for i in (4, 1)
-    ]
+    size, columns = (settings.image.height, settings.image.width), columns_of(settings)
+    samples = [make_sample(records[i], i, size, settings.augment, generator_of(3, 1, i), columns) for i in (4, 1)]
     assert len(samples[0].points) < len(records[4].points)  # a cuboid was dropped: rows and places differ
-    model, classes = build_model(settings, pixels.channels), len(records.class_count)
-    statistics = VmfStatistics(classes, 64, alpha=0.2)
+    model, classes = build_model(settings, pixels.channels, label_names(records, settings), 4), len(records.class_count)
+    statistics = model.method.statistics
     g = torch.nn.functional.normalize(torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     statistics.update(statistics.class_sums(g, torch.arange(100) % classes, classes))
     count = torch.as_tensor(records.class_count)
-    result = forward_pass(
-        collate(samples), model, pixels, statistics, settings, count, step=2, first_group=0, consistency=True
-    )
-    result.loss.backward()
-    return result.loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    loss, terms, _ = model(collate(samples), pixels, count, 2, 0)
+    assert set(terms) == {"ppkt", "wcd", "scr"}
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 3e-3)])

@@ -27,10 +27,9 @@ import torch
 torch.set_num_threads(1)
 from olivine.common import OlivineError
 from olivine.train.loop import pretrain
-from olivine.common.settings import settings_from_plain
-from olivine.train.settings import PretrainSettings
+from olivine.train.settings import read_settings
 try:
-    pretrain(settings_from_plain(PretrainSettings, json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
+    pretrain(read_settings(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
 except OlivineError as error:
     print("REFUSED", error)
     sys.exit(2)
@@ -63,7 +62,7 @@ def test_two_processes_of_one_group_are_one_process_of_two_groups(
     done = run_two(settings, tmp_path / "two", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
-    for part in ("backbone_state", "heads_state", "vmf_state"):
+    for part in ("backbone_state", "method_state"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
     tables = []

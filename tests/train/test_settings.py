@@ -8,16 +8,16 @@ import pytest
 import yaml
 
 from olivine.common import OlivineError
-from olivine.common.settings import flat_values, settings_from_plain, settings_to_plain, settings_to_yaml
-from olivine.train.settings import PretrainSettings, load_settings, preset_names
+from olivine.common.settings import flat_values, settings_to_plain, settings_to_yaml
+from olivine.train.settings import load_settings, preset_names, read_settings
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference", "cpu"])
 def test_every_preset_loads_and_survives_printing(preset: str) -> None:
     assert preset in preset_names()
     settings = load_settings(preset)
-    assert settings_from_plain(PretrainSettings, yaml.safe_load(settings_to_yaml(settings)), "printed") == settings
-    assert settings_from_plain(PretrainSettings, settings_to_plain(settings), "plain") == settings
+    assert read_settings(yaml.safe_load(settings_to_yaml(settings)), "printed") == settings
+    assert read_settings(settings_to_plain(settings), "plain") == settings
     assert load_settings(f"configs/{preset}.yaml") == settings
 
 
@@ -31,21 +31,21 @@ def test_the_papers_preset_is_the_papers() -> None:
         "run.epochs": 50,
         "run.batch": 16,
         "run.group": 4,
-        "sampling.pairs": 4096,
-        "sampling.mode": "dcas",
-        "loss.temperature": 0.07,
-        "loss.wcd_form": "paper",
-        "loss.ppkt_weight": 0.5,
-        "loss.wcd_weight": 0.5,
-        "loss.scr_weight": 1.0,
-        "loss.warmup": 0.114,
+        "method.pairs": 4096,
+        "method.mode": "dcas",
+        "method.temperature": 0.07,
+        "method.wcd_form": "paper",
+        "method.ppkt_weight": 0.5,
+        "method.wcd_weight": 0.5,
+        "method.scr_weight": 1.0,
+        "method.warmup": 0.114,
         "image.height": 224,
         "image.width": 416,
         "voxels.size_m": 0.1,
         "voxels.crop": True,
         "augment.crop_area": (0.3, 1.0),
         "augment.crop_min_pairs": 1024,
-        "backbone.out_channels": 64,
+        "method.dimension": 64,
     }
     assert {key: values[key] for key in expected} == expected
 
@@ -59,19 +59,19 @@ def test_the_reference_preset_differs_where_the_public_code_does() -> None:
         "voxels.grid",
         "voxels.crop",
         "augment.round_pixels",
-        "loss.wcd_form",
-        "loss.kl_average",
-        "loss.alpha",
-        "loss.bias_correction",
-        "sampling.frequency",
-        "sampling.density",
+        "method.wcd_form",
+        "method.kl_average",
+        "method.alpha",
+        "method.bias_correction",
+        "method.frequency",
+        "method.density",
     }
 
 
 def test_set_changes_a_value_by_its_full_or_its_only_name() -> None:
-    settings = load_settings("cpu", ["optimizer.lr=1e-3", "loss.scr=false", "epochs=7", "augment.crop_area=[0.5, 1]"])
+    settings = load_settings("cpu", ["optimizer.lr=1e-3", "method.scr=false", "epochs=7", "augment.crop_area=[0.5, 1]"])
     assert settings.optimizer.lr == 1e-3
-    assert settings.loss.scr is False
+    assert settings.method.scr is False
     assert settings.run.epochs == 7
     assert settings.augment.crop_area == (0.5, 1.0)
     assert load_settings("cpu", ["run.steps=null"]).run.steps is None
@@ -82,9 +82,10 @@ def test_set_changes_a_value_by_its_full_or_its_only_name() -> None:
     [
         ("run.epoch=3", "did you mean 'run.epochs'"),
         ("learning_rate=1", "no setting 'learning_rate'"),
-        ("losses.wcd=1", "did you mean 'loss.wcd'"),
-        ("loss.scr=3", "expected true or false"),
-        ("sampling.mode=uniform", r"expected random \| density"),
+        ("methods.wcd=1", "did you mean 'method.wcd'"),
+        ("backbone.name=srunet43", "did you mean 'srunet34'"),
+        ("method.scr=3", "expected true or false"),
+        ("method.mode=uniform", r"expected random \| density"),
         ("augment.crop_area=[1]", "list of 2"),
         ("run.batch=2.5", "whole number"),
         ("run=3", "no setting 'run'"),
@@ -113,4 +114,17 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path) -> None:
             load_settings(file)
         assert "mine.yaml" in str(caught.value)
     file.write_text("")
-    assert load_settings(file) == PretrainSettings()
+    assert load_settings(file) == read_settings({}, "defaults")
+
+
+def test_settings_of_the_released_form_are_todays(tmp_path: Path) -> None:
+    """Sections ``loss`` and ``sampling``, the embeddings' dimension in the backbone, in a file and in --set."""
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        "backbone: {name: srunet-small, out_channels: 32}\nloss: {wcd: false, scr_weight: 0.5}\nsampling: {pairs: 7}\n"
+    )
+    settings = load_settings(file, ["loss.temperature=0.1", "sampling.mode=random", "backbone.name=voxelnet-residual"])
+    values = flat_values(settings)
+    expected = {"wcd": False, "scr_weight": 0.5, "pairs": 7, "temperature": 0.1, "mode": "random", "dimension": 32}
+    assert {key: values[f"method.{key}"] for key in expected} == expected
+    assert (values["backbone.name"], values["backbone.residual"]) == ("voxelnet", True)

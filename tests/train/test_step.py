@@ -11,23 +11,46 @@ import pytest
 import torch
 from torch import Tensor
 
+from olivine.train import augment
 from olivine.train.augment import generator_of as frame_generator
-from olivine.train.augment import make_sample
+from olivine.train.backbone import Clouds
 from olivine.train.batch import Batch, collate
+from olivine.train.build import build_encoder, build_model, columns_of
+from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
 from olivine.train.pixel_features import EncodedFeatures
+from olivine.train.sampling import draw_without_replacement, generator_of, sampling_probability
 from olivine.train.settings import PretrainSettings, load_settings, preset_names
-from olivine.train.setup import build_encoder, build_model
-from olivine.train.step import Distiller, draw_pairs, forward_pass
 from olivine.train.vmf import VmfStatistics
 from olivine.train.voxelize import voxelize
+
+LABELS = ("none", *(f"class {k}" for k in range(1, 14)))
+
+
+def make_sample(record, frame, size, settings, generator, labels="weak"):  # type: ignore[no-untyped-def]
+    """A sample with every column that the method may ask for."""
+    columns = ("image", "pair_label", "pair_density", "class_count")
+    return augment.make_sample(record, frame, size, settings, generator, columns, labels)
+
+
+def encoder_of(settings: PretrainSettings) -> EncodedFeatures:
+    return EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
+
+
+def model_of(settings: PretrainSettings, channels: int, labels: tuple[str, ...] = LABELS, steps: int = 20) -> Distiller:
+    """In training, the last class never seen and the warm-up of five steps over."""
+    model = build_model(settings, channels, labels, steps)
+    if settings.method.scr:
+        model.method.statistics = statistics_of(0, len(labels))
+    return model.train()
+
 
 TAU = 0.07
 
 
 @pytest.fixture(scope="module")
 def settings() -> PretrainSettings:
-    return load_settings("cpu", ["sampling.pairs=300", "run.batch=2", "run.group=2", "voxels.size_m=0.3"])
+    return load_settings("cpu", ["method.pairs=300", "run.batch=2", "run.group=2", "voxels.size_m=0.3"])
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +78,23 @@ def statistics_of(seed: int, classes: int) -> VmfStatistics:
 
 
 def embeddings(batch: Batch, model: Distiller, settings: PretrainSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """g and g' of every voxel and the voxel of every pair, by the backbone alone."""
-    from olivine.train.sparse import SparseTensor
-
+    """g and g' of every voxel and the voxel of every pair, by the backbone and its heads alone."""
     voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
     with torch.no_grad():
-        first, second = model.backbone(SparseTensor(voxels.feature, voxels.coordinate))
+        features = model.backbone.encode(Clouds(batch.points, batch.point_cloud(), voxels, settings.voxels))
+        first, second = (h(features.cells) for h in (model.method.point_head, model.method.category_point_head))
     unit = torch.nn.functional.normalize
     return unit(first.feature.double()), unit(second.feature.double()), voxels.inverse[batch.pair_point]
+
+
+def draws(batch: Batch, class_count: Tensor, count: int, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """The pairs of eq. 1 (uniform) and of eq. 2 (1 / (D F)), all of a batch's frames one group."""
+    p = sampling_probability(batch.pair_density, batch.pair_label, class_count)
+    total = len(batch.pair_label)
+    return (
+        draw_without_replacement(None, total, count, generator_of(*key, 0)),
+        draw_without_replacement(p, total, count, generator_of(*key, 1)),
+    )
 
 
 @pytest.mark.parametrize("form", ["paper", "reference"])
@@ -72,23 +104,18 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
     import dataclasses
 
     average = "pairs" if form == "paper" else "classes"
-    settings = dataclasses.replace(
-        settings,
-        loss=dataclasses.replace(settings.loss, wcd_form=form, kl_average=average, ppkt_weight=0.7, wcd_weight=0.5),
-    )
-    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
-    model = build_model(settings, encoder.channels)
-    model.train()
-    statistics = statistics_of(0, len(class_count))
-    result = forward_pass(
-        batch, model, encoder, statistics, settings, class_count, step=5, first_group=0, consistency=True
-    )
+    changed = {"wcd_form": form, "kl_average": average, "ppkt_weight": 0.7, "wcd_weight": 0.5}
+    settings = dataclasses.replace(settings, method=dataclasses.replace(settings.method, **changed))
+    encoder = encoder_of(settings)
+    model = model_of(settings, encoder.channels)
+    statistics = model.method.statistics
+    loss, terms, _ = model(batch, encoder, class_count, 5, 0)
     g, g_category, pair_voxel = embeddings(batch, model, settings)
     kept = pair_voxel >= 0
     inside = batch.select_pairs(torch.nonzero(kept)[:, 0])
     pair_voxel = pair_voxel[kept]
-    draw = draw_pairs(inside, 0, 2, settings, class_count, (settings.seed, 5, 0))
-    assert len(draw.ppkt) == len(draw.sup) == 300 and len(set(draw.sup.tolist())) == 300
+    drawn_ppkt, drawn_wcd = draws(inside, class_count, 300, (settings.seed, 5, 0))
+    assert len(drawn_ppkt) == len(drawn_wcd) == 300 and len(set(drawn_wcd.tolist())) == 300
 
     # Pixel embeddings the authors' way: head on the map, upsampled with align_corners; here to the image's own size,
     # looked up bilinearly at the sub-pixel position.
@@ -100,20 +127,19 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
         for row in rows.tolist():
             uv = inside.pair_uv[row].double() / torch.tensor([settings.image.width - 1, settings.image.height - 1])
             one = torch.nn.functional.grid_sample(
-                maps[inside.pair_image[row]][None], (2 * uv - 1)[None, None, None], align_corners=True
+                maps[inside.pair_camera[row]][None], (2 * uv - 1)[None, None, None], align_corners=True
             )[0, :, 0, 0]
             found.append(head.weight.double() @ one + head.bias.double())
         return torch.nn.functional.normalize(torch.stack(found).detach(), dim=1)
 
-    f = pixel_embedding(draw.ppkt, model.heads.point_pixel)
-    z = g[pair_voxel[draw.ppkt]] @ f.T / TAU
+    f = pixel_embedding(drawn_ppkt, model.method.pixel_head)
+    z = g[pair_voxel[drawn_ppkt]] @ f.T / TAU
     ppkt = -np.mean([z[i, i].item() - math.log(sum(math.exp(x) for x in z[i].tolist())) for i in range(len(z))])
-    assert result.terms["ppkt"].item() == pytest.approx(ppkt, rel=1e-4)
+    assert terms["ppkt"].item() == pytest.approx(ppkt, rel=1e-4)
 
-    assert model.heads.category is not None
-    f = pixel_embedding(draw.sup, model.heads.category)
-    z = (g_category[pair_voxel[draw.sup]] @ f.T / TAU).tolist()
-    label = inside.pair_label[draw.sup].tolist()
+    f = pixel_embedding(drawn_wcd, model.method.category_pixel_head)
+    z = (g_category[pair_voxel[drawn_wcd]] @ f.T / TAU).tolist()
+    label = inside.pair_label[drawn_wcd].tolist()
     total = 0.0
     for i in range(len(z)):
         every = sum(math.exp(x) for x in z[i])
@@ -122,7 +148,7 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
             total -= sum(math.log(x / every) for x in positives) / len(positives)
         else:
             total -= math.log(sum(positives) / every)
-    assert result.terms["wcd"].item() == pytest.approx(total / len(z), rel=1e-4)
+    assert terms["wcd"].item() == pytest.approx(total / len(z), rel=1e-4)
 
     direction, kappa, seen = statistics.parameters_of_classes()
     with mpmath.workdps(40):
@@ -138,89 +164,91 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
     scr = np.mean([x for v in values.values() for x in v])
     if form == "reference":
         scr = np.mean([np.mean(v) for v in values.values()])
-    assert result.terms["scr"].item() == pytest.approx(float(scr), rel=1e-4)
-    assert result.loss.item() == pytest.approx(
-        0.7 * ppkt + 0.5 * total / len(z) + settings.loss.scr_weight * scr, rel=1e-4
-    )
+    assert terms["scr"].item() == pytest.approx(float(scr), rel=1e-4)
+    assert loss.item() == pytest.approx(0.7 * ppkt + 0.5 * total / len(z) + settings.method.scr_weight * scr, rel=1e-4)
 
 
 def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(
     batch: Batch, settings: PretrainSettings, class_count: Tensor
 ) -> None:
-    first = draw_pairs(batch, 0, 1, settings, class_count, (0, 1, 0))
-    again = draw_pairs(batch, 0, 1, settings, class_count, (0, 1, 0))
-    other = draw_pairs(batch, 0, 1, settings, class_count, (0, 2, 0))
-    assert torch.equal(first.sup, again.sup) and not torch.equal(first.sup, other.sup)
-    assert not torch.equal(first.sup, first.ppkt)
-    assert bool((batch.pair_frame[first.sup] == 0).all())
-    second = draw_pairs(batch, 1, 2, settings, class_count, (0, 1, 1))
-    assert bool((batch.pair_frame[second.ppkt] == 1).all())
+    """The losses of two passes are the same where the keys are, and others with another step, group or seed."""
+    encoder = encoder_of(settings)
+    model = model_of(settings, encoder.channels).eval()
+
+    def losses(step: int, group: int, seed: int = 0) -> list[float]:
+        model.seed = seed
+        with torch.no_grad():
+            return [float(v) for v in model(batch, encoder, class_count, step, group)[1].values()]
+
+    first = losses(1, 0)
+    assert first == losses(1, 0)
+    for other in (losses(2, 0), losses(1, 1), losses(1, 0, seed=1)):
+        assert all(a != b for a, b in zip(first, other))
     # About 90 % of the pairs have no label; drawn by 1/(D F) the classes come out nearly even.
-    drawn = torch.bincount(batch.pair_label[first.sup], minlength=14)
-    assert drawn[0] < 0.6 * 300 < 0.8 * 300 < torch.bincount(batch.pair_label[first.ppkt], minlength=14)[0]
+    uniform, by_label = draws(batch, class_count, 300, (0, 1, 0))
+    drawn = torch.bincount(batch.pair_label[by_label], minlength=14)
+    assert drawn[0] < 0.6 * 300 < 0.8 * 300 < torch.bincount(batch.pair_label[uniform], minlength=14)[0]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        ["loss.wcd=false"],
-        ["loss.scr=false"],
-        ["loss.wcd=false", "loss.scr=false"],
-        ["loss.decoupled_heads=false"],
-        ["loss.distribution=dirac"],
-        ["loss.background=ignored"],
-        ["sampling.mode=random"],
-        ["sampling.mode=density"],
-        ["sampling.mode=category", "sampling.frequency=frame"],
-        ["sampling.density=batch", "sampling.frequency=batch"],
+        ["method.wcd=false"],
+        ["method.scr=false"],
+        ["method.wcd=false", "method.scr=false"],
+        ["method.decoupled_heads=false"],
+        ["method.distribution=dirac"],
+        ["method.background=ignored"],
+        ["method.mode=random"],
+        ["method.mode=density"],
+        ["method.mode=category", "method.frequency=frame"],
+        ["method.density=batch", "method.frequency=batch"],
         ["image.feature_grid=stride"],
     ],
 )
 def test_every_switch_runs_and_every_trained_parameter_has_a_gradient(
     batch: Batch, settings: PretrainSettings, class_count: Tensor, changes: list[str]
 ) -> None:
-    settings = load_settings("cpu", ["sampling.pairs=100", "run.batch=2", "run.group=1", "voxels.size_m=0.5", *changes])
-    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
-    model = build_model(settings, encoder.channels)
-    result = forward_pass(
-        batch,
-        model,
-        encoder,
-        statistics_of(0, len(class_count)),
-        settings,
-        class_count,
-        step=0,
-        first_group=0,
-        consistency=settings.loss.scr,
-    )
-    result.loss.backward()
-    assert ("wcd" in result.terms) == settings.loss.wcd
-    assert ("scr" in result.terms) == settings.loss.scr == (result.class_sums is not None)
+    settings = load_settings("cpu", ["method.pairs=100", "run.batch=2", "run.group=1", "voxels.size_m=0.5", *changes])
+    encoder = encoder_of(settings)
+    model = model_of(settings, encoder.channels)
+    loss, terms, _ = model(batch, encoder, class_count, 19, 0)
+    loss.backward()
+    assert ("wcd" in terms) == settings.method.wcd
+    assert ("scr" in terms) == settings.method.scr
+    assert set(terms) == set(model.method.terms)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
-    if settings.loss.background == "ignored":
-        assert result.drawn_per_class[0] == 0
+    if settings.method.background == "ignored":
+        assert model.method.log(19, lambda value: value)["share/none"] == 0
+
+
+def test_a_method_asks_for_what_its_settings_read_and_no_more() -> None:
+    def columns(*changes: str) -> set[str]:
+        return set(columns_of(load_settings("cpu", list(changes))))
+
+    assert columns() == {"pair_label", "pair_density", "image"}
+    assert columns("method.mode=category", "method.frequency=frame") == {"pair_label", "class_count", "image"}
+    assert columns("method.density=batch", "image.stored=somewhere") == {"pair_label", "pair_row"}
+    assert columns("method.wcd=false") == {"pair_label", "image"}
 
 
 def test_too_few_pairs_one_class_and_no_pair_at_all_are_counted(
     batch: Batch, settings: PretrainSettings, class_count: Tensor
 ) -> None:
-    encoder = EncodedFeatures(build_encoder(settings, torch.device("cpu")), settings.image.feature_grid)
-    model = build_model(settings, encoder.channels)
-    statistics = statistics_of(0, len(class_count))
+    encoder = encoder_of(settings)
+    model = model_of(settings, encoder.channels)
 
-    def counts(rows: Tensor) -> dict[str, int]:
-        result = forward_pass(
-            batch.select_pairs(rows), model, encoder, statistics, settings, class_count,
-            step=0, first_group=0, consistency=True,
-        )  # fmt: skip
-        result.loss.backward()
-        assert bool(result.loss.isfinite())
-        return result.counts
+    def counts(rows: Tensor) -> dict[str, float]:
+        loss, _, found = model(batch.select_pairs(rows), encoder, class_count, 19, 0)
+        loss.backward()
+        assert bool(loss.isfinite())
+        log = model.method.log(19, lambda value: value)
+        return {**found, **{name: log[name] for name in ("groups_short", "groups_one_class")}}
 
     near = torch.linalg.vector_norm(batch.points[batch.pair_point, :2], dim=1) < 40  # inside the voxels' range
     few = torch.nonzero((batch.pair_label == 4) & near)[:, 0][:20]
     assert counts(few) == {"pairs": 20, "groups_short": 1, "groups_one_class": 1, "groups_empty": 0}
-    assert counts(few[:0]) == {"pairs": 0, "groups_short": 1, "groups_one_class": 0, "groups_empty": 1}
+    assert counts(few[:0]) == {"pairs": 0, "groups_short": 0, "groups_one_class": 0, "groups_empty": 1}
 
 
 def test_ground_truth_labels_take_the_place_of_weak_ones(small_shards: Path) -> None:
@@ -228,8 +256,8 @@ def test_ground_truth_labels_take_the_place_of_weak_ones(small_shards: Path) -> 
     from olivine.train.augment import NO_AUGMENTATION
 
     record = open_shards(small_shards)[0]
-    sample = make_sample(record, 0, (40, 72), NO_AUGMENTATION, frame_generator(0, 0, 0))
-    truth = collate([sample], "truth").pair_label
+    sample = make_sample(record, 0, (40, 72), NO_AUGMENTATION, frame_generator(0, 0, 0), "truth")
+    truth = collate([sample]).pair_label
     # Points ahead are class 2, points behind class 1.
     assert record.point_label is not None
     expected = np.where(record.points[record.pair_point, 0] > 0, 2, 1)
@@ -245,7 +273,7 @@ def test_every_preset_runs_two_steps(preset: str, keyframe_shards: Path, tmp_pat
         "image.encoder=small",
         "image.height=56",
         "image.width=104",
-        "sampling.pairs=64",
+        "method.pairs=64",
         "run.steps=2",
         "run.batch=1",
         "run.group=1",

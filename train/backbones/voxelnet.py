@@ -1,37 +1,38 @@
-"""VoxelNet: the sparse 3D trunk of SECOND and PV-RCNN (VoxelBackBone8x) and its residual form, with two heads.
+"""VoxelNet: the sparse 3D trunk of SECOND and PV-RCNN (VoxelBackBone8x) and its residual form.
 
-Modules are named as in OpenPCDet's ``backbone_3d``, so that :mod:`.layouts` can write weights that its detectors
+Modules are named as in OpenPCDet's ``backbone_3d``, so that :mod:`~olivine.train.layouts` can write weights that its detectors
 load. Coordinates are indices of a grid of known shape, and strided layers follow spconv's rule.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from ..backbone import Backbone, BackboneSettings, Clouds, Features
 from ..sparse.modules import BatchNorm, Conv3d
 from ..sparse.operations import to_dense
 from ..sparse.tensor import SparseTensor
-from ..voxelize import VoxelSettings
-from .bev import sample_bilinear
+from ._bev import sample_bilinear
 
 #: Batch norm of these detectors.
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01
 #: How far the trunk's output grid is coarser than its input in the plane.
 STRIDE = 8
 
-#: Voxels of 0.1 x 0.1 x 0.2 m, 60,000 of at most 10 points each, with the mean of (x, y, z, intensity).
-VOXELNET_VOXELS = VoxelSettings(
-    size_m=0.1,
-    height_m=0.2,
-    feature="mean",
-    first_channel=0,
-    feature_channels=4,
-    crop=True,
-    from_corner=True,
-    max_points=10,
-    max_voxels=60_000,
-)
+
+@dataclass(frozen=True)
+class VoxelNetSettings(BackboneSettings):
+    """The trunk's form.
+
+    Attributes:
+        residual: the residual form (VoxelResBackBone8x).
+    """
+
+    name: str = "voxelnet"
+    residual: bool = False
 
 
 def _norm(channels: int) -> BatchNorm:
@@ -58,33 +59,31 @@ class SparseBasicBlock(nn.Module):
         return normed
 
 
-class VoxelNet(nn.Module):
-    """The sparse trunk of voxel-based detectors, with a point-pixel and a category head.
+class VoxelNet(Backbone):
+    """The sparse trunk of voxel-based detectors. Its features are those of cells coarser by 8 in the plane; points take
+    theirs by bilinear interpolation there.
 
     Args:
         in_channels: width of a voxel's feature (4: mean x, y, z, intensity).
-        out_channels: width of each head's output.
+        out_channels: width of a last linear layer ``final``; None for none.
         residual: the residual form (VoxelResBackBone8x) instead of the plain one.
-        category_head: whether there is a second head.
-        seed: of the initial weights.
-
-    Attributes:
-        feature_channels: width of :meth:`features`.
-        voxel_settings: the voxels it is meant for.
+        seed: of the initial weights, or the generator that they are drawn from.
     """
+
+    Settings = VoxelNetSettings
+    default_channels = 4
+    per_point = True
 
     def __init__(
         self,
         in_channels: int = 4,
-        out_channels: int = 64,
+        out_channels: int | None = None,
         *,
         residual: bool = False,
-        category_head: bool = True,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
         self.feature_channels = 128
-        self.voxel_settings = VOXELNET_VOXELS
         top = 128 if residual else 64
 
         def level(in_channels: int, channels: int, padding: tuple[int, int, int]) -> nn.Sequential:
@@ -98,37 +97,37 @@ class VoxelNet(nn.Module):
         self.conv3 = level(32, 64, (1, 1, 1))
         self.conv4 = level(64, top, (1, 1, 0))
         self.conv_out = nn.Sequential(Conv3d(top, 128, (1, 1, 3), (1, 1, 2), padding=0), _norm(128))
-        self.final = Conv3d(128, out_channels, 1)
-        self.final_class_level = Conv3d(128, out_channels, 1) if category_head else None
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         for module in self.modules():
             if isinstance(module, Conv3d):
                 module.reset_parameters(generator)
+        self.final = None if out_channels is None else self.new_head(out_channels, generator)
+
+    def new_head(self, out_channels: int, generator: torch.Generator) -> Conv3d:
+        """A 1x1x1 convolution without bias."""
+        head = Conv3d(self.feature_channels, out_channels, 1)
+        head.reset_parameters(generator)
+        return head
+
+    def encode(self, clouds: Clouds) -> Features:
+        """Features of coarse cells; every point is a place of its own, those outside the range at its border."""
+        cells, settings = self.features(clouds.tensor), clouds.settings
+        low = torch.tensor(settings.range_m[:2], device=clouds.points.device)
+        place = (clouds.points[:, :2] - low) / (settings.size_m * STRIDE)
+
+        def to_places(value: Tensor) -> Tensor:
+            # The height of the coarse grid (1 with the usual range) goes into the channels.
+            plane = to_dense(cells.replace(value)).permute(0, 1, 4, 2, 3).flatten(1, 2)
+            return sample_bilinear(plane, place, clouds.cloud)
+
+        return Features(cells, torch.arange(len(clouds.points), device=clouds.points.device), to_places)
 
     def features(self, tensor: SparseTensor) -> SparseTensor:
         """The trunk's output, [M, 128], on a grid coarser by 8 in the plane; ``tensor`` needs its grid's shape."""
         return self.conv_out(self.conv4(self.conv3(self.conv2(self.conv1(self.conv_input(tensor))))))
 
-    def forward(self, tensor: SparseTensor) -> tuple[SparseTensor, SparseTensor | None]:
-        """The point-pixel and the category embedding of every coarse voxel, [M, out_channels], not normalised."""
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        """The trunk's output, through ``final`` where there is one."""
         feature = self.features(tensor)
-        category = None if self.final_class_level is None else self.final_class_level(feature)
-        return self.final(feature), category
-
-    def point_embedding(self, output: SparseTensor, points: Tensor, batch_index: Tensor) -> Tensor:
-        """The embedding of points of a head's output: normalised in each cell, then bilinear in the plane.
-
-        Args:
-            output: one of :meth:`forward`'s tensors.
-            points: [N, >= 2], x and y in metres.
-            batch_index: int64 [N], the cloud of each point.
-
-        Returns:
-            [N, C x Z], not normalised again; Z is 1 with the usual range.
-        """
-        normal = nn.functional.normalize(output.feature, dim=1)
-        grid = to_dense(output.replace(normal))
-        plane = grid.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        low = torch.tensor(self.voxel_settings.range_m[:2], device=points.device)
-        place = (points[:, :2] - low) / (self.voxel_settings.size_m * STRIDE)
-        return sample_bilinear(plane, place, batch_index)
+        output: SparseTensor = feature if self.final is None else self.final(feature)
+        return output

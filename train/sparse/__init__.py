@@ -3,7 +3,8 @@
 In come features and integer coordinates of occupied voxels (:class:`SparseTensor`), out go the same after
 convolutions whose kernel maps are built once for each cloud and shared by all layers. Three places hold the three
 concerns: geometry (``coordinates``, ``kernel_map``, ``geometry``), operations on arrays (``convolution``, ``operations``) and
-modules with parameters (``modules``); ``engines`` says what computes the convolutions. The room knows nothing of points, labels, losses or data sets.
+modules with parameters (``modules``); ``engines`` says what computes the convolutions; ``loops`` is the
+seam to the compiled CPU loops in ``cpu/``. The room knows nothing of points, labels, losses or data sets.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 It gathers its pairs' input rows cell after cell, multiplies each cell's block by its weight, and sums
 for each output row the products that end there, in a fixed order. The backward pass is the same over the transposed
-map, with the gathered gradients used once more for the weights; nothing but input and weight is kept in between. On
-CPUs with 512-bit vectors :mod:`.fused` computes the same in one pass.
+map, with the gathered gradients used once more for the weights; nothing but input and weight is kept in between.
+Where the compiled loops of a CPU apply (:mod:`.loops`), they compute the same in one pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...common import OlivineError
-from . import fused
+from . import loops
 from .coordinates import describe
 from .kernel_map import KernelMap
 
@@ -74,8 +74,9 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, feature: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(feature, kernel)
         ctx.kernel_map = kernel_map
-        if fused.suits(feature, kernel, kernel_map):
-            return fused.convolve_rows(feature, kernel, kernel_map)
+        compiled = loops.convolve(feature, kernel, kernel_map)
+        if compiled is not None:
+            return compiled
         product = feature.new_empty(len(kernel_map.in_index), kernel.shape[2])
         rows = feature.index_select(0, kernel_map.gathered[0])
         for cell, start, end, row in kernel_map.groups:
@@ -93,12 +94,10 @@ class _Convolution(torch.autograd.Function):
 def _gradients(
     feature: Tensor, kernel: Tensor, gradient: Tensor, kernel_map: KernelMap, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
+    compiled = loops.convolution_gradients(feature, kernel, gradient, kernel_map, wanted)
+    if compiled is not None:
+        return compiled
     back = kernel_map.transposed
-    if fused.suits(feature, kernel, kernel_map):
-        return (
-            fused.convolve_rows(gradient, kernel, back, turned=True) if wanted[0] else None,
-            fused.weight_gradient(feature, gradient, kernel, kernel_map) if wanted[1] else None,
-        )
     # In the transposed map a pair goes from the output's row to the input's.
     out_index, in_index = back.gathered
     rows = gradient.index_select(0, out_index)

@@ -69,10 +69,10 @@ def describe(tensor: Tensor) -> str:
 
 def pack(coordinate: Tensor) -> Tensor:
     """Keys int64 [N] of integer coordinates [N, 4]; see the module's text."""
-    wide = coordinate.long()
-    key = wide[:, 0]
+    parts = coordinate.long()
+    key = parts[:, 0]
     for axis in (1, 2, 3):
-        key = (key << _BITS) + (wide[:, axis] + _HALF)
+        key = (key << _BITS) + (parts[:, axis] + _HALF)
     return key
 
 

@@ -25,8 +25,8 @@ def batch_norm_over_processes(feature: Tensor, norm: nn.BatchNorm1d, group: dist
         [N, C], the features' dtype.
     """
     # Statistics are taken in float32 at least; under autocast features may be bfloat16.
-    wide = feature.float() if feature.dtype in (torch.bfloat16, torch.float16) else feature
-    result, mean, variance, count = _Norm.apply(wide, norm.weight, norm.bias, norm.eps, group)
+    full = feature.float() if feature.dtype in (torch.bfloat16, torch.float16) else feature
+    result, mean, variance, count = _Norm.apply(full, norm.weight, norm.bias, norm.eps, group)
     with torch.no_grad():
         if norm.running_mean is not None and norm.running_var is not None:
             momentum = norm.momentum if norm.momentum is not None else 0.1

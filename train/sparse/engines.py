@@ -14,14 +14,14 @@ from torch import Tensor
 from ...common import OlivineError
 from .convolution import convolve
 from .coordinates import describe
-from .geometry import ConvolutionShape, CoordinateSet, Family, SortedSet, Triple, check_start
+from .geometry import ConvolutionShape, CoordinateManager, CoordinateSet, SortedSet, Triple, check_start
 
 #: Names of the engines: PyTorch alone (a CPU or CUDA), and MinkowskiEngine where it is installed.
 ENGINES = ("torch", "minkowski")
 
 
-class EngineFamily(Protocol):
-    """Voxel sets of one input's descendants, and the convolutions between them."""
+class EngineManager(Protocol):
+    """An engine's coordinate manager: the voxel sets of one input's descendants, and the convolutions between them."""
 
     @property
     def engine(self) -> str:
@@ -38,7 +38,7 @@ class EngineFamily(Protocol):
 
 
 @dataclass(eq=False)
-class TorchFamily(Family):
+class TorchManager(CoordinateManager):
     """The default engine: geometry and convolutions of this package."""
 
     engine: str = "torch"
@@ -46,7 +46,7 @@ class TorchFamily(Family):
     def convolve(
         self, feature: Tensor, voxels: CoordinateSet, kernel: Tensor, shape: ConvolutionShape
     ) -> tuple[Tensor, CoordinateSet]:
-        """See :class:`EngineFamily`."""
+        """See :class:`EngineManager`."""
         if not isinstance(voxels, SortedSet):
             raise OlivineError("the voxels belong to another engine", where=f"coordinate {describe(voxels.coordinate)}")
         if shape.padding is not None:
@@ -60,10 +60,10 @@ class TorchFamily(Family):
         return convolve(feature, kernel if kernel.ndim == 3 else kernel[None], kernel_map), target
 
 
-def start_family(
+def start_manager(
     engine: str, coordinate: Tensor, stride: Triple, batch_size: int | None, shape: Triple | None
-) -> tuple[EngineFamily, CoordinateSet]:
-    """A new family of an engine, and its first voxels.
+) -> tuple[EngineManager, CoordinateSet]:
+    """A new coordinate manager of an engine, and its first voxels.
 
     Raises:
         OlivineError: an unknown engine or one that is not installed; coordinates that no tensor can have.
@@ -72,11 +72,11 @@ def start_family(
         raise OlivineError(f"no sparse engine {engine!r}", remedy=f"choose one of {', '.join(ENGINES)}")
     size = check_start(coordinate, stride, batch_size, shape)
     if engine == "torch":
-        family = TorchFamily(size)
-        return family, family.start(coordinate, stride, shape)
-    from .minkowski import MinkowskiFamily
+        manager = TorchManager(size)
+        return manager, manager.start(coordinate, stride, shape)
+    from .minkowski import MinkowskiManager
 
-    other = MinkowskiFamily(size)
+    other = MinkowskiManager(size)
     return other, other.start(coordinate, stride, shape)
 
 

@@ -1,6 +1,6 @@
 """Sets of voxels, how coarser and finer ones follow from them, and the kernel maps between them.
 
-All tensors that come from one input share a :class:`Family`. It keeps every set of voxels and every kernel map that
+All tensors that come from one input share a :class:`CoordinateManager`. It keeps every set of voxels and every kernel map that
 was needed, so that a network builds each once for a batch, however many layers use it.
 
 Two rules make coarser sets. *MinkowskiEngine's*: coordinates stay in units of the finest voxels, a tensor of stride 2
@@ -106,7 +106,7 @@ def _from_keys(key: Tensor, stride: Triple, shape: Triple | None = None) -> Sort
 
 
 @dataclass(eq=False)
-class Family:
+class CoordinateManager:
     """The voxel sets and kernel maps of all tensors that descend from one input.
 
     Attributes:
@@ -120,7 +120,7 @@ class Family:
     _maps: dict[tuple[object, ...], KernelMap] = field(default_factory=dict)
 
     def start(self, coordinate: Tensor, stride: Triple, shape: Triple | None) -> SortedSet:
-        """The family's first set, from checked coordinates (:func:`check_start`).
+        """The first set, from checked coordinates (:func:`check_start`).
 
         Raises:
             OlivineError: two rows have the same coordinate.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...common import OlivineError
+from . import loops
 from .coordinates import MAX_REACH, key_offset
 
 Triple = tuple[int, int, int]
@@ -29,9 +30,9 @@ def kernel_offsets(kernel_size: Triple, dilation: Triple = (1, 1, 1), stride: Tr
         OlivineError: the kernel reaches farther than coordinates' keys have room for.
     """
     axes = []
-    for size, spread, step in zip(kernel_size, dilation, stride):
+    for size, rate, step in zip(kernel_size, dilation, stride):
         first = -(size // 2) if size % 2 else 0
-        axes.append([(first + i) * spread * step for i in range(size)])
+        axes.append([(first + i) * rate * step for i in range(size)])
     if max(max(abs(axis[0]), abs(axis[-1])) for axis in axes) > MAX_REACH:
         raise OlivineError(
             f"a kernel of {kernel_size}, dilation {dilation}, at tensor stride {stride} reaches over {MAX_REACH} voxels"
@@ -162,11 +163,9 @@ def _pairs_of_row(row: Tensor, counts: Sequence[int], row_count: int) -> tuple[T
 
 def _find(sorted_key: Tensor, query: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Positions in ``query`` where ``query + shift`` occurs in ``sorted_key``, and where; both lists ascend."""
-    if sorted_key.device.type == "cpu":
-        from .merge import common
-
-        position, place = common(sorted_key.numpy(), query.numpy(), shift)
-        return torch.from_numpy(position), torch.from_numpy(place)
+    compiled = loops.common_keys(sorted_key, query, shift)
+    if compiled is not None:
+        return compiled
     wanted = query + shift
     place = torch.searchsorted(sorted_key, wanted)
     hit = sorted_key[place.clamp_(max=len(sorted_key) - 1)] == wanted

@@ -53,8 +53,8 @@ class _KeyedSet(CoordinateSet):
 
 
 @dataclass(eq=False)
-class MinkowskiFamily:
-    """MinkowskiEngine's coordinate manager behind the interface of :class:`~.engines.EngineFamily`."""
+class MinkowskiManager:
+    """MinkowskiEngine's coordinate manager behind the interface of :class:`~.engines.EngineManager`."""
 
     batch_size: int
     engine: str = "minkowski"
@@ -62,7 +62,7 @@ class MinkowskiFamily:
     _sets: dict[str, _KeyedSet] = field(default_factory=dict)
 
     def start(self, coordinate: Tensor, stride: Triple, shape: Triple | None) -> CoordinateSet:
-        """The family's first set, from checked coordinates.
+        """The first set, from checked coordinates.
 
         Raises:
             OlivineError: two rows have the same coordinate, or a grid's shape is asked for (spconv's rule).
@@ -87,7 +87,7 @@ class MinkowskiFamily:
     def convolve(
         self, feature: Tensor, voxels: CoordinateSet, kernel: Tensor, shape: ConvolutionShape
     ) -> tuple[Tensor, CoordinateSet]:
-        """See :class:`~.engines.EngineFamily`; float32 and float64 only, as MinkowskiEngine."""
+        """See :class:`~.engines.EngineManager`; float32 and float64 only, as MinkowskiEngine."""
         engine = import_minkowski()
         if not isinstance(voxels, _KeyedSet) or shape.padding is not None:
             raise OlivineError(

@@ -44,10 +44,10 @@ class _Convolution(nn.Module):
             feature, kernel = matching(tensor.feature, self.kernel)
             feature, voxels = feature @ kernel, tensor.voxels
         else:
-            feature, voxels = tensor.family.convolve(tensor.feature, tensor.voxels, self.kernel, self.shape)
+            feature, voxels = tensor.manager.convolve(tensor.feature, tensor.voxels, self.kernel, self.shape)
         if self.bias is not None:
             feature = feature + self.bias.to(feature.dtype)
-        return SparseTensor.of(feature, voxels, tensor.family)
+        return SparseTensor.of(feature, voxels, tensor.manager)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -88,7 +88,7 @@ class Conv3d(_Convolution):
 
 
 class ConvTranspose3d(_Convolution):
-    """Transposed sparse convolution: back to the finer voxels that the tensor's family knows.
+    """Transposed sparse convolution: back to the finer voxels that the tensor's coordinate manager knows.
 
     Where it knows none of that stride, the output has every voxel that the kernel reaches.
 
@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
         channels: width.
         momentum: weight of the newest batch in the running statistics.
         eps: added to the variance.
-        rectify: whether max(x, 0) follows.
+        rectify: whether a ReLU follows.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, rectify: bool = False) -> None:
@@ -132,10 +132,10 @@ class BatchNorm(nn.Module):
         self.group: dist.ProcessGroup | None = None
 
     def forward(self, tensor: SparseTensor, shortcut: SparseTensor | None = None) -> SparseTensor:
-        """The normalised tensor, with ``shortcut`` (on the same voxels) added before the rectifier."""
+        """The normalised tensor, with ``shortcut`` (on the same voxels) added before the ReLU."""
         added = None if shortcut is None else shortcut.feature
         return tensor.replace(
-            norm_add_relu(tensor.feature, self.bn, group=self.group, shortcut=added, rectify=self.rectify)
+            norm_add_relu(tensor.feature, self.bn, group=self.group, shortcut=added, relu=self.rectify)
         )
 
 
@@ -154,5 +154,5 @@ class ReLU(nn.Module):
     """max(x, 0) of every feature."""
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
-        """The rectified tensor."""
+        """The tensor with max(x, 0) in place of every feature x."""
         return tensor.replace(torch.relu(tensor.feature))

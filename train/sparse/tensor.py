@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...common import OlivineError
 from .coordinates import describe
-from .engines import EngineFamily, start_family
+from .engines import EngineManager, start_manager
 from .geometry import CoordinateSet, triple
 
 
@@ -37,16 +37,16 @@ class SparseTensor:
         engine: str = "torch",
     ) -> None:
         _check_feature(feature, coordinate)
-        self.family, self.voxels = start_family(
+        self.manager, self.voxels = start_manager(
             engine, coordinate, triple(stride, "stride"), batch_size, None if shape is None else triple(shape, "shape")
         )
         self.feature = feature
 
     @classmethod
-    def of(cls, feature: Tensor, voxels: CoordinateSet, family: EngineFamily) -> SparseTensor:
+    def of(cls, feature: Tensor, voxels: CoordinateSet, manager: EngineManager) -> SparseTensor:
         """A tensor on voxels that are known already; what layers return."""
         tensor = cls.__new__(cls)
-        tensor.feature, tensor.voxels, tensor.family = feature, voxels, family
+        tensor.feature, tensor.voxels, tensor.manager = feature, voxels, manager
         return tensor
 
     def replace(self, feature: Tensor) -> SparseTensor:
@@ -57,7 +57,7 @@ class SparseTensor:
         """
         if feature.shape[0] != len(self.voxels):
             raise OlivineError(f"{len(self.voxels)} voxels need as many rows", where=f"feature {describe(feature)}")
-        return SparseTensor.of(feature, self.voxels, self.family)
+        return SparseTensor.of(feature, self.voxels, self.manager)
 
     @property
     def coordinate(self) -> Tensor:
@@ -77,12 +77,12 @@ class SparseTensor:
     @property
     def engine(self) -> str:
         """The name of what computes the convolutions."""
-        return self.family.engine
+        return self.manager.engine
 
     @property
     def batch_size(self) -> int:
         """The number of clouds."""
-        return self.family.batch_size
+        return self.manager.batch_size
 
     def __len__(self) -> int:
         return self.feature.shape[0]

@@ -1,0 +1,63 @@
+"""Ctrl-C and child processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from olivine.common import ctrl_c_afterwards
+
+FIRST_CHILD = """
+import multiprocessing, signal, sys
+from olivine.common import children_ignore_ctrl_c
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with children_ignore_ctrl_c():
+        # What a new interpreter inherits is the mask of this thread when it is started.
+        real = multiprocessing.util.spawnv_passfds
+        def watched(path, arguments, descriptors):
+            blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            print("blocked" if blocked else f"not blocked: {arguments}")
+            return real(path, arguments, descriptors)
+        multiprocessing.util.spawnv_passfds = watched
+        for _ in range(2):
+            child = context.Process(target=print, args=("child",))
+            child.start()
+            child.join()
+    print("blocked after" if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []) else "free after")
+"""
+
+
+def test_the_very_first_child_ignores_ctrl_c_from_its_start(tmp_path):
+    (tmp_path / "first.py").write_text(FIRST_CHILD)
+    done = subprocess.run(
+        [sys.executable, "-u", "first.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line != "child"]
+    assert lines == ["blocked", "blocked", "free after"], done.stdout + done.stderr
+
+
+def test_ctrl_c_within_the_block_comes_at_its_end():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), ctrl_c_afterwards():
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):  # a handler runs between two instructions of the main thread
+            time.sleep(0)
+        reached.append(True)
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_whoever_handles_ctrl_c_goes_on_doing_so():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        with ctrl_c_afterwards():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,159 @@
+"""What a run is made of, built from its settings: frames, encoder, network and method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..common import OlivineError, gains_by_bfloat16
+from .augment import NO_AUGMENTATION
+from .backbone import Backbone, build_backbone
+from .devices import Share
+from .forward import Distiller
+from .image_encoder import ImageEncoder
+from .loader import FrameStream, StreamSettings
+from .method import Context, Needs, find_method
+from .settings import PretrainSettings
+from .sparse.engines import engine_problem
+
+if TYPE_CHECKING:
+    from ..pairs.shards import ShardSet
+
+
+def needs_of(settings: PretrainSettings) -> Needs:
+    """What the run's method needs."""
+    return find_method(settings.method.name).needs(settings.method)
+
+
+def columns_of(settings: PretrainSettings) -> tuple[str, ...]:
+    """What the loader delivers for a run besides clouds and the pairs' points and pixels."""
+    needs, stored = needs_of(settings), settings.image.stored is not None
+    images = ("pair_row" if stored else "image",) if needs.encoder else ()
+    return (*needs.columns, *images)
+
+
+def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameStream:
+    """The training frames.
+
+    Raises:
+        OlivineError: no shards given, or fewer of them than processes.
+    """
+    if not settings.data.shards:
+        raise OlivineError("no shards given", where="data.shards", remedy="pass the folder that build-pairs wrote")
+    stream = FrameStream(
+        settings.data.shards,
+        StreamSettings(
+            settings.seed,
+            settings.run.batch,
+            (share.first, share.last),
+            (settings.image.height, settings.image.width),
+            settings.augment,
+            columns=columns_of(settings),
+            labels=settings.data.labels,
+        ),
+        workers=settings.data.workers,
+        prefetch=settings.data.prefetch,
+    )
+    if world > len(stream.shards.shard_ranges):
+        stream.close()
+        raise OlivineError(
+            f"{world} processes for {len(stream.shards.shard_ranges)} shards",
+            where=settings.data.shards,
+            remedy="use fewer processes",
+        )
+    return stream
+
+
+def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[FrameStream, int]:
+    """The held-out frames as stored, this process's part of each batch of ``world`` groups, and the number of steps."""
+    group = settings.run.group
+    assert settings.data.validation is not None
+    stream = FrameStream(
+        settings.data.validation,
+        StreamSettings(
+            settings.seed,
+            group * world,
+            (group * rank, group * (rank + 1)),
+            (settings.image.height, settings.image.width),
+            NO_AUGMENTATION,
+            shuffle=False,
+            columns=columns_of(settings),
+            labels=settings.data.labels,
+        ),
+    )
+    frames = min(stream.count, settings.run.validate_frames)
+    return stream, max(1, frames // (group * world))
+
+
+def pair_class_count(shards: ShardSet, settings: PretrainSettings) -> Tensor:
+    """Pairs of each class over the data set, label 0 first, int64 [C].
+
+    With ``data.labels=truth`` the classes are the points' and their counts unknown: zeros (the draws then take the
+    frequency of the group at hand).
+
+    Raises:
+        OlivineError: ground truth asked for where the shards hold none.
+    """
+    if settings.data.labels == "weak":
+        return torch.as_tensor(shards.class_count, dtype=torch.int64)
+    if not shards.point_classes:
+        raise OlivineError(
+            "the shards hold no ground truth", where=settings.data.shards, remedy="use --set data.labels=weak"
+        )
+    return torch.zeros(len(shards.point_classes) + 1, dtype=torch.int64)
+
+
+def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEncoder:
+    """The frozen image encoder on its device."""
+    image = settings.image
+    name = image.dtype if image.dtype != "auto" else "bfloat16" if gains_by_bfloat16(device) else "float32"
+    return ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, name)).to(device)
+
+
+def label_names(shards: ShardSet, settings: PretrainSettings) -> tuple[str, ...]:
+    """Names of the classes of the pairs' labels, "none" first."""
+    return ("none", *(shards.classes if settings.data.labels == "weak" else shards.point_classes))
+
+
+def backbone_arguments(settings: PretrainSettings) -> dict[str, Any]:
+    """Arguments of ``build_backbone`` for this run, as a checkpoint keeps them."""
+    return {
+        "name": settings.backbone.name,
+        "in_channels": settings.voxels.feature_channels,
+        **settings.backbone.options,
+    }
+
+
+def seeded_backbone(settings: PretrainSettings, seed: int | torch.Generator) -> Backbone:
+    """The 3D network with weights from a seed."""
+    return build_backbone(**backbone_arguments(settings), seed=seed)
+
+
+def build_model(settings: PretrainSettings, pixel_channels: int, labels: tuple[str, ...], steps: int) -> Distiller:
+    """The network and the method to train, initialised from the run's seed.
+
+    Args:
+        pixel_channels: of the image encoder; 0 without one.
+        labels: see :func:`label_names`.
+        steps: of the run.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    backbone = seeded_backbone(settings, generator)
+    context = Context(
+        lambda out_channels: backbone.new_head(out_channels, generator),
+        pixel_channels,
+        labels,
+        steps,
+        settings.voxels.size_m,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        method = find_method(settings.method.name)(settings.method, context)
+    problem = engine_problem(settings.backbone.engine)
+    if problem:
+        raise OlivineError(problem)
+    return Distiller(
+        backbone, method, settings.voxels, settings.run.group, settings.seed, engine=settings.backbone.engine
+    )

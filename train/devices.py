@@ -1,0 +1,132 @@
+"""Devices and processes of a run: Lightning Fabric, what each process does of a step, determinism and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..common import OlivineError
+from .settings import PretrainSettings
+from .sparse.loops import release_memory
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def make_fabric(settings: PretrainSettings) -> Fabric:
+    """Lightning Fabric, launched. Under ``torchrun`` the number of devices and nodes is torchrun's.
+
+    Raises:
+        OlivineError: a device that is not there.
+    """
+    from lightning_fabric import Fabric
+
+    run = settings.run
+    devices: int | str = int(run.devices) if run.devices.isdigit() else run.devices
+    nodes = run.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    several = (
+        nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and _gpus(run.accelerator) > 1)
+    )
+    try:
+        with warnings.catch_warnings():
+            # On a machine with SLURM's commands Fabric advises srun at every start; docs/cluster.md has our way.
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
+            fabric = Fabric(
+                accelerator=run.accelerator,
+                devices=devices,
+                num_nodes=nodes,
+                precision=run.precision,  # type: ignore[arg-type]
+                strategy="ddp" if several else "auto",
+            )
+        fabric.launch()
+    except OlivineError:
+        raise
+    except Exception as error:  # Fabric has no exception type of its own for a device that is not there
+        raise OlivineError(
+            f"the devices asked for cannot be had ({(str(error).splitlines() or [''])[0]})",
+            where=f"run.accelerator={run.accelerator}, run.devices={run.devices}, run.precision={run.precision}",
+            remedy="choose others, for example --set run.accelerator=cpu",
+        ) from None
+    return fabric
+
+
+def _gpus(accelerator: str) -> int:
+    return torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of every step: frames [first, last) of the batch, in ``passes`` of ``per_pass`` frames."""
+
+    first: int
+    last: int
+    per_pass: int
+    passes: int
+
+
+def share_of_step(settings: PretrainSettings, rank: int, world: int) -> Share:
+    """How a step's frames fall on processes and passes: whole contrast groups, the same number everywhere.
+
+    Raises:
+        OlivineError: they do not divide.
+    """
+    run = settings.run
+    parts = world * run.accumulate
+    if (
+        run.batch % parts
+        or (parts > 1 and (run.batch // parts) % run.group)
+        or (run.batch % run.group and run.batch > run.group)
+    ):
+        raise OlivineError(
+            f"a batch of {run.batch} frames in groups of {run.group} does not divide over {world} processes times "
+            f"{run.accumulate} passes",
+            where="run.batch",
+            remedy=f"use a multiple of {run.group * parts}",
+        )
+    per_pass = run.batch // parts
+    first = rank * per_pass * run.accumulate
+    return Share(first, first + per_pass * run.accumulate, per_pass, run.accumulate)
+
+
+def over_processes(value: Tensor, fabric: Fabric) -> Tensor:
+    """The sum over processes."""
+    if fabric.world_size == 1:
+        return value
+    total: Tensor = fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment]
+    return total
+
+
+def anywhere(flag: bool, fabric: Fabric) -> bool:
+    """Whether any process says so; all processes agree."""
+    if fabric.world_size == 1:
+        return flag
+    return bool(over_processes(torch.tensor(int(flag), device=fabric.device), fabric) > 0)
+
+
+@contextlib.contextmanager
+def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms and the number of threads for the length of a run, after which kept memory is given back."""
+    was_on = torch.are_deterministic_algorithms_enabled()
+    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads = torch.get_num_threads()
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    if settings.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+        torch.set_num_threads(threads)
+        release_memory()

@@ -1,0 +1,53 @@
+"""A frame as the loader hands it over, and the table of its columns. No torch in here: workers import this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..pairs.shards import COLUMNS as STORED
+from ..pairs.shards import Column
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One frame, augmented, as the loader hands it over.
+
+    Attributes:
+        frame: position in the shard set; ``token`` its name.
+        columns: arrays by name, see :data:`COLUMNS`: those that the method needs.
+    """
+
+    frame: int
+    token: str
+    columns: dict[str, NDArray[Any]]
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        value: NDArray[Any] = column_of(self.__dict__.get("columns", {}), name)
+        return value
+
+
+#: What a sample holds: the shards' columns as augmentation leaves them, and what it adds.
+COLUMNS: dict[str, Column] = {
+    **STORED,
+    # uint8 [C, H, W, 3] and int32 [C, H, W], decoded; −1 = no segment.
+    "image": Column("image", "uint8", "images"),
+    "segment": Column("segment", "int32", "images"),
+    # The pair's row among the stored frame's pairs.
+    "pair_row": Column("pair_row", "int64", "pairs"),
+}
+
+
+def column_of(columns: Mapping[str, Any], name: str) -> Any:
+    """A column, for attribute access.
+
+    Raises:
+        AttributeError: it is not here.
+    """
+    try:
+        return columns[name]
+    except KeyError:
+        raise AttributeError(f"no column {name!r} here; there are {', '.join(columns)}") from None
