@@ -49,9 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     if reasons:
-        terminalreporter.write_line(
-            f"Left out: {'; '.join(f'{count} cases ({reason})' for reason, count in reasons.most_common())}"
-        )
+        parts = [f"{count} ({reason})" for reason, count in reasons.most_common()]
+        terminalreporter.write_line(f"Cases left out: {'; '.join(parts)}")
 
 
 def make_keyframe(folder: Path) -> None:
@@ -142,11 +141,52 @@ def kitti_frame(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real sample data."""
-    if not REAL.is_dir() or not any(REAL.iterdir()):
+def published_shapes() -> dict[str, list[int]]:
+    """The shape of every tensor in OLIVINE's checkpoint of SR-UNet34, by name, as read from the real file."""
+    path = REAL / "srunet34_state_dict.json"
+    if not path.is_file():
         pytest.skip(NO_REAL)
-    return REAL
+    shapes: dict[str, list[int]] = json.loads(path.read_text())
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def srunet34_shapes() -> dict[str, list[int]]:
+    """The same table by the public code's layers, spelt out."""
+    shapes: dict[str, list[int]] = {}
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{part}"] = [channels]
+        shapes[f"{name}.bn.num_batches_tracked"] = []
+
+    def blocks(name: str, count: int, inputs: int, channels: int) -> None:
+        for k in range(count):
+            first = inputs if k == 0 else channels
+            shapes[f"{name}.{k}.conv1.kernel"] = [27, first, channels]
+            shapes[f"{name}.{k}.conv2.kernel"] = [27, channels, channels]
+            norm(f"{name}.{k}.norm1", channels)
+            norm(f"{name}.{k}.norm2", channels)
+            if first != channels:
+                shapes[f"{name}.{k}.downsample.0.kernel"] = [first, channels]
+                norm(f"{name}.{k}.downsample.1", channels)
+
+    shapes["conv0p1s1.kernel"] = [27, 1, 32]
+    norm("bn0", 32)
+    down = ("conv1p1s2", 32, 32, 2), ("conv2p2s2", 32, 64, 3), ("conv3p4s2", 64, 128, 4), ("conv4p8s2", 128, 256, 6)
+    for level, (name, inputs, channels, count) in enumerate(down, 1):
+        shapes[f"{name}.kernel"] = [8, inputs, inputs]
+        norm(f"bn{level}", inputs)
+        blocks(f"block{level}", count, inputs, channels)
+    # The last number is the width of the feature map that is concatenated on the way up.
+    up = ("4p16s2", 256, 256, 128), ("5p8s2", 256, 128, 64), ("6p4s2", 128, 96, 32), ("7p2s2", 96, 96, 32)
+    for level, (name, inputs, channels, skip) in enumerate(up, 4):
+        shapes[f"convtr{name}.kernel"] = [8, inputs, channels]
+        norm(f"bntr{level}", channels)
+        blocks(f"block{level + 1}", 2, channels + skip, channels)
+    for head in ("final", "final_class_level"):
+        shapes |= {f"{head}.kernel": [96, 64], f"{head}.bias": [1, 64]}
+    return shapes
 
 
 @dataclass(frozen=True)

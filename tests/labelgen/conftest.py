@@ -1,4 +1,4 @@
-"""Small worlds for labelgen's tests: indices of real frames, a hand-made synthetic data set, tiny real networks."""
+"""Small worlds for labelgen's tests: indices of sample frames, a hand-made synthetic data set, tiny real networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def keyframe_index(nuscenes_keyframe: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameIndex:
-    """The index of the one real nuScenes keyframe."""
+    """The index of the one nuScenes keyframe."""
     dataset = open_dataset("nuscenes", nuscenes_keyframe)
     folder = tmp_path_factory.mktemp("keyframe") / "frames"
     return write_index(folder, dataset.frames(), dataset="nuscenes", version=dataset.version, root=nuscenes_keyframe)
@@ -117,7 +117,7 @@ def world_label() -> Callable[[np.ndarray], np.ndarray]:
 
 @pytest.fixture
 def movable_keyframe(keyframe_index: FrameIndex, tmp_path: Path) -> FrameIndex:
-    """The real keyframe copied to where a test may damage it."""
+    """The keyframe copied to where a test may damage it."""
     root = tmp_path / "nuscenes"
     shutil.copytree(keyframe_index.root / "samples", root / "samples", copy_function=shutil.copyfile)
     for folder in [root, *root.rglob("*")]:

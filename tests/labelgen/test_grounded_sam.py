@@ -1,4 +1,4 @@
-"""grounded-sam: the two real packages, from files, on real images."""
+"""grounded-sam: the two real packages, from files, on the images of a keyframe."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from olivine.labelgen.tokens import load_tokenizer
 
 pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
 
+pytestmark = pytest.mark.frames("synthetic")
+
 
 @pytest.fixture(scope="session")
 def settings(tiny_networks):
@@ -39,12 +41,13 @@ def settings(tiny_networks):
 
 @pytest.fixture(scope="session")
 def labelled(settings, keyframe_index, tmp_path_factory):
-    """The six real images, labelled once."""
+    """The six images, labelled once."""
     labels = tmp_path_factory.mktemp("grounded") / "labels"
     return generate_labels(keyframe_index, labels, settings), labels
 
 
-def test_every_real_image_gets_a_label_map_of_its_size(labelled, keyframe_index):
+@pytest.mark.frames("synthetic", "real")
+def test_every_image_gets_a_label_map_of_its_size(labelled, keyframe_index):
     summary, labels = labelled
     assert (summary.images, summary.failures) == (6, [])
     store = open_store(labels)
@@ -262,7 +265,7 @@ def hf_settings(tiny_folders):
     )
 
 
-def test_hf_grounded_sam_labels_the_six_real_images(hf_settings, keyframe_index, tmp_path):
+def test_hf_grounded_sam_labels_the_six_images(hf_settings, keyframe_index, tmp_path):
     summary = generate_labels(keyframe_index, tmp_path / "labels", hf_settings)
     assert (summary.images, summary.failures) == (6, []) and summary.detections > 6
     store = open_store(tmp_path / "labels")

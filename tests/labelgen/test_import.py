@@ -1,4 +1,4 @@
-"""Importing label maps: the real keyframe's, and folders that are not right."""
+"""Importing label maps: the keyframe's, and folders that are not right."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
 
+pytestmark = pytest.mark.frames("synthetic")
+
 
 def _copy(camseg: Path, target: Path) -> Path:
     shutil.copytree(camseg, target, copy_function=shutil.copyfile)
@@ -22,7 +24,8 @@ def _copy(camseg: Path, target: Path) -> Path:
     return target
 
 
-def test_the_real_keyframes_label_maps_arrive_value_for_value(keyframe_index, keyframe_camseg, tmp_path):
+@pytest.mark.frames("synthetic", "real")
+def test_the_keyframes_label_maps_arrive_value_for_value(keyframe_index, keyframe_camseg, tmp_path):
     summary = generate_labels(keyframe_index, tmp_path / "labels", LabelSettings("import", camseg=keyframe_camseg))
     assert (summary.images, summary.failures) == (6, [])
     store = open_store(tmp_path / "labels")

@@ -1,4 +1,4 @@
-"""The labelers against each package's own predictor: the same weights, real images, batched or not."""
+"""The labelers against each package's own predictor: the same weights and images, batched or not."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.labelgen.settings import LabelSettings
 
 pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
+
+pytestmark = pytest.mark.frames("synthetic")
 
 SMALL = LabelSettings("grounded-sam", short_side=160, long_side=320, device="cpu", precision="float32", batch_size=3)
 CAPTION = ". ".join(DEFAULT_VOCABULARY.classes) + "."
@@ -77,6 +79,7 @@ def _found(labeler, images):
         ]
 
 
+@pytest.mark.frames("synthetic", "real")
 def test_images_are_prepared_as_the_packages_load_image_does(keyframe_index, original):
     from groundingdino.util.inference import load_image
 

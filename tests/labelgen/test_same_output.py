@@ -143,6 +143,7 @@ def renamed(tiny_networks, tmp_path_factory):
     return folder
 
 
+@pytest.mark.frames("synthetic")
 def test_both_labelers_draw_the_same_maps_from_the_same_weights(
     tiny_networks, renamed: Path, keyframe_index, tmp_path: Path
 ) -> None:

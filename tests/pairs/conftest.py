@@ -1,4 +1,4 @@
-"""A label store on the real keyframe, and small made-up data sets of any number of frames."""
+"""A label store on the keyframe, and small made-up data sets of any number of frames."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def write_store(folder: Path, classes: tuple[str, ...], segments: str = "none") 
 
 @pytest.fixture(scope="session")
 def keyframe(nuscenes_keyframe: Path) -> Frame:
-    """The real nuScenes keyframe."""
+    """The nuScenes keyframe."""
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
     return frame
 
 
 @pytest.fixture(scope="session")
 def kitti(kitti_frame: Path) -> Frame:
-    """The real KITTI frame."""
+    """The KITTI frame."""
     (frame,) = open_dataset("kitti", kitti_frame).frames()
     return frame
 
 
 @pytest.fixture(scope="session")
 def keyframe_store(keyframe: Frame, keyframe_camseg: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
-    """The published label maps of the keyframe, as a label store."""
+    """The label maps of the keyframe, as a label store."""
     folder = tmp_path_factory.mktemp("labels") / "nuscenes"
     for file in keyframe_camseg.rglob("*.png"):
         target = folder / file.relative_to(keyframe_camseg)

@@ -53,7 +53,8 @@ def _devkit_projection(devkit: NuScenes, sample: dict) -> dict[str, tuple[np.nda
     return result
 
 
-def test_the_keyframe_has_22115_pairs(keyframe: Frame) -> None:
+@pytest.mark.frames("real")
+def test_the_real_keyframe_has_22115_pairs(keyframe: Frame) -> None:
     point, camera, uv = project_points(keyframe.points(), keyframe.cameras)
     assert len(point) == len(camera) == len(uv) == 22_115
     assert (point.dtype, camera.dtype, uv.dtype) == (np.int32, np.uint8, np.float32)
@@ -109,8 +110,13 @@ def _assert_by_the_whole_p2(root: Path, frame: Frame) -> np.ndarray:
 
 
 def test_kitti_is_projected_by_the_whole_p2(kitti: Frame, kitti_frame: Path) -> None:
+    assert _assert_by_the_whole_p2(kitti_frame, kitti).sum() > 10_000
+
+
+@pytest.mark.frames("real")
+def test_the_real_kitti_frame_has_17186_pairs(kitti: Frame) -> None:
     assert len(kitti.points()) == 17_238
-    assert _assert_by_the_whole_p2(kitti_frame, kitti).sum() == 17_186
+    assert len(project_points(kitti.points(), kitti.cameras)[0]) == 17_186
 
 
 def test_synthetic_kitti_is_projected_by_the_whole_p2(kitti_world: Any) -> None:
@@ -118,7 +124,8 @@ def test_synthetic_kitti_is_projected_by_the_whole_p2(kitti_world: Any) -> None:
         assert _assert_by_the_whole_p2(kitti_world.root, frame).any()
 
 
-def test_what_pykittis_k_and_t_would_change(kitti: Frame, kitti_frame: Path) -> None:
+@pytest.mark.frames("real")
+def test_what_pykittis_k_and_t_would_change_on_the_real_frame(kitti: Frame, kitti_frame: Path) -> None:
     """The figures in docs/datasets.md."""
     import pykitti
 
@@ -137,7 +144,8 @@ def test_pairs_come_by_camera_and_then_by_point(keyframe: Frame) -> None:
     assert (np.diff(camera.astype(int) * len(keyframe.points()) + point) > 0).all()
 
 
-def test_most_pairs_in_annotated_boxes_carry_the_class_of_the_box(keyframe: Frame, keyframe_store: LabelStore) -> None:
+def _labels_and_boxes(keyframe: Frame, keyframe_store: LabelStore) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair inside an annotated box the value of the label map and the class of the box."""
     points = keyframe.points()
     point, camera, uv = project_points(points, keyframe.cameras)
     label = np.concatenate(
@@ -148,8 +156,22 @@ def test_most_pairs_in_annotated_boxes_carry_the_class_of_the_box(keyframe: Fram
         local = (points[:, :3] - box.center) @ Quaternion(box.rotation).rotation_matrix
         truth[(np.abs(local) <= np.array(box.size) / 2).all(1)] = PROMPT_OF.get(box.category, 0)
     inside = truth[point] > 0
-    assert inside.sum() == 1090
-    assert round(100 * (label[inside] == truth[point][inside]).mean(), 1) == 91.2
+    return label[inside], truth[point][inside]
+
+
+def test_most_pairs_in_annotated_boxes_carry_the_class_of_the_box(keyframe: Frame, keyframe_store: LabelStore) -> None:
+    label, truth = _labels_and_boxes(keyframe, keyframe_store)
+    # Not all: what the LiDAR sees from the roof may be hidden from a camera.
+    assert len(label) > 1000 and (label == truth).mean() > 0.75
+
+
+@pytest.mark.frames("real")
+def test_of_the_1090_real_pairs_in_boxes_912_of_1000_carry_the_class(
+    keyframe: Frame, keyframe_store: LabelStore
+) -> None:
+    label, truth = _labels_and_boxes(keyframe, keyframe_store)
+    assert len(label) == 1090
+    assert round(100 * (label == truth).mean(), 1) == 91.2
 
 
 def _camera(width: int = 101, height: int = 51) -> Camera:

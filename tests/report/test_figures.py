@@ -38,6 +38,7 @@ def test_the_folder_has_overlays_points_and_a_page_and_says_what_is_left_out(fol
             assert picture.width > 500
 
 
+@pytest.mark.frames("synthetic")
 def test_the_loss_curve_and_the_scores_are_drawn_from_a_runs_folder(folders, tmp_path):
     from olivine.report.figures import draw_report
 
@@ -51,6 +52,7 @@ def test_the_loss_curve_and_the_scores_are_drawn_from_a_runs_folder(folders, tmp
     assert summary.left_out == ()
 
 
+@pytest.mark.frames("synthetic")
 def test_no_frame_is_refused_and_leaves_nothing(folders, tmp_path):
     from olivine.report.figures import draw_report
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -12,10 +10,9 @@ from olivine.train.backbones import build_backbone
 from olivine.train.layouts import export_weights, load_weights, read_weights, split_heads
 
 
-def foreign_state(shared_data, seed: int = 0) -> dict[str, torch.Tensor]:
+def foreign_state(shapes, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state with OLIVINE's names and shapes that this package's code did not make."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = json.loads((shared_data / "srunet34_state_dict.json").read_text())
     return {n: torch.rand(s, generator=generator) if s else torch.tensor(7) for n, s in shapes.items()}
 
 
@@ -35,8 +32,8 @@ def write(path, content):
     return path
 
 
-def test_slidrs_container_loads_and_gives_back_its_one_head(shared_data, tmp_path):
-    state = {n: t for n, t in foreign_state(shared_data).items() if not n.startswith("final_class_level")}
+def test_slidrs_container_loads_and_gives_back_its_one_head(srunet34_shapes, tmp_path):
+    state = {n: t for n, t in foreign_state(srunet34_shapes).items() if not n.startswith("final_class_level")}
     path = write(tmp_path / "slidr.pt", {"model_points": state, "model_images": {"x": torch.ones(1)}, "epoch": 50})
     layout, weights = read_weights(path)
     net = build_backbone("srunet34")
@@ -46,8 +43,8 @@ def test_slidrs_container_loads_and_gives_back_its_one_head(shared_data, tmp_pat
     assert equal({**net.state_dict(), **heads}, state)
 
 
-def test_olivines_lightning_container_loads_whole_and_gives_back_both_heads(shared_data, tmp_path):
-    state = foreign_state(shared_data)
+def test_olivines_lightning_container_loads_whole_and_gives_back_both_heads(srunet34_shapes, tmp_path):
+    state = foreign_state(srunet34_shapes)
     prefixed = {f"model_points.{n}": t for n, t in state.items()} | {"model_images.decoder.0.weight": torch.ones(2)}
     path = write(tmp_path / "olivine.ckpt", {"state_dict": prefixed, "epoch": 49, "global_step": 1})
     layout, weights = read_weights(path)
@@ -57,8 +54,8 @@ def test_olivines_lightning_container_loads_whole_and_gives_back_both_heads(shar
     assert equal({**net.state_dict(), **heads}, state)
 
 
-def test_a_network_with_a_last_layer_takes_the_files_and_its_shape_is_checked(shared_data):
-    state = foreign_state(shared_data)
+def test_a_network_with_a_last_layer_takes_the_files_and_its_shape_is_checked(srunet34_shapes):
+    state = foreign_state(srunet34_shapes)
     net = build_backbone("srunet34", out_channels=64)
     heads = load_weights(net, state, where="a.pt")
     assert set(heads) == {"final_class_level.kernel", "final_class_level.bias"}

@@ -21,15 +21,17 @@ if sys.argv[1] == "deleted":
 import torch
 from olivine.train.backbones import build_backbone
 from olivine.train.sparse import SparseTensor, loops
-from olivine.train.setup import torch_state
+from olivine.train.devices import torch_state
 from olivine.train.settings import load_settings
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 coordinate = (torch.rand(2, 24, 24, 6, generator=generator) < 0.2).nonzero().int()
 network = build_backbone("srunet-small")
+network.heads = torch.nn.ModuleList([network.new_head(64, generator) for _ in range(2)])
 with torch_state(load_settings("cpu"), torch.device("cpu")):
-    point, category = network(SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate))
+    feature = network(SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate))
+    point, category = (head(feature) for head in network.heads)
     (point.feature.square().sum() + category.feature.sum()).backward()
 result = hashlib.sha256(point.feature.detach().numpy().tobytes())
 for parameter in network.parameters():

@@ -175,12 +175,17 @@ def errors(feature: torch.Tensor, coordinate: torch.Tensor, *, training: bool) -
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("source", ["random", "cartesian", "cylindrical"])
-def test_srunet34_is_minkowski_engines(source, training, request):
-    if source == "random":
-        draws = [cloud(seed, 1) for seed in (3, 6, 7)]
-    else:
-        draws = [keyframe_voxels(request.getfixturevalue("nuscenes_keyframe"), source)]
+def test_srunet34_is_minkowski_engines_on_random_clouds(training):
+    check_srunet34("random", [cloud(seed, 1) for seed in (3, 6, 7)], training=training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("grid", ["cartesian", "cylindrical"])
+def test_srunet34_is_minkowski_engines_on_the_keyframe(grid, training, nuscenes_keyframe):
+    check_srunet34(grid, [keyframe_voxels(nuscenes_keyframe, grid)], training=training)
+
+
+def check_srunet34(source: str, draws: list[tuple[torch.Tensor, torch.Tensor]], *, training: bool) -> None:
     found = [errors(*draw, training=training) for draw in draws]
     for double, single, _, _ in found:
         assert max(double.values()) < 1e-9, max(double.items(), key=lambda item: item[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -27,6 +25,10 @@ def line_cloud(seed: int = 0, count: int = 400) -> SparseTensor:
     return SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate)
 
 
+def test_the_table_of_names_and_shapes_is_that_of_olivines_checkpoint(srunet34_shapes, published_shapes):
+    assert srunet34_shapes == published_shapes
+
+
 def parameters(*modules: torch.nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
@@ -38,13 +40,12 @@ def exported(*changes: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     return model.backbone, exported_heads(content)
 
 
-def test_srunet34_and_the_exported_heads_have_the_names_and_shapes_of_olivines_checkpoint(shared_data):
-    expected = json.loads((shared_data / "srunet34_state_dict.json").read_text())
+def test_srunet34_and_the_exported_heads_have_the_names_and_shapes_of_olivines_checkpoint(srunet34_shapes):
     net, heads = exported()
     found = {**net.state_dict(), **heads}
-    assert {name: list(value.shape) for name, value in found.items()} == expected
+    assert {name: list(value.shape) for name, value in found.items()} == srunet34_shapes
     assert {name: list(value.shape) for name, value in build_backbone("srunet34").state_dict().items()} == {
-        name: shape for name, shape in expected.items() if not name.startswith("final")
+        name: shape for name, shape in srunet34_shapes.items() if not name.startswith("final")
     }
 
 

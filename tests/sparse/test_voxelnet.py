@@ -66,6 +66,7 @@ def test_the_presets_voxels_are_those_of_the_detectors():
     assert load_settings("voxelnet").voxels == DETECTORS
 
 
+@pytest.mark.frames("synthetic")
 def test_the_grids_are_those_of_the_detectors(nuscenes_keyframe):
     (file,) = (nuscenes_keyframe / "samples" / "LIDAR_TOP").glob("*.bin")
     points = torch.from_numpy(np.fromfile(file, np.float32).reshape(-1, 5)[:, :4].copy())

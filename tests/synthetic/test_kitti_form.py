@@ -33,6 +33,7 @@ def test_pykitti_loads_it(folder: Path) -> None:
     assert data.poses[2][2, 3] > 0.2 and abs(data.poses[2][1, 3]) < 0.2
 
 
+@pytest.mark.frames("real")
 def test_calibration_is_the_real_frames(folder: Path, kitti_frame: Path) -> None:
     ours, real = pykitti.odometry(str(folder), "00").calib, pykitti.odometry(str(kitti_frame), "00").calib
     for name in ("P_rect_00", "P_rect_10", "P_rect_20", "P_rect_30", "T_cam0_velo"):

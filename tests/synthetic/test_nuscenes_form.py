@@ -112,6 +112,7 @@ def test_instances_are_chained_over_time_and_move_as_their_velocity(devkit) -> N
     assert 2 < max(speeds) < 16, "some drive, none flies"
 
 
+@pytest.mark.frames("real")
 def test_calibration_is_the_real_keyframes(devkit, nuscenes_keyframe: Path) -> None:
     tables = nuscenes_keyframe / "v1.0-mini"
     channel = {s["token"]: s["channel"] for s in json.loads((tables / "sensor.json").read_text())}

@@ -41,6 +41,7 @@ def real_points(folder: Path) -> np.ndarray:
     return np.fromfile(file, np.float32).reshape(-1, 5).astype(np.float64)
 
 
+@pytest.mark.frames("real")
 def test_distances_are_distributed_as_in_the_real_keyframe(frames: list[Capture], nuscenes_keyframe: Path) -> None:
     real = np.linalg.norm(real_points(nuscenes_keyframe)[:, :3], axis=1)
     made = np.concatenate([np.linalg.norm(f.points[:, :3].astype(float), axis=1) for f in frames])
@@ -48,6 +49,7 @@ def test_distances_are_distributed_as_in_the_real_keyframe(frames: list[Capture]
     assert ks_2samp(real[real > 1], made[made > 1]).statistic < 0.15
 
 
+@pytest.mark.frames("real")
 def test_each_beam_returns_as_often_as_the_real_one(frames: list[Capture], nuscenes_keyframe: Path) -> None:
     real = real_points(nuscenes_keyframe)
     far = np.linalg.norm(real[:, :3], axis=1) > 1
@@ -58,6 +60,7 @@ def test_each_beam_returns_as_often_as_the_real_one(frames: list[Capture], nusce
     assert np.corrcoef(np.mean(counts, axis=0), expected)[0, 1] > 0.95
 
 
+@pytest.mark.frames("real")
 def test_elevations_of_the_beams_are_the_real_ones(nuscenes_keyframe: Path) -> None:
     real = real_points(nuscenes_keyframe)
     distance = np.linalg.norm(real[:, :3], axis=1)

@@ -185,7 +185,7 @@ def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(
     assert first == losses(1, 0)
     for other in (losses(2, 0), losses(1, 1), losses(1, 0, seed=1)):
         assert all(a != b for a, b in zip(first, other))
-    # 91 % of the pairs have no label; drawn by 1/(D F) the classes come out nearly even.
+    # About 90 % of the pairs have no label; drawn by 1/(D F) the classes come out nearly even.
     uniform, by_label = draws(batch, class_count, 300, (0, 1, 0))
     drawn = torch.bincount(batch.pair_label[by_label], minlength=14)
     assert drawn[0] < 0.6 * 300 < 0.8 * 300 < torch.bincount(batch.pair_label[uniform], minlength=14)[0]

@@ -1,4 +1,4 @@
-"""The main job on real input: the nuScenes keyframe and the KITTI frame through every stage."""
+"""The main job: a nuScenes keyframe and a KITTI frame through every stage."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pykitti
 import pytest
+from PIL import Image
 from pyquaternion import Quaternion
 
 from olivine.labelgen.store import open_store
@@ -26,13 +27,35 @@ def keyframe(olivine, nuscenes_keyframe, keyframe_camseg, tmp_path_factory):
     return folder
 
 
-def test_the_keyframe_gives_22115_pairs(keyframe):
+def test_every_pair_of_the_keyframe_has_the_label_at_its_pixel(keyframe, keyframe_camseg):
     record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
+    frame = next(open_store(keyframe / "data/labels/nuscenes").index().frames("val"))
     assert record.points.shape == (34688, 4)
+    points = np.c_[record.points[:, :3].astype(np.float64), np.ones(34688)]
+    pairs = 0
+    for c, camera in enumerate(frame.cameras):
+        with Image.open(keyframe_camseg / f"{camera.key}.png") as image:
+            label = np.asarray(image)
+        x, y, depth = (points @ camera.lidar_to_camera[:3].T @ camera.intrinsic.T).T
+        with np.errstate(divide="ignore"):
+            u, v = x / depth, y / depth
+        seen = np.flatnonzero((depth > 1) & (u > 0) & (u < 1599) & (v > 0) & (v < 899))
+        mine = record.pair_camera == c
+        assert np.array_equal(record.pair_point[mine], seen)
+        expected = label[np.rint(v[seen]).astype(int), np.rint(u[seen]).astype(int)]
+        assert np.array_equal(record.pair_label[mine], expected)
+        pairs += len(seen)
+    assert len(record.pair_point) == len(record.pair_label) == pairs > 20_000
+
+
+@pytest.mark.frames("real")
+def test_the_real_keyframe_gives_22115_pairs(keyframe):
+    record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
     assert len(record.pair_point) == len(record.pair_label) == 22115
 
 
-def test_91_percent_of_the_1090_pairs_in_annotated_boxes_carry_the_boxs_class(keyframe):
+@pytest.mark.frames("real")
+def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_class(keyframe):
     record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
     frame = next(open_store(keyframe / "data/labels/nuscenes").index().frames("val"))
     named = {
@@ -56,6 +79,7 @@ def test_91_percent_of_the_1090_pairs_in_annotated_boxes_carry_the_boxs_class(ke
     assert 100 * np.mean(record.pair_label[inside] == wanted[inside]) == pytest.approx(91.2, abs=0.05)
 
 
+@pytest.mark.frames("synthetic")
 def test_20_steps_on_the_keyframe_run_and_the_loss_falls(olivine, keyframe):
     done = olivine("pretrain", *SMALL_RUN, "--name", "keyframe", cwd=keyframe)
     assert "there is no train split" in done.stdout  # the keyframe's scene is a validation scene
@@ -65,6 +89,7 @@ def test_20_steps_on_the_keyframe_run_and_the_loss_falls(olivine, keyframe):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.frames("synthetic")
 def test_running_every_stage_again_does_nothing(olivine, keyframe, keyframe_camseg):
     # (The log folders beside them, nuscenes.logs, say that there was a second run.)
     folders = (keyframe / "data/pairs/nuscenes", keyframe / "data/labels/nuscenes")
@@ -79,8 +104,6 @@ def test_running_every_stage_again_does_nothing(olivine, keyframe, keyframe_cams
 @pytest.fixture(scope="module")
 def kitti(olivine, kitti_frame, tmp_path_factory):
     """The KITTI frame with a label map whose left half is road and right half is building."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("kitti")
     maps = folder / "maps" / "00" / "image_2"
     maps.mkdir(parents=True)
@@ -93,17 +116,16 @@ def kitti(olivine, kitti_frame, tmp_path_factory):
     return folder
 
 
-def test_the_kitti_frame_gives_17238_points_and_the_17186_pairs_of_p2(kitti, kitti_frame):
+def test_the_kitti_frame_gives_pykittis_points_and_the_pairs_of_the_whole_p2(kitti, kitti_frame):
     record = open_shards(kitti / "data/pairs/kitti/train")[0]
     data = pykitti.odometry(str(kitti_frame), "00")
     cloud = data.get_velo(0)
-    assert record.points.shape == (17238, 4)
+    assert np.array_equal(record.points, cloud)
     camera = np.c_[cloud[:, :3].astype(np.float64), np.ones(len(cloud))] @ data.calib.T_cam0_velo.T
     pixel = camera @ data.calib.P_rect_20.T
     u, v = pixel[:, 0] / pixel[:, 2], pixel[:, 1] / pixel[:, 2]
     seen = (pixel[:, 2] > 1) & (u > 0) & (u < 1241) & (v > 0) & (v < 374)
     assert np.array_equal(np.sort(record.pair_point), np.flatnonzero(seen))
-    assert len(record.pair_point) == 17_186
     order = np.argsort(record.pair_point)
     # KITTI's 375 rows stay: the stored image has the original pixels.
     assert np.abs(record.pair_uv[order] - np.c_[u, v][seen]).max() < 1e-3
@@ -111,6 +133,13 @@ def test_the_kitti_frame_gives_17238_points_and_the_17186_pairs_of_p2(kitti, kit
     assert np.array_equal(record.pair_label[order], expected)
 
 
+@pytest.mark.frames("real")
+def test_the_real_kitti_frame_gives_17238_points_and_17186_pairs(kitti):
+    record = open_shards(kitti / "data/pairs/kitti/train")[0]
+    assert (record.points.shape, len(record.pair_point)) == ((17238, 4), 17_186)
+
+
+@pytest.mark.frames("synthetic")
 def test_a_summary_for_machines_is_one_json_object(olivine, keyframe):
     done = olivine("build-pairs", "--json", cwd=keyframe)
     summary = json.loads(done.stdout)
