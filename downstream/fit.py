@@ -116,20 +116,20 @@ def fit(
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     if started == steps:
         return wrapped
-    chief = fabric.global_rank == 0
+    rank_zero = fabric.global_rank == 0
 
     def save(step: int) -> None:
-        if chief:
+        if rank_zero:
             tensors = {f"{name}_state": part.state_dict() for name, part in parts.items()}
             state = {"step": step, "steps": steps, "optimizer_state": optimizer.state_dict()}
             save_checkpoint(last, {**constant, **tensors, **state})
 
     (out / "scores.json").unlink(missing_ok=True)
     constant = {**constant, "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"])}
-    log, saved_at = MetricsLog(out, started) if chief else None, time.monotonic()
+    log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
     with torch_state(settings.as_run(), fabric.device), stop_signals() as stop:
-        for step in track(range(started, steps), title, unit="steps") if chief else range(started, steps):
+        for step in track(range(started, steps), title, unit="steps") if rank_zero else range(started, steps):
             begun, epoch = time.monotonic(), plan.epoch(step)
             factor = 0.5 * (1 + math.cos(math.pi * min(epoch, plan.epochs) / plan.epochs))
             for group, rate in zip(wrapped_optimizer.param_groups, rates):
