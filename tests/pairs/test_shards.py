@@ -23,6 +23,7 @@ from olivine.pairs.check import describe_shards
 from olivine.pairs.frames import build_frame
 from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
+from olivine.pairs.project import look_up, project_points
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers import open_dataset
@@ -85,6 +86,17 @@ def test_zarr_python_reads_every_array_alike(built: tuple[LabelStore, ShardSet])
             else:
                 assert np.array_equal(shard.table(name), theirs), name
         assert group.attrs["schema"] == "1.1" and list(group.attrs["token"]) == list(shard.tokens)
+
+
+def test_on_disk_a_tag_is_the_camera_and_then_the_label(built: tuple[LabelStore, ShardSet]) -> None:
+    """As docs/shards.md says: other programs read the array, not our table."""
+    store, shards = built
+    frame = next(iter(store.index().frames("train")))
+    tag = zarr.open_group(str(shards.shard(0).path), mode="r")["pair_tag"][0]
+    _, camera, uv = project_points(frame.points(), frame.cameras)
+    assert np.array_equal(tag[: len(camera), 0], camera)
+    label = np.concatenate([look_up(store.label_map(c), uv[camera == k]) for k, c in enumerate(frame.cameras)])
+    assert np.array_equal(tag[: len(camera), 1], label) and len(set(label.tolist())) > 2
 
 
 def test_the_codecs_are_those_of_the_design(built: tuple[LabelStore, ShardSet]) -> None:
