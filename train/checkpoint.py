@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, write_bytes
+from ..common import OlivineError, PathLike, Whole, demand, write_bytes
 from .backbone import Backbone, build_backbone
 from .released import modern_checkpoint
-from .tensors import check_state, read_tensors
+from .tensors import check_finite, check_state, read_tensors
 
 FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
@@ -57,6 +57,23 @@ def checkpoint_file(path: PathLike) -> Path:
     return path
 
 
+_CONTENT = {
+    "step?": Whole(),
+    "steps?": {Whole(), None},
+    "best?": {float, None},
+    "kind?": str,
+    "settings?": dict,
+    "backbone?": {"name": str, "in_channels?": {Whole(1, 1 << 20), None}},
+    "voxels?": dict,
+    "data?": dict,
+    "source?": dict,
+    "labels?": dict,
+    "exported_heads?": {str: str},
+    "optimizer_state?": {"state": dict, "param_groups": [dict]},
+    **{f"{part}_state?": {str: object} for part in ("backbone", "method", "head")},
+}
+
+
 def load_checkpoint(path: PathLike) -> dict[str, Any]:
     """Read a checkpoint of this package onto the CPU.
 
@@ -75,7 +92,16 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
             where=path,
             remedy="use the olivine that wrote it",
         )
-    return modern_checkpoint(content)
+    remedy = "take another checkpoint"
+    demand(content, _CONTENT, path, remedy)
+    if "backbone_state" in content:
+        demand(content, {"backbone": dict, "settings?": {"voxels?": dict}}, path, remedy)
+    content = modern_checkpoint(content)
+    for part in ("backbone", "method", "head"):
+        for name, tensor in content.get(f"{part}_state", {}).items():
+            if not isinstance(tensor, Tensor):
+                raise OlivineError(f"{part}_state.{name} is no tensor", where=path, remedy=remedy)
+    return content
 
 
 def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
@@ -100,8 +126,14 @@ def load_backbone(path: PathLike) -> tuple[Backbone, dict[str, Any]]:
         raise OlivineError(
             f"holds a {content.get('kind')}'s head alone", where=path, remedy="give the checkpoint it started from"
         )
-    network = build_backbone(**content["backbone"])
+    try:
+        network = build_backbone(**content["backbone"])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:  # options it does not have
+        raise OlivineError(
+            f"describes a backbone that cannot be built ({error})", where=path, remedy="take another checkpoint"
+        ) from None
     load_state(network, content["backbone_state"], path)
+    check_finite(content.get("method_state", {}), path)
     return network, content
 
 

@@ -81,7 +81,7 @@ def modern_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
     """A ``run.json`` in today's form."""
-    if "settings" not in identity or identity.get("kind") != "pretrain":
+    if identity.get("kind") != "pretrain":
         return identity
     return {**identity, "settings": _settings_of_run(identity["settings"])}
 
