@@ -36,7 +36,13 @@ FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
 
 def save_checkpoint(path: PathLike, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added."""
+    """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added.
+
+    Raises:
+        OlivineError: a weight is not finite (what was there stays), or the disk is full.
+    """
+    for part in ("backbone_state", "method_state", "head_state"):
+        check_finite(content.get(part, {}), f"{path}: not written, {part}", "lower the learning rate")
     # Through memory: torch's own writer turns a full disk into an error that does not say so.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "schema": SCHEMA, **content}, buffer)

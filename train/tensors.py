@@ -72,7 +72,9 @@ def _check_archive(path: Path, remedy: str) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise OlivineError(f"cannot be read, it is damaged ({_first_line(error)})", where=path, remedy=remedy) from None
     if damaged is not None:
-        raise OlivineError(f"cannot be read, it is damaged: {damaged} is not what was written", where=path, remedy=remedy)
+        raise OlivineError(
+            f"cannot be read, it is damaged: {damaged} is not what was written", where=path, remedy=remedy
+        )
 
 
 def _numpy_scalars() -> list[Any]:
@@ -111,7 +113,7 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Any], where: obje
     check_finite(state, where)
 
 
-def check_finite(state: Mapping[str, Tensor], where: object) -> None:
+def check_finite(state: Mapping[str, Tensor], where: object, remedy: str = "take a checkpoint from before") -> None:
     """Raise where a tensor holds a number that is not finite.
 
     Raises:
@@ -119,9 +121,7 @@ def check_finite(state: Mapping[str, Tensor], where: object) -> None:
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise OlivineError(
-                f"{name} holds numbers that are not finite", where=where, remedy="take a checkpoint from before"
-            )
+            raise OlivineError(f"{name} holds numbers that are not finite", where=where, remedy=remedy)
 
 
 def _shape(value: Any) -> list[int] | str:
