@@ -101,7 +101,7 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
     remedy = "take another checkpoint"
     demand(content, _CONTENT, path, remedy)
     if "backbone_state" in content:
-        demand(content, {"backbone": dict, "settings?": {"voxels?": dict}}, path, remedy)
+        demand(content, {"backbone": dict, "settings?": {"voxels?": dict, "method?": dict}}, path, remedy)
     content = modern_checkpoint(content)
     for part in ("backbone", "method", "head"):
         for name, tensor in content.get(f"{part}_state", {}).items():

@@ -30,7 +30,8 @@ def modern(plain: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in KEYS.items():
         section, _, key = old.partition(".")
         if isinstance(changed.get(section), dict) and key in changed[section]:
-            changed.setdefault("method", {})
+            if not isinstance(changed.setdefault("method", {}), dict):
+                break  # the reader of settings says what is wrong with it
             changed["method"].setdefault(new.partition(".")[2], changed[section].pop(key))
     for section in _SECTIONS:
         if changed.get(section) == {}:

@@ -87,7 +87,7 @@ def read_identity(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         OlivineError: it is missing or damaged.
     """
-    kind = {"kind": str, "settings": dict, "data": dict}
+    kind = {"kind": str, "settings": {"method?": dict, "backbone?": dict}, "data": dict}
     found: dict[str, Any] = modern_run(demand(read_json(path, remedy), kind, path, remedy))
     return found
 

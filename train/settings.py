@@ -232,6 +232,10 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
     if not isinstance(plain, dict):
         raise OlivineError("is not a table of settings", where=path, remedy="see olivine pretrain --print-config")
     plain = modern(plain)
+    try:
+        _settings_type(plain)
+    except OlivineError as error:
+        raise OlivineError(str(error), where=path) from None
     changes = [new for change in overrides for new in modern_changes(change)]
     # Which method and backbone it is decides which keys there are.
     for change in sorted(changes, key=lambda change: not _NAMES.match(change)):
