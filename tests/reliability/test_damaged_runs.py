@@ -27,7 +27,7 @@ from olivine.train.devices import make_fabric
 from olivine.train.metrics_log import MetricsLog
 from olivine.train.picture import decode_crop, decode_segments
 from olivine.train.pixel_features import _checksum_file, _checksums, _file, read_features
-from olivine.train.run_folder import claim
+from olivine.train.run_folder import claim, read_identity
 from olivine.train.settings import OptimizerSettings, RunSettings, load_settings
 
 
@@ -243,7 +243,7 @@ def test_stored_features_that_changed_are_not_used(tmp_path):
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from olivine.train.run_folder import claim
+from olivine.train.run_folder import claim, read_identity
 from olivine.train.settings import load_settings
 claim(Path(sys.argv[1]), load_settings("cpu"), {"kind": "pretrain", "settings": {}, "data": {}}, resume=True)
 print("claimed", flush=True)
@@ -337,3 +337,23 @@ def test_a_damaged_index_is_named_where_labels_are_chosen(index, tmp_path, monke
         (folder / "index.json").write_text(index)
     with pytest.raises(OlivineError, match=r"index\.json"):
         choose_labels(None, None)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [3, {}, {"kind": "pretrain", "data": {}, "settings": {"method": 3}}, {"kind": 1, "settings": {}, "data": {}}],
+)
+def test_a_damaged_identity_of_a_run_is_one_line(plain, tmp_path):
+    write_json(tmp_path / "run.json", plain)
+    with pytest.raises(OlivineError, match=r"run\.json"):
+        read_identity(tmp_path / "run.json", "choose another folder")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["backbone: {name: srunev-small}", "method: 3\nloss: {wcd: true}", "run: {steps: *a}", "- a", "run: {steps: .nan}"],
+)
+def test_a_wrong_file_of_settings_is_named(text, tmp_path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(OlivineError, match=r"x\.yaml"):
+        load_settings(tmp_path / "x.yaml")
