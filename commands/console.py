@@ -101,6 +101,8 @@ def _fail_other(error: Exception) -> NoReturn:
     click_message = getattr(error, "format_message", None)
     if click_message is not None:  # what the option parser has to say
         _fail(f"{click_message().rstrip('.')}. Run the command with --help for its options", 2)
+    if isinstance(error.__cause__, EOFError):  # which the option parser takes for a user's Ctrl-D
+        error = error.__cause__
     if type(error).__name__ == "Abort":
         _fail(INTERRUPTED, 1)
     if os.environ.get("OLIVINE_TRACEBACK"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common import OlivineError, read_json
+from ..common import OlivineError, Whole, demand, read_json
 
 if TYPE_CHECKING:
     from ..cluster.work import Executor
@@ -42,7 +42,7 @@ def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
         return DATA / "labels" / dataset, "as asked"
     return _largest(
         [p.parent for p in (DATA / "labels").glob("*/manifest.json")],
-        lambda p: sum(s["frames"] for s in read_json(p / "frames" / "index.json")["scenes"]),
+        lambda p: _sum_of_frames(p / "frames" / "index.json", "scenes"),
         "labels in data/labels",
         "run olivine labelgen first, or name the folder with --labels",
     )
@@ -57,7 +57,7 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
     wanted = [p for p in found if p.name == split]
     chosen, why = _largest(
         wanted or found,
-        lambda p: sum(s["frames"] for s in read_json(p / "manifest.json")["shards"]),
+        lambda p: _sum_of_frames(p / "manifest.json", "shards"),
         "shards in data/pairs",
         "run olivine build-pairs first, or name the folder with --shards",
     )
@@ -92,6 +92,12 @@ def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, reme
         raise OlivineError(f"no {what}", remedy=remedy)
     chosen = max(sorted(found), key=size)
     return chosen, f"the only {what}" if len(found) == 1 else f"the largest of {len(found)} {what}"
+
+
+def _sum_of_frames(path: Path, parts: str) -> int:
+    """Frames that a manifest or index says are there; what else is in it is checked by those who read it."""
+    plain = demand(read_json(path), {parts: [{"frames": Whole()}]}, path)
+    return sum(part["frames"] for part in plain[parts])
 
 
 def _frame_count(root: Path) -> int:

@@ -93,7 +93,7 @@ def finetune(
         checkpoint, folder = _choose_backbone(checkpoint, as_json)
     base = _choose_labelled(shards, as_json)
     out = out or folder / f"finetune-{settings.fraction:g}{'-random' if random else ''}"
-    check_output(out, inputs=(checkpoint, base), known=("run.json",))
+    check_output(out, inputs=(checkpoint, base), known=("run.json", ".run.lock"))
     if dry_run:
         return console.say_plan(f"a fine-tuning of {checkpoint} on {settings.fraction:g} % of the labels", out, as_json)
     options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}

@@ -60,7 +60,7 @@ def pretrain(
         return
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or RUNS / (name or settings.name)
-    check_output(out, inputs=(shards, validation), known=("run.json",))
+    check_output(out, inputs=(shards, validation), known=("run.json", ".run.lock"))
     if dry_run:
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)

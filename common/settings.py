@@ -147,6 +147,19 @@ def read_yaml_file(path: PathLike, remedy: str = "check the path") -> Any:
     return read_yaml(read_text(path, remedy, most=4 * MAX_YAML), path)
 
 
+def check_ranges(section: str, settings: Any, **ranges: tuple[float, float]) -> None:
+    """Check that settings lie between two values, both included; None passes, NaN does not.
+
+    Raises:
+        OlivineError: names the key.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            key = f"{section}.{name}" if section else name
+            raise OlivineError(f"{key} is {value}", remedy=f"use a number from {low:g} to {high:g}")
+
+
 def settings_to_plain(settings: Any) -> dict[str, Any]:
     """Nested plain values of a settings dataclass (tuples become lists)."""
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike, track
+from ..common import OlivineError, PathLike, demand, track
 from ..common.settings import settings_from_plain
 from ..pairs.shards import open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
@@ -38,6 +38,14 @@ class PredictSummary:
     points: int
     shares: dict[str, float]
     notes: tuple[str, ...] = ()
+
+
+_FINETUNED = {
+    "data": {"classes": [str]},
+    "labels": {"dataset": str, "point_class_raw": list},
+    "voxels": dict,
+    "source": {"sha256": str},
+}
 
 
 @torch.no_grad()
@@ -73,6 +81,7 @@ def predict(checkpoint: PathLike, shards: PathLike, out: PathLike, *, accelerato
         raise OlivineError(
             "holds no head for classes", where=path, remedy="give a fine-tuned one: olivine finetune makes them"
         )
+    demand(content, _FINETUNED, path, "take another checkpoint")
     frames, classes = open_shards(shards), tuple(content["data"]["classes"])
     if frames.dataset != content["labels"]["dataset"] or frames.point_classes not in ((), classes):
         raise OlivineError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..common import read_json, write_bytes, write_json
+from ..common import OlivineError, Whole, demand, digest, read_json, write_bytes, write_json
 from .metrics import Scores
 
 
@@ -45,12 +45,48 @@ def write_results(folder: Path, results: list[Result]) -> None:
     write_bytes(folder / "scores.md", score_table(results).encode())
     if len(results) == 1:
         write_bytes(folder / "confusion.csv", _confusion_table(results[0]).encode())
-    write_json(folder / "scores.json", [asdict(r) for r in results])
+    plain = [asdict(r) for r in results]
+    write_json(folder / "scores.json", [{**one, "digest": digest(one)} for one in plain])
+
+
+_RESULT = {
+    "name": str,
+    "source": str,
+    "scores": {
+        "iou": {str: float},
+        "absent": [str],
+        "mean_iou": float,
+        "frequency_weighted_iou": float,
+        "accuracy": float,
+        "point_count": Whole(),
+        "scorer_mean_iou?": {float, None},
+    },
+    "classes": [str],
+    "confusion": [[Whole()]],
+    "settings": dict,
+    "train_frames": Whole(),
+    "validation_frames": Whole(),
+    "provenance": dict,
+    "notes": [str],
+    "digest?": str,
+}
 
 
 def read_result(path: Path) -> Result:
-    """The first result of a ``scores.json``."""
-    plain = read_json(path)[0]
+    """The first result of a ``scores.json``.
+
+    Raises:
+        OlivineError: the file is damaged, or its content is not what was written.
+    """
+    remedy = "remove it and run the same command again"
+    found = demand(read_json(path, remedy), list, path, remedy)
+    if not found:
+        raise OlivineError("holds no scores", where=path, remedy=remedy)
+    plain = demand(found[0], _RESULT, path, remedy)
+    stored = plain.pop("digest", None)  # an older olivine wrote none
+    known = {field.name for kind in (Result, Scores) for field in fields(kind)}
+    if {*plain, *plain["scores"]} - known or (stored is not None and stored != digest(plain)):
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=remedy)
     scores = Scores(**{**plain["scores"], "absent": tuple(plain["scores"]["absent"])})
     sequences = {key: tuple(plain[key]) for key in ("classes", "notes")}
     return Result(**{**plain, **sequences, "scores": scores})

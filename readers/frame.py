@@ -510,6 +510,8 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
     if not plain["scenes"] or len(plain["point_classes"]) > 255:
         what = "has no scenes" if not plain["scenes"] else f"has {len(plain['point_classes'])} point classes"
         raise OlivineError(what, where=path, remedy=_AGAIN)
+    if "\0" in plain["root"]:
+        raise OlivineError("names a root with a null character", where=path, remedy=_AGAIN)
     base = Path(root if root is not None else plain["root"]).absolute()
     scenes = []
     for s in plain["scenes"]:

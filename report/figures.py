@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, PathLike, atomic_directory, read_json
+from ..common import Failure, OlivineError, PathLike, atomic_directory, demand, read_csv, read_json
 from ..common.images import open_image
 from ..labelgen.store import LabelStore, class_colors, open_store
 from ..pairs.shards import FrameRecord, ShardSet, open_shards
@@ -95,7 +94,7 @@ def draw_report(
         scores = Path(run) / "probe" / "scores.json" if run is not None else None
         if scores is not None and scores.is_file():
             titles["probe.png"] = "Linear probe"
-            _scores(read_json(scores)).savefig(folder / "probe.png")
+            _scores(read_scores(scores)).savefig(folder / "probe.png")
         else:
             left_out.append("probe table (run olivine probe first)")
         _page(folder / "index.html", titles)
@@ -192,27 +191,55 @@ def _from_above(records: ShardSet, record: FrameRecord) -> Figure:
     return figure
 
 
+def read_losses(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The curve of each term of a run's ``steps.csv``, float64 [steps, 2]: step and value.
+
+    Raises:
+        OlivineError: the file is damaged, or a value of it is no number.
+    """
+    remedy = "move it away; resume the run to make it again"
+    rows = read_csv(path, remedy=remedy)
+    curves = {}
+    for name in (n for n in (rows[0] if rows else {}) if n.startswith("loss_")):
+        try:
+            points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+        except (KeyError, ValueError) as error:
+            raise OlivineError(f"{name} or step is no number ({error})", where=path, remedy=remedy) from None
+        if points:
+            curves[name] = np.array(points)
+    return curves
+
+
 def _losses(path: Path) -> Figure:
-    with open(path, newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    names = [n for n in (rows[0] if rows else {}) if n.startswith("loss_")]
+    curves = read_losses(path)
     figure = _figure(9, 4.8)
     left = figure.add_subplot()
     # L_kl is a negative log-density: its scale is another than the contrastive losses'.
-    right = left.twinx() if "loss_scr" in names else left
-    for position, name in enumerate(names):
-        points = [(float(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")]
-        if points:
-            values: NDArray[np.float64] = np.array(points)
-            axes = right if name == "loss_scr" else left
-            label = _LOSS_NAMES.get(name, name)
-            axes.plot(values[:, 0], values[:, 1], label=label, color=f"C{position}", linewidth=1.4)
+    right = left.twinx() if "loss_scr" in curves else left
+    for position, (name, values) in enumerate(curves.items()):
+        axes = right if name == "loss_scr" else left
+        label = _LOSS_NAMES.get(name, name)
+        axes.plot(values[:, 0], values[:, 1], label=label, color=f"C{position}", linewidth=1.4)
     left.set(xlabel="step", ylabel="contrastive losses", title="Pre-training")
     if right is not left:
         right.set_ylabel("consistency loss")
     left.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """What ``scores.json`` holds for each backbone: ``name``, ``scores`` with ``iou`` and ``mean_iou``.
+
+    Raises:
+        OlivineError: the file is damaged.
+    """
+    remedy = "remove it and run olivine probe again"
+    kind = [{"name": str, "scores": {"iou": {str: float}, "mean_iou": float}}]
+    results: list[dict[str, Any]] = demand(read_json(path, remedy), kind, path, remedy)
+    if not results:
+        raise OlivineError("holds no scores", where=path, remedy=remedy)
+    return results
 
 
 def _scores(results: list[dict[str, Any]]) -> Figure:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..common import OlivineError, PathLike
-from ..common.settings import read_yaml, settings_from_plain, settings_to_plain
+from ..common.settings import read_yaml_file, settings_from_plain, settings_to_plain
 from ..downstream.settings import FinetuneSettings, ProbeSettings
 from ..train.released import KEYS
 from ..train.settings import CONFIGS, PretrainSettings, load_settings, read_settings
@@ -123,7 +123,7 @@ def load_study(config: PathLike) -> StudySettings:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in CONFIGS.glob("study-*.yaml")))
         raise OlivineError("no such study", where=config, remedy=f"use one of {there}, or a file")
-    plain = read_yaml(path.read_text(encoding="utf-8"), path)
+    plain = read_yaml_file(path)
     if not isinstance(plain, dict):
         raise OlivineError("is not a table of settings", where=path, remedy="see configs/study-demo.yaml")
     return study_from_plain(plain, str(path))

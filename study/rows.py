@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, digest, read_json, write_json
+from ..common import OlivineError, Whole, demand, digest, read_json, write_json
 from ..common.settings import differences
 from .config import slug
 
@@ -75,7 +75,7 @@ class Row:
 def write_row(out: Path, run: Run, result: dict[str, Any]) -> Row:
     """Write a finished run's row, whole or not at all, over a row of another configuration."""
     row = Row(run.row, run.seed, run.stage, run.digest, run.family, dict(run.configuration), result)
-    write_json(run.file(out), asdict(row))
+    write_json(run.file(out), {**asdict(row), "result_digest": digest(result)})
     return row
 
 
@@ -86,6 +86,19 @@ def find_row(out: Path, run: Run) -> Row | None:
     return row if row is not None and row.digest == run.digest else None
 
 
+_ROW = {
+    "row": str,
+    "seed": Whole(),
+    "stage": str,
+    "digest": str,
+    "family": str,
+    "configuration": dict,
+    "result": {"mean_iou?": float, "frequency_weighted_iou?": float, "iou?": {str: float}, "absent?": [str]},
+    "schema?": str,
+    "result_digest?": str,
+}
+
+
 def read_row(path: Path) -> Row:
     """One row.
 
@@ -93,10 +106,14 @@ def read_row(path: Path) -> Row:
         OlivineError: the file is damaged or of another schema.
     """
     remedy = "remove the file; the study makes it again"
-    plain = read_json(path, remedy)
+    plain = demand(read_json(path, remedy), _ROW, path, remedy)
+    stored = plain.pop("result_digest", None)  # an older olivine wrote none
+    if stored is not None and stored != digest(plain["result"]):
+        raise OlivineError("damaged: its result does not match its digest", where=path, remedy=remedy)
     try:
         row = Row(**plain)
         whole = row.digest == digest([row.configuration, row.seed]) and row.family == digest(row.configuration)
+        whole = whole and path.name == Run(row.row, row.seed, row.stage, row.configuration).file(Path()).name
     except TypeError:
         whole = False
     if not whole or row.schema.split(".")[0] != SCHEMA.split(".")[0]:

@@ -18,7 +18,17 @@ from typing import Any
 
 import torch
 
-from ..common import Failure, OlivineError, PathLike, read_json, remove_leftovers, write_bytes, write_json
+from ..common import (
+    Failure,
+    OlivineError,
+    PathLike,
+    demand,
+    disk_error,
+    read_json,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+)
 from ..common.settings import flat_values, settings_to_plain
 from ..downstream.finetune import finetune
 from ..downstream.probe import linear_probe
@@ -199,7 +209,8 @@ def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
         OlivineError: a folder holds no study or another one, or rows of different configurations.
     """
     places, out = [Path(folder) for folder in folders], Path(out)
-    plain = [read_json(place / "study.json", "name folders that olivine study wrote") for place in places]
+    remedy = "name folders that olivine study wrote"
+    plain = [demand(read_json(path, remedy), dict, path, remedy) for path in (place / "study.json" for place in places)]
     for place, other in zip(places[1:], plain[1:]):
         if {**other, "seeds": None} != {**plain[0], "seeds": None}:
             raise OlivineError(
@@ -285,5 +296,9 @@ def _save_random(settings: PretrainSettings, path: Path) -> None:
 
 def _note_time(out: Path, run: Run, seconds: float, of: str) -> None:
     """A line of the log: durations are no part of a row, which is compared and merged."""
-    with open(out / "times.csv", "a", encoding="utf-8") as log:
-        log.write(f"{slug(run.row)},{run.seed},{run.stage},{seconds:.1f},{of}\n")
+    path = out / "times.csv"
+    try:
+        with open(path, "a", encoding="utf-8") as log:
+            log.write(f"{slug(run.row)},{run.seed},{run.stage},{seconds:.1f},{of}\n")
+    except OSError as error:
+        raise disk_error(error, path) from error

@@ -27,16 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, write_bytes
+from ..common import OlivineError, PathLike, Whole, demand, write_bytes
 from .backbone import Backbone, build_backbone
 from .released import modern_checkpoint
-from .tensors import check_state, read_tensors
+from .tensors import check_finite, check_state, read_tensors
 
 FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
 
 def save_checkpoint(path: PathLike, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added."""
+    """Write a checkpoint, whole or not at all; ``format`` and ``schema`` are added.
+
+    Raises:
+        OlivineError: a weight is not finite (what was there stays), or the disk is full.
+    """
+    for part in ("backbone_state", "method_state", "head_state"):
+        check_finite(content.get(part, {}), f"{path}: not written, {part}", "lower the learning rate")
     # Through memory: torch's own writer turns a full disk into an error that does not say so.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "schema": SCHEMA, **content}, buffer)
@@ -57,6 +63,23 @@ def checkpoint_file(path: PathLike) -> Path:
     return path
 
 
+_CONTENT = {
+    "step?": Whole(),
+    "steps?": {Whole(), None},
+    "best?": {float, None},
+    "kind?": str,
+    "settings?": dict,
+    "backbone?": {"name": str, "in_channels?": {Whole(1, 1 << 20), None}},
+    "voxels?": dict,
+    "data?": dict,
+    "source?": dict,
+    "labels?": dict,
+    "exported_heads?": {str: str},
+    "optimizer_state?": {"state": dict, "param_groups": [dict]},
+    **{f"{part}_state?": {str: object} for part in ("backbone", "method", "head")},
+}
+
+
 def load_checkpoint(path: PathLike) -> dict[str, Any]:
     """Read a checkpoint of this package onto the CPU.
 
@@ -75,7 +98,16 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
             where=path,
             remedy="use the olivine that wrote it",
         )
-    return modern_checkpoint(content)
+    remedy = "take another checkpoint"
+    demand(content, _CONTENT, path, remedy)
+    if "backbone_state" in content:
+        demand(content, {"backbone": dict, "settings?": {"voxels?": dict, "method?": dict}}, path, remedy)
+    content = modern_checkpoint(content)
+    for part in ("backbone", "method", "head"):
+        for name, tensor in content.get(f"{part}_state", {}).items():
+            if not isinstance(tensor, Tensor):
+                raise OlivineError(f"{part}_state.{name} is no tensor", where=path, remedy=remedy)
+    return content
 
 
 def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
@@ -100,8 +132,14 @@ def load_backbone(path: PathLike) -> tuple[Backbone, dict[str, Any]]:
         raise OlivineError(
             f"holds a {content.get('kind')}'s head alone", where=path, remedy="give the checkpoint it started from"
         )
-    network = build_backbone(**content["backbone"])
+    try:
+        network = build_backbone(**content["backbone"])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:  # options it does not have
+        raise OlivineError(
+            f"describes a backbone that cannot be built ({error})", where=path, remedy="take another checkpoint"
+        ) from None
     load_state(network, content["backbone_state"], path)
+    check_finite(content.get("method_state", {}), path)
     return network, content
 
 

@@ -24,7 +24,7 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
     """Lightning Fabric, launched. Under ``torchrun`` the number of devices and nodes is torchrun's.
 
     Raises:
-        OlivineError: a device that is not there.
+        OlivineError: a device that is not there, or several nodes and nothing that starts the others.
     """
     from lightning_fabric import Fabric
 
@@ -34,6 +34,11 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif nodes > 1 and not {"NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"} & set(os.environ):
+        raise OlivineError(
+            f"run.nodes is {nodes}, and nothing has started the other nodes; this one would wait for ever",
+            remedy="start them with olivine submit, olivine launch or torchrun",
+        )
     several = (
         nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and _gpus(run.accelerator) > 1)
     )

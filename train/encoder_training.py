@@ -22,6 +22,7 @@ import typer
 from torch import Tensor, nn
 
 from ..common import OlivineError, atomic_file, track
+from ..common.images import open_image
 from .encoders.small import SmallEncoder
 from .feature_map import sample_features
 
@@ -63,12 +64,13 @@ def read_pictures(folder: Path) -> Tensor:
     Raises:
         OlivineError: there is none, or they have several sizes.
     """
-    from PIL import Image
-
     files = sorted((folder / "samples").rglob("*.jpg")) or sorted(folder.rglob("*.jpg"))
     if not files:
         raise OlivineError("holds no JPEG", where=folder, remedy="make streets: olivine synth --seed 770001 …")
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    pictures = []
+    for file in files:
+        with open_image(file, formats=("JPEG",)) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")))
     if len({picture.shape for picture in pictures}) > 1:
         raise OlivineError("pictures of several sizes", where=folder, remedy="give the folder of one synthetic set")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

@@ -11,14 +11,15 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, atomic_file
+from ..common import OlivineError, PathLike, write_bytes
 from .sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
-from .tensors import check_state, read_tensors
+from .tensors import check_finite, check_state, read_tensors
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.
@@ -116,6 +117,7 @@ def load_weights(network: nn.Module, weights: Weights, *, layout: str = "olivine
     # A norm's counter is absent from some exports and changes nothing: momenta are fixed.
     counters = {n: t for n, t in own.items() if n not in converted and n.endswith("num_batches_tracked")}
     check_state(own, {**counters, **converted}, where, "choose the backbone that the file was made with")
+    check_finite(heads, where)
     network.load_state_dict({**own, **converted})
     return heads
 
@@ -151,8 +153,10 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
         content = {"model_points": state}
     else:
         content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in to_openpcdet(network).items()}}
-    with atomic_file(path) as handle:
-        torch.save(content, handle)
+    # Through memory: torch's own writer turns a full disk into an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
     return [name for name in state if name.startswith(_HEADS)] if layout == "openpcdet" else []
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import resource
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common import write_bytes
+from ..common import OlivineError, disk_error, parse_csv, read_text, write_bytes
+
+_REMEDY = "move it away; the run makes it again from here on"
 
 
 class MetricsLog:
@@ -27,21 +32,29 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, next_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("steps", "epochs"):
             self._forget(directory / f"{name}.csv", next_step)
-        self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=next_step, flush_secs=30)
+        self._events = _Events(directory / "tensorboard", next_step)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, str]]:
-        """The rows of a table, [] where there is none. A last line cut short by a kill is left out."""
+        """The rows of a table, [] where there is none. A last line cut short by a kill is left out.
+
+        Raises:
+            OlivineError: the file is damaged; a value of it is no number.
+        """
         if not path.is_file():
             return []
-        text = path.read_text(encoding="utf-8")
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        text = read_text(path, _REMEDY)
+        whole = text[: text.rfind("\n") + 1]
+        rows = parse_csv(whole, path, ("step", "epoch") if whole else (), _REMEDY)
+        for number, row in enumerate(rows, 2):
+            for name, cell in row.items():
+                if not (_is_whole(cell) if name in ("step", "epoch") else not cell or _is_number(cell)):
+                    raise OlivineError(f"row {number} has {cell[:40]!r} for {name}", where=path, remedy=_REMEDY)
+        return rows
 
     def _forget(self, path: Path, next_step: int) -> None:
         rows = self.read(path)
@@ -55,13 +68,12 @@ class MetricsLog:
         header = _header(path)
         plain = {name: (f"{value:.8g}" if isinstance(value, float) else str(value)) for name, value in row.items()}
         if set(plain) <= set(header):
-            with open(path, "a", newline="", encoding="utf-8") as handle:
+            with _disk(path), open(path, "a", newline="", encoding="utf-8") as handle:
                 csv.DictWriter(handle, header, restval="", lineterminator="\n").writerow(plain)
         else:
             _write_table(path, [*self.read(path), plain])
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self.writer.add_scalar(f"{table}/{name}", value, int(row["step"]))
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+        self._events.add({f"{table}/{name}": float(value) for name, value in numbers.items()}, int(row["step"]))
 
     def means_of_epoch(self, epoch: int) -> dict[str, float]:
         """The mean of each column of ``steps.csv`` over an epoch's steps."""
@@ -75,7 +87,62 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush everything."""
-        self.writer.close()
+        self._events.close()
+
+
+class _Events:
+    """A file of TensorBoard's events. Its own writer has a thread, which prints a traceback where the disk is full."""
+
+    def __init__(self, folder: Path, next_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._path = folder / f"events.out.tfevents.{time.time_ns():019d}.{socket.gethostname()}.{os.getpid()}.0"
+        with _disk(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "wb")  # noqa: SIM115  closed by close()
+            self._records = RecordWriter(self._file)
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            # What an earlier file says of this step and later ones is forgotten.
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=next_step, session_log=start))
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with _disk(self._path):
+            self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+            self._file.flush()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        with _disk(self._path):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Errors of the disk as one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _header(path: Path) -> list[str]:

@@ -6,14 +6,14 @@ nearest pixels, as the public code's tensor resize does (no low-pass before shri
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..common import OlivineError, pixels_of
+from ..common import pixels_of
+from ..common.images import VALUES, open_image
+
+_CHECK = "run olivine build-pairs --check"
 
 
 @numba.njit(cache=True, nogil=True)
@@ -65,17 +65,12 @@ def decode_crop(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: N
     Raises:
         OlivineError: the bytes are not a whole picture.
     """
-    try:
-        with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
-            picture.load()
-            whole = picture if picture.mode == "RGB" else picture.convert("RGB")
-            pixels, keep = pixels_of(whole)
-            _resample(pixels, *crop, flip, out)
-            del pixels, keep
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OlivineError(
-            f"a picture cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
-        ) from None
+    with open_image(data, where="a picture of the shards", formats=("JPEG",), remedy=_CHECK) as picture:
+        picture.load()
+        whole = picture if picture.mode == "RGB" else picture.convert("RGB")
+        pixels, keep = pixels_of(whole)
+        _resample(pixels, *crop, flip, out)
+        del pixels, keep
 
 
 def decode_segments(
@@ -94,15 +89,11 @@ def decode_segments(
     Raises:
         OlivineError: the bytes are not a whole image.
     """
-    try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as picture:
-            whole = np.asarray(picture, np.int32)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OlivineError(
-            f"a segment map cannot be decoded ({error})", where="shards", remedy="run olivine build-pairs --check"
-        ) from None
     left, top, width, height = crop
     row = top + np.arange(size[0]) * height // size[0]
     column = left + np.arange(size[1]) * width // size[1]
-    cropped: NDArray[np.int32] = whole[row[:, None], column[::-1] if flip else column] - 1
+    where = "a segment map of the shards"
+    with open_image(data, where=where, formats=("PNG",), modes=VALUES, remedy=_CHECK) as image:
+        whole = np.asarray(image, np.int32)
+        cropped: NDArray[np.int32] = whole[row[:, None], column[::-1] if flip else column] - 1
     return cropped

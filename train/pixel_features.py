@@ -7,16 +7,29 @@ one file for each frame, and :class:`StoredFeatures` reads those that a step dra
 
 from __future__ import annotations
 
+import io
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..common import OlivineError, PathLike, atomic_file, digest, read_json, remove_leftovers, track, write_json
+from ..common import (
+    OlivineError,
+    PathLike,
+    atomic_file,
+    demand,
+    digest,
+    read_json,
+    remove_leftovers,
+    track,
+    write_json,
+)
 from ..pairs.shards import ShardSet
 from .augment import BASE, NO_AUGMENTATION, AugmentSettings, augment_images, generator_of
 from .backbone import unit_rows
@@ -127,7 +140,8 @@ class StoredFeatures:
                 remedy="leave out data.validation",
             )
         encoder = build_encoder(settings, torch.device("cpu"))
-        found = read_json(self._folder / "features.json", "store them first: olivine study")
+        path = self._folder / "features.json"
+        found = demand(read_json(path, "store them first: olivine study"), {"dtype": str}, path, remedy)
         wanted = _identity(settings, shards, encoder)
         different = [key for key, value in wanted.items() if found.get(key) != value]
         if different:
@@ -135,7 +149,7 @@ class StoredFeatures:
             raise OlivineError(
                 f"{key} is {found.get(key)} there and {wanted[key]} here", where=self._folder, remedy=remedy
             )
-        missing = next((i for i in range(len(shards)) if not _file(self._folder, i).is_file()), None)
+        missing = next((i for i in range(len(shards)) if not _is_stored(self._folder, i)), None)
         if missing is not None:
             raise OlivineError(f"holds no features of frame {missing}", where=self._folder, remedy=remedy)
         self.channels = encoder.channels
@@ -149,8 +163,9 @@ class StoredFeatures:
         for number, stored in enumerate(batch.frames):
             members = torch.nonzero(frame == number)[:, 0]
             if len(members):
-                kept = np.load(_file(self._folder, stored), mmap_mode="r")
-                found = np.asarray(kept[row.index_select(0, members).numpy()], np.float32)
+                found = read_features(self._folder, stored, row.index_select(0, members).numpy())
+                if found.shape[1] != self.channels:
+                    raise _damaged(_file(self._folder, stored), f"has {found.shape[1]} channels, not {self.channels}")
                 features.index_copy_(0, members, torch.from_numpy(found))
         return features.to(pairs.device)
 
@@ -165,6 +180,43 @@ class StoredFeatures:
             where="image.stored",
             remedy="leave it out",
         )
+
+
+def read_features(folder: Path, frame: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Stored features at some pairs of a frame, float32 [len(rows), E], each row compared with its CRC-32.
+
+    Raises:
+        OlivineError: a file is missing or damaged.
+    """
+    path = _file(folder, frame)
+    kept, checksum = (_load(file) for file in (path, _checksum_file(path)))
+    if kept.ndim != 2 or kept.dtype not in (np.float16, np.float32) or checksum.dtype != np.uint32:
+        raise _damaged(path, "holds no features")
+    if checksum.shape != kept.shape[:1] or (len(rows) and not 0 <= rows.min() <= rows.max() < len(kept)):
+        raise _damaged(path, f"holds {len(kept)} pairs, which are not the frame's")
+    found = np.ascontiguousarray(kept[rows])
+    if not np.array_equal(_checksums(found), checksum[rows]):
+        raise _damaged(path, "is damaged: features are not what was written")
+    return found.astype(np.float32)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, UnicodeError) as error:
+        raise _damaged(path, f"cannot be read ({' '.join(str(error).split())[:80]})") from None
+    if not isinstance(found, np.ndarray):
+        raise _damaged(path, "holds no features")
+    return found
+
+
+def _damaged(path: Path, what: str) -> OlivineError:
+    return OlivineError(what, where=path, remedy="delete it and run olivine study again; it makes what is missing")
+
+
+def _checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
+    """The CRC-32 of each row's bytes, uint32 [M]."""
+    return np.array([zlib.crc32(row) for row in np.ascontiguousarray(rows)], np.uint32)
 
 
 def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: torch.device) -> PixelFeatures:
@@ -192,14 +244,14 @@ def store_pixel_features(
         dtype: ``float16`` or ``float32``.
 
     Returns:
-        the folder: ``features.json`` and ``frame-NNNNNN.npy``, [M, E].
+        the folder: ``features.json``, ``frame-NNNNNN.npy``, [M, E], and ``frame-NNNNNN.crc.npy``, the CRC-32 of each row.
     """
     identity = {**_identity(settings, shards, encoder), "dtype": dtype}
     folder = Path(parent) / digest(identity)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     write_json(folder / "features.json", identity)
-    missing = [i for i in range(len(shards)) if not _file(folder, i).is_file()]
+    missing = [i for i in range(len(shards)) if not _is_stored(folder, i)]
     device = next(encoder.buffers()).device
     for index in track(missing, "pixel features", unit="frames") if missing else ():
         record = shards.read(index, (*BASE, "image"))
@@ -219,8 +271,13 @@ def store_pixel_features(
             settings.image.feature_grid,
             settings.image.at_once,
         )
-        with atomic_file(_file(folder, index)) as handle:
-            np.save(handle, features.cpu().numpy().astype(dtype))
+        kept = features.cpu().numpy().astype(dtype)
+        path = _file(folder, index)
+        for file, values in ((_checksum_file(path), _checksums(kept)), (path, kept)):
+            buffer = io.BytesIO()  # NumPy's own writer turns a full disk into an error that does not say so
+            np.save(buffer, values)
+            with atomic_file(file) as handle:
+                handle.write(buffer.getbuffer())
     return folder
 
 
@@ -239,6 +296,15 @@ def _identity(settings: PretrainSettings, shards: ShardSet, encoder: ImageEncode
 
 def _whole_images(settings: PretrainSettings) -> AugmentSettings:
     return replace(NO_AUGMENTATION, round_pixels=settings.augment.round_pixels)
+
+
+def _is_stored(folder: Path, frame: int) -> bool:
+    path = _file(folder, frame)
+    return path.is_file() and _checksum_file(path).is_file()
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".crc.npy")
 
 
 def _file(folder: Path, frame: int) -> Path:

@@ -30,7 +30,8 @@ def modern(plain: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in KEYS.items():
         section, _, key = old.partition(".")
         if isinstance(changed.get(section), dict) and key in changed[section]:
-            changed.setdefault("method", {})
+            if not isinstance(changed.setdefault("method", {}), dict):
+                break  # the reader of settings says what is wrong with it
             changed["method"].setdefault(new.partition(".")[2], changed[section].pop(key))
     for section in _SECTIONS:
         if changed.get(section) == {}:
@@ -85,7 +86,7 @@ def modern_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
     """A ``run.json`` in today's form."""
-    if "settings" not in identity or identity.get("kind") != "pretrain":
+    if identity.get("kind") != "pretrain":
         return identity
     return {**identity, "settings": _settings_of_run(identity["settings"])}
 

@@ -1,16 +1,29 @@
 """A run's folder: which run it holds, and whether this one may go on in it.
 
 ``run.json`` is the run's identity: its kind, its settings, the digest and classes of its shards, and the weights that it
-starts from or distils (``source``, ``encoder``).
+starts from or distils (``source``, ``encoder``). While a run writes there, its process holds a lock on ``.run.lock``.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..common import OlivineError, PathLike, check_output, read_json, remove_leftovers, write_json
+from ..common import (
+    FULL_DISK,
+    OlivineError,
+    PathLike,
+    check_output,
+    demand,
+    disk_error,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from ..common.settings import flat_values, settings_to_plain
 from .released import modern_run
 from .settings import INCIDENTAL, PretrainSettings
@@ -19,6 +32,64 @@ from .settings import INCIDENTAL, PretrainSettings
 def identity_of(settings: PretrainSettings, data: dict[str, Any], encoder: dict[str, str]) -> dict[str, Any]:
     """What makes this run this run."""
     return {"kind": "pretrain", "settings": settings_to_plain(settings), "data": data, "encoder": encoder}
+
+
+_LOCK = ".run.lock"
+_held: dict[str, IO[str]] = {}
+
+
+def _lock(out: Path) -> None:
+    """Hold the folder's lock until this process ends or claims another folder, for it runs one run at a time.
+
+    The system frees the lock of a process that is gone, however it went; a file that it left behind holds nobody up.
+
+    Raises:
+        OlivineError: another process writes there; names it.
+    """
+    path = out / _LOCK
+    key = str(path.resolve())
+    if key in _held and path.exists():
+        return
+    while _held:
+        _held.popitem()[1].close()
+    try:
+        handle = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  held on purpose
+    except OSError as error:
+        raise disk_error(error, path) from error
+    try:
+        # Not flock, which the processes that load data would inherit and keep when this one is killed.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        handle.seek(0)
+        holder = " ".join(handle.read(200).split()) or "another process"
+        handle.close()
+        raise OlivineError(
+            f"another run writes here ({holder})", where=out, remedy="wait for it, end it, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        handle.close()
+        return
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+    except OSError as error:
+        handle.close()
+        if error.errno in FULL_DISK:
+            raise disk_error(error, path) from error
+        raise
+    _held[key] = handle
+
+
+def read_identity(path: Path, remedy: str) -> dict[str, Any]:
+    """The content of a ``run.json``.
+
+    Raises:
+        OlivineError: it is missing or damaged.
+    """
+    kind = {"kind": str, "settings": {"method?": dict, "backbone?": dict}, "data": dict}
+    found: dict[str, Any] = modern_run(demand(read_json(path, remedy), kind, path, remedy))
+    return found
 
 
 def claim(
@@ -41,15 +112,17 @@ def claim(
         if out.is_dir() and any(not name.name.startswith(".") for name in out.iterdir()):
             raise OlivineError("is not empty and holds no run", where=out, remedy=remedy)
         out.mkdir(parents=True, exist_ok=True)
+        _lock(out)
         write_json(path, identity)
         return
+    _lock(out)
     remove_leftovers(out)
     if not resume:
         raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
     if not (out / "last.pt").is_file():  # nothing of that run is left to lose
         write_json(path, identity)
         return
-    difference = _difference(modern_run(read_json(path, remedy)), settings, identity, incidental)
+    difference = _difference(read_identity(path, remedy), settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
 
@@ -75,6 +148,7 @@ def discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
         held = found.get("kind") if isinstance(found, dict) else "unknown run"
         raise OlivineError(f"holds a {held}, no {kind}; it is left alone", where=out, remedy=remedy)
     check_output(out, inputs=inputs, known=("run.json",))
+    _lock(out)
     for name in _FILES:
         (out / name).unlink(missing_ok=True)
     for events in (out / "tensorboard").glob("events.out.tfevents.*"):

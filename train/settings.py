@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..common import OlivineError, PathLike
 from ..common.plugins import names_in
-from ..common.settings import apply_change, read_yaml, settings_from_plain
+from ..common.settings import apply_change, check_ranges, read_yaml_file, settings_from_plain
 from .augment import AugmentSettings
 from .backbone import BackboneSettings, find_backbone
 from .method import MethodSettings, find_method
@@ -42,6 +42,10 @@ class DataSettings:
     workers: int = 4
     prefetch: int = 2
 
+    def __post_init__(self) -> None:
+        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
+        check_ranges("data", self, workers=(0, 1024), prefetch=(0, 1024))
+
 
 @dataclass(frozen=True)
 class ImageSettings:
@@ -66,6 +70,10 @@ class ImageSettings:
     at_once: int = 0
     stored: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
+        check_ranges("image", self, height=(1, 20_000), width=(1, 20_000), at_once=(0, 1 << 20))
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -88,6 +96,11 @@ class OptimizerSettings:
     schedule_per: Literal["epoch", "step"] = "epoch"
     warmup: float = 0.0
     clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
+        check_ranges("optimizer", self, lr=(0, 1e6), momentum=(0, 1), dampening=(0, 1), weight_decay=(0, 1e6))
+        check_ranges("optimizer", self, warmup=(0, 1), clip=(0, 1e30))
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,14 @@ class RunSettings:
     keep: int = 2
     validate_epochs: int = 5
     validate_frames: int = 200
+
+    def __post_init__(self) -> None:
+        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
+        most = 1 << 40
+        check_ranges("run", self, epochs=(1, most), steps=(1, most), batch=(1, 1 << 16), group=(1, 1 << 16))
+        check_ranges("run", self, accumulate=(1, 1 << 16), nodes=(1, 1 << 16), threads=(0, 4096))
+        check_ranges("run", self, checkpoint_epochs=(0, most), checkpoint_minutes=(0, 1e9), keep=(0, most))
+        check_ranges("run", self, validate_epochs=(1, most), validate_frames=(1, most))
 
 
 @dataclass(frozen=True)
@@ -205,12 +226,16 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
         raise OlivineError(
             "no such settings file or preset", where=name, remedy=f"use one of {', '.join(preset_names())}, or a file"
         )
-    plain = read_yaml(path.read_text(encoding="utf-8"), path)
+    plain = read_yaml_file(path)
     if plain is None:
         plain = {}
     if not isinstance(plain, dict):
         raise OlivineError("is not a table of settings", where=path, remedy="see olivine pretrain --print-config")
     plain = modern(plain)
+    try:
+        _settings_type(plain)
+    except OlivineError as error:
+        raise OlivineError(str(error), where=path) from None
     changes = [new for change in overrides for new in modern_changes(change)]
     # Which method and backbone it is decides which keys there are.
     for change in sorted(changes, key=lambda change: not _NAMES.match(change)):

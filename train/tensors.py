@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ def read_tensors(path: PathLike, remedy: str) -> Any:
         remedy: what to do where it cannot be read.
 
     Raises:
-        OlivineError: no such file, a truncated file, or one that holds code.
+        OlivineError: no such file, a truncated or changed file, or one that holds code.
     """
     path = Path(path)
     if not path.is_file():
         raise OlivineError("no such file", where=path, remedy=remedy)
+    _check_archive(path, remedy)
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -39,10 +42,39 @@ def read_tensors(path: PathLike, remedy: str) -> Any:
             where=path,
             remedy=remedy,
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:
         raise OlivineError(
             f"cannot be read as a checkpoint ({_first_line(error)})", where=path, remedy=remedy
         ) from None
+
+
+def _check_archive(path: Path, remedy: str) -> None:
+    """Compare every entry of a zip archive with its CRC-32, which PyTorch does not; older files are no archives."""
+    try:
+        with open(path, "rb") as handle:
+            if handle.read(4) != b"PK\3\4":
+                return
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename for entry in archive.infolist()]
+            # PyTorch stores. Compressed, a small file could fill the memory.
+            if len(set(names)) != len(names) or any(e.compress_type != zipfile.ZIP_STORED for e in archive.infolist()):
+                raise OlivineError("is no archive as PyTorch writes it", where=path, remedy=remedy)
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise OlivineError(f"cannot be read, it is damaged ({_first_line(error)})", where=path, remedy=remedy) from None
+    if damaged is not None:
+        raise OlivineError(
+            f"cannot be read, it is damaged: {damaged} is not what was written", where=path, remedy=remedy
+        )
 
 
 def _numpy_scalars() -> list[Any]:
@@ -59,10 +91,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def check_state(own: Mapping[str, Tensor], state: Mapping[str, Any], where: object, remedy: str) -> None:
-    """Raise unless ``state`` holds tensors of the names and shapes of ``own``, all of them and no other.
+    """Raise unless ``state`` holds finite tensors of the names and shapes of ``own``, all of them and no other.
 
     Raises:
-        OlivineError: counts what differs, and names the first with both shapes.
+        OlivineError: counts what differs, and names the first with both shapes; or names one that is not finite.
     """
     missing = [f"{n} {list(t.shape)} is missing" for n, t in own.items() if n not in state]
     extra = [f"{n} {_shape(t)} is not in the network" for n, t in state.items() if n not in own]
@@ -78,6 +110,18 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Any], where: obje
             where=where,
             remedy=remedy,
         )
+    check_finite(state, where)
+
+
+def check_finite(state: Mapping[str, Tensor], where: object, remedy: str = "take a checkpoint from before") -> None:
+    """Raise where a tensor holds a number that is not finite.
+
+    Raises:
+        OlivineError: names it.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise OlivineError(f"{name} holds numbers that are not finite", where=where, remedy=remedy)
 
 
 def _shape(value: Any) -> list[int] | str:

@@ -174,3 +174,10 @@ def test_a_point_too_far_to_be_one_is_named(tmp_path, value):
     points.tofile(tmp_path / made.point_file)
     with pytest.raises(OlivineError, match=r"0\.bin: 1 points are over 100000 m away \(the first is point 7\)"):
         made.points()
+
+
+def test_a_root_with_a_null_character_is_refused(folder):
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "root": "a\0b"}))
+    with pytest.raises(OlivineError, match=r"index\.json: names a root with a null character"):
+        open_index(folder)
