@@ -234,7 +234,7 @@ def test_stored_features_that_changed_are_not_used(tmp_path):
     read_features(tmp_path, 0, rows)  # the changed row is not asked for
     with pytest.raises(OlivineError, match="features are not what was written"):
         read_features(tmp_path, 0, np.array([19]))
-    for wrong in (b"", data[:90], data[:50], b"x" * 500):
+    for wrong in (b"", data[:90], data[:50], b"x" * 500, b"PK\3\4" + data):
         path.write_bytes(wrong)
         with pytest.raises(OlivineError, match=r"frame-000000\.npy"):
             read_features(tmp_path, 0, rows)
