@@ -138,7 +138,18 @@ def test_changed_scores_and_rows_do_not_pass(tmp_path):
         write_json(path, [{**plain[0], **change}])
         with pytest.raises(OlivineError, match=r"scores\.json: damaged"):
             read_result(path)
-    for wrong in ([], {}, [{**older, "scores": None}], [{**older, "extra": 1}], [{**older, "confusion": [[-1]]}]):
+    for wrong in ([plain[0], plain[0]], [{**plain[0], "notes": ["x"]}]):
+        write_json(path, wrong)
+        with pytest.raises(OlivineError, match=r"scores\.json: (holds two results|damaged)"):
+            read_scores(path)
+    for wrong in (
+        [older, older],
+        [],
+        {},
+        [{**older, "scores": None}],
+        [{**older, "extra": 1}],
+        [{**older, "confusion": [[-1]]}],
+    ):
         write_json(path, wrong)
         with pytest.raises(OlivineError, match=r"scores\.json"):
             read_result(path)
