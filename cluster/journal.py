@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, demand, disk_error, is_running, parse_json, write_json
+from ..common import OlivineError, demand, disk_error, is_running, parse_json, read_bytes, write_json
 
 HEARTBEAT = 5.0  # seconds
 SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is taken for dead
@@ -180,7 +180,7 @@ def read_events(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """All events of a job, driver by driver; a line that is being written, or is no event, is left out."""
     kind = {"time": float, "unit": str, "state": str, "error?": str}
     for path in sorted((folder / "drivers").glob("*.jsonl")):
-        with open(path, errors="replace") as lines:
-            for line in lines:
-                with contextlib.suppress(OlivineError):
-                    yield path, demand(parse_json(line, path), kind, path)
+        lines = read_bytes(path, "delete it and run the job again").decode(errors="replace")
+        for line in lines.split("\n"):
+            with contextlib.suppress(OlivineError):
+                yield path, demand(parse_json(line, path), kind, path)

@@ -75,7 +75,11 @@ def read_status(logs: Path, now: float | None = None) -> JobStatus:
     path, now = logs / "job.json", time.time() if now is None else now
     again = "delete it and run the job again"
     plain = demand(read_json(path, again), {"job": str, "out": str, "units": Whole()}, path, again)
-    status = JobStatus(plain["job"], Path(logs, plain["out"]).resolve(), plain["units"])
+    try:
+        out = Path(logs, plain["out"]).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a null character, half a letter, links in a circle
+        raise OlivineError(f"out is no path ({error})", where=path, remedy=again) from None
+    status = JobStatus(plain["job"], out, plain["units"])
     records = {path.stem for path in (status.out / "units").glob("[!.]*.json")}
     last: dict[str, tuple[float, str, str, Path]] = {}
     ended: list[float] = []

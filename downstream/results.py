@@ -73,15 +73,15 @@ _RESULT = {
 
 
 def read_result(path: Path) -> Result:
-    """The first result of a ``scores.json``.
+    """The result in the ``scores.json`` of one run.
 
     Raises:
         OlivineError: the file is damaged, or its content is not what was written.
     """
     remedy = "remove it and run the same command again"
     found = demand(read_json(path, remedy), list, path, remedy)
-    if not found:
-        raise OlivineError("holds no scores", where=path, remedy=remedy)
+    if len(found) != 1:
+        raise OlivineError(f"holds {len(found)} results, not one", where=path, remedy=remedy)
     plain = demand(found[0], _RESULT, path, remedy)
     stored = plain.pop("digest", None)  # an older olivine wrote none
     known = {field.name for kind in (Result, Scores) for field in fields(kind)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, PathLike, atomic_directory, demand, read_csv, read_json
+from ..common import Failure, OlivineError, PathLike, atomic_directory, demand, digest, read_csv, read_json
 from ..common.images import open_image
 from ..labelgen.store import LabelStore, class_colors, open_store
 from ..pairs.shards import FrameRecord, ShardSet, open_shards
@@ -235,10 +235,16 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
         OlivineError: the file is damaged.
     """
     remedy = "remove it and run olivine probe again"
-    kind = [{"name": str, "scores": {"iou": {str: float}, "mean_iou": float}}]
+    kind = [{"name": str, "scores": {"iou": {str: float}, "mean_iou": float}, "digest?": str}]
     results: list[dict[str, Any]] = demand(read_json(path, remedy), kind, path, remedy)
     if not results:
         raise OlivineError("holds no scores", where=path, remedy=remedy)
+    if len({result["name"] for result in results}) < len(results):
+        raise OlivineError("holds two results of one name", where=path, remedy=remedy)
+    for result in results:
+        stored = result.pop("digest", None)  # an older olivine wrote none
+        if stored is not None and stored != digest(result):
+            raise OlivineError("damaged: its content does not match its digest", where=path, remedy=remedy)
     return results
 
 

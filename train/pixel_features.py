@@ -12,6 +12,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -203,7 +204,7 @@ def read_features(folder: Path, frame: int, rows: NDArray[np.int64]) -> NDArray[
 def _load(path: Path) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, UnicodeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, BadZipFile) as error:
         raise _damaged(path, f"cannot be read ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(found, np.ndarray):
         raise _damaged(path, "holds no features")

@@ -138,7 +138,18 @@ def test_changed_scores_and_rows_do_not_pass(tmp_path):
         write_json(path, [{**plain[0], **change}])
         with pytest.raises(OlivineError, match=r"scores\.json: damaged"):
             read_result(path)
-    for wrong in ([], {}, [{**older, "scores": None}], [{**older, "extra": 1}], [{**older, "confusion": [[-1]]}]):
+    for wrong in ([plain[0], plain[0]], [{**plain[0], "notes": ["x"]}]):
+        write_json(path, wrong)
+        with pytest.raises(OlivineError, match=r"scores\.json: (holds two results|damaged)"):
+            read_scores(path)
+    for wrong in (
+        [older, older],
+        [],
+        {},
+        [{**older, "scores": None}],
+        [{**older, "extra": 1}],
+        [{**older, "confusion": [[-1]]}],
+    ):
         write_json(path, wrong)
         with pytest.raises(OlivineError, match=r"scores\.json"):
             read_result(path)
@@ -234,7 +245,7 @@ def test_stored_features_that_changed_are_not_used(tmp_path):
     read_features(tmp_path, 0, rows)  # the changed row is not asked for
     with pytest.raises(OlivineError, match="features are not what was written"):
         read_features(tmp_path, 0, np.array([19]))
-    for wrong in (b"", data[:90], data[:50], b"x" * 500):
+    for wrong in (b"", data[:90], data[:50], b"x" * 500, b"PK\3\4" + data):
         path.write_bytes(wrong)
         with pytest.raises(OlivineError, match=r"frame-000000\.npy"):
             read_features(tmp_path, 0, rows)
