@@ -240,6 +240,10 @@ def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSe
     # Which method and backbone it is decides which keys there are.
     for change in sorted(changes, key=lambda change: not _NAMES.match(change)):
         apply_change(_settings_type(plain), plain, change)
+        if _NAMES.match(change):  # what the file says of another method or backbone does not concern this one
+            section = change.partition(".")[0].strip()
+            kind = getattr(_settings_type(plain)(), section)
+            plain[section] = {k: v for k, v in plain[section].items() if k in {member.name for member in fields(kind)}}
     return read_settings(plain, str(path))
 
 

@@ -228,7 +228,10 @@ def test_a_frame_beyond_a_voxelnets_range_is_named(far, voxelnet):
     cloud = np.random.default_rng(0).uniform(-9, 9, (40, 4)).astype(np.float32)
     clouds = [cloud + 900 * np.eye(4, dtype=np.float32)[0] if frame == far else cloud for frame in (0, 1)]
     shards = SimpleNamespace(
-        points=clouds.__getitem__, point_label=lambda frame: None, token=lambda frame: f"frame {frame}"
+        intensity_offset=0.0,
+        points=clouds.__getitem__,
+        point_label=lambda frame: None,
+        token=lambda frame: f"frame {frame}",
     )
     examples = CloudExamples(shards, read_source(voxelnet).voxels, torch.device("cpu"), per_point=True)
     for call in (lambda: examples.batch([(0, 0), (0, 1)]), lambda: examples.whole(far)):

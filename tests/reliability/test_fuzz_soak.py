@@ -337,12 +337,12 @@ class Hang(BaseException):
     pass
 
 
-SHORT = ("--set", "run.steps=1", "--set", "method.pairs=64")
+SHORT = ("--set", "run.steps=1", "--set", "method.pairs=64", "--set", "method.scr=false")
 STUDY = """name: tiny
 shards: data/pairs/nuscenes
 preset: cpu
 seeds: [0]
-set: {run.steps: 1, method.pairs: 64}
+set: {run.steps: 1, method.pairs: 64, method.scr: false}
 probe: {epochs: 1}
 rows:
   random: null

@@ -323,7 +323,14 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
     plain = {
         **PLAIN,
         "shards": str(nuscenes_world.pairs),
-        "set": {"run.steps": 2, "voxels.size_m": 2.0, "run.batch": 2, "image.height": 24, "image.width": 40},
+        "set": {
+            "run.steps": 2,
+            "method.warmup": 0.5,
+            "voxels.size_m": 2.0,
+            "run.batch": 2,
+            "image.height": 24,
+            "image.width": 40,
+        },
         "probe": {"epochs": 2},
         "finetune": {"fraction": 25, "epochs": 1},
     }
