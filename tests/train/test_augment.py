@@ -256,7 +256,7 @@ def test_the_same_seed_epoch_and_frame_give_the_same_sample() -> None:
 
 
 def test_a_picture_cut_short_is_named() -> None:
-    with pytest.raises(OlivineError, match="cannot be decoded"):
+    with pytest.raises(OlivineError, match="cannot be read"):
         decode_crop(gradient_picture(40, 30)[:200], (0, 0, 40, 30), False, np.empty((8, 8, 3), np.uint8))
 
 
