@@ -115,7 +115,7 @@ def launch(
 def check_room(machines: Iterable[Mapping[str, float]], nodes: int, processes: int) -> str:
     """What is asked for, in words; raises where the whole cluster, idle, could not give it.
 
-    Nothing that a running job does can mend that, so nobody is kept waiting for it.
+    Nothing that a running job does can fix that, so nobody is kept waiting for it.
 
     Args:
         machines: what each living machine of the cluster has, as Ray counts: ``CPU``, ``GPU``.

@@ -182,6 +182,6 @@ def doctor(
         for finding in findings:
             print(f"{finding.state:8} {finding.topic:17} {finding.text}")
             if finding.remedy:
-                print(f"{'':26} to mend: {finding.remedy}")
+                print(f"{'':26} to fix: {finding.remedy}")
     if any(f.state == "broken" for f in findings):
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OlivineError(Exception):
-    """Something the user can mend: what happened, where, and what to do.
+    """Something the user can fix: what happened, where, and what to do.
 
     Args:
         what: what is wrong, without a full stop.

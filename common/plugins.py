@@ -43,7 +43,7 @@ def find(name: str, package: str, base: type[T], what: str) -> type[T]:
     except Exception as error:  # whatever a file of the user's raises
         raise OlivineError(
             f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error})",
-            remedy="put its folder on PYTHONPATH, or mend the file",
+            remedy="put its folder on PYTHONPATH, or fix the file",
         ) from error
     attribute = attribute or getattr(module, "PLUGIN", "")
     if attribute:

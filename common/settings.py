@@ -58,7 +58,7 @@ def read_yaml(text: str, where: object) -> Any:
     """
     import yaml
 
-    remedy = "mend the line named"
+    remedy = "fix the line named"
     if len(text) > MAX_YAML:
         raise OlivineError(f"is larger than {MAX_YAML} characters", where=where, remedy="name a file of settings")
     try:
@@ -110,7 +110,7 @@ def _plain_yaml(node: Any, where: object, make: Any) -> Any:
         for key_node, value_node in node.value:
             key = _plain_yaml(key_node, where, make) if isinstance(key_node, yaml.ScalarNode) else ()
             if not isinstance(key, (str, int, float, type(None))):
-                raise OlivineError(f"{line} has a key that is no text", where=where, remedy="mend that line")
+                raise OlivineError(f"{line} has a key that is no text", where=where, remedy="fix that line")
             if key in values:
                 at = f"line {key_node.start_mark.line + 1}"
                 raise OlivineError(f"{at} names {key!r} a second time", where=where, remedy="remove one of the two")

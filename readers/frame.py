@@ -175,14 +175,14 @@ class Frame:
             raise OlivineError(
                 f"{int((~finite).sum())} points are not finite (the first is point {int(np.argmin(finite))})",
                 where=path,
-                remedy="download it again or mend the file",
+                remedy="download it again or fix the file",
             )
         far = np.abs(points[:, :3]).max(axis=1) > MAX_DISTANCE
         if far.any():
             raise OlivineError(
                 f"{int(far.sum())} points are over {MAX_DISTANCE:g} m away (the first is point {int(np.argmax(far))})",
                 where=path,
-                remedy="download it again or mend the file",
+                remedy="download it again or fix the file",
             )
         return points
 
