@@ -105,11 +105,11 @@ class Processes(Generic[U, R]):
         device = self._devices[self._started % len(self._devices)] if self._devices else None
         self._started += 1
         process = context.Process(target=_serve, args=(theirs, self._make, self._logs, device))
+        worker: _Worker[U] = _Worker(process, ours)
         with children_ignore_ctrl_c():
             process.start()
-        theirs.close()
-        worker: _Worker[U] = _Worker(process, ours)
-        self._workers.append(worker)
+            theirs.close()
+            self._workers.append(worker)
         return worker
 
     def wait(self, step: Callable[[str, int], None]) -> list[tuple[WorkUnit[U], Reply[R]]]:

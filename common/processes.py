@@ -25,21 +25,6 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def children_ignore_ctrl_c() -> Iterator[None]:
-    """Child processes started within the block ignore Ctrl-C, which reaches a whole terminal; the parent handles it."""
-    from multiprocessing import resource_tracker
-
-    # Before its first child multiprocessing starts a process that looks after shared memory, and unblocks Ctrl-C in this
-    # thread when it has. Started here, it cannot undo what the next line does.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
 def ctrl_c_afterwards() -> Iterator[None]:
     """Ctrl-C within the block takes effect at its end, for work that must not be left in the middle.
 
@@ -57,6 +42,25 @@ def ctrl_c_afterwards() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if pressed:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def children_ignore_ctrl_c() -> Iterator[None]:
+    """Child processes started within the block ignore Ctrl-C, which reaches a whole terminal; the parent handles it.
+
+    The parent hears of it at the end of the block: a child that is half started would meet the end of its input.
+    """
+    from multiprocessing import resource_tracker
+
+    # Before its first child multiprocessing starts a process that looks after shared memory, and unblocks Ctrl-C in this
+    # thread when it has. Started here, it cannot undo what the next line does.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with ctrl_c_afterwards():  # the mask is this thread's alone, and the signal may come by another
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from olivine.common import ctrl_c_afterwards
+from olivine.common import children_ignore_ctrl_c, ctrl_c_afterwards
 
 FIRST_CHILD = """
 import multiprocessing, signal, sys
@@ -39,6 +40,24 @@ def test_the_very_first_child_ignores_ctrl_c_from_its_start(tmp_path):
     )
     lines = [line for line in done.stdout.splitlines() if line != "child"]
     assert lines == ["blocked", "blocked", "free after"], done.stdout + done.stderr
+
+
+def test_ctrl_c_while_children_are_started_comes_when_they_are():
+    # Another thread may take the signal that this one blocks, as those of BLAS do; the parent's handler runs all the same.
+    over = threading.Event()
+    other = threading.Thread(target=over.wait, args=(60,))
+    other.start()
+    reached = []
+    try:
+        with pytest.raises(KeyboardInterrupt), children_ignore_ctrl_c():
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):
+                time.sleep(0.001)
+            reached.append(True)
+    finally:
+        over.set()
+        other.join()
+    assert reached
 
 
 def test_ctrl_c_within_the_block_comes_at_its_end():
