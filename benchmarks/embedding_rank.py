@@ -1,7 +1,9 @@
 """How many dimensions pre-trained embeddings use: the effective rank of the network's features and of each point head.
 
 exp of the entropy of the squared singular values (Roy and Vetterli, 2007), between 1 (all points alike) and the width.
-Each checkpoint's network sees the same held-out frames, not augmented.
+Each checkpoint's network sees the same held-out frames, not augmented. Where a run kept class statistics (eq. 6-9), also
+the mean cosine between two classes' mean directions, which says how far apart what L_kl pulls to lies (1: all one
+point), and the mean κ.
 
     python benchmarks/embedding_rank.py SHARDS RUN [RUN …] [--frames 8]
 """
@@ -19,7 +21,7 @@ from olivine.pairs.shards import ShardSet, open_shards
 from olivine.train.backbone import Clouds
 from olivine.train.checkpoint import load_backbone
 from olivine.train.settings import VoxelSettings
-from olivine.train.vmf import effective_rank
+from olivine.train.vmf import effective_rank, estimate_kappa
 from olivine.train.voxelize import voxelize
 
 
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def ranks(shards: ShardSet, run: Path, frames: int) -> dict[str, float]:
-    """The effective rank of the network's features (``trunk``) and of the unit embeddings of each of its point heads."""
+    """Effective ranks of the features (``trunk``) and of each point head's unit embeddings; and :func:`statistics`."""
     network, content = load_backbone(run)
     network.eval()
     voxels = VoxelSettings(**content["settings"]["voxels"])
@@ -59,7 +61,19 @@ def ranks(shards: ShardSet, run: Path, frames: int) -> dict[str, float]:
             kept.setdefault("trunk", []).append(features.raw())
             for name, head in heads(network, content).items():
                 kept.setdefault(name, []).append(features.embed(head))
-    return {name: effective_rank(torch.cat(values)) for name, values in kept.items()}
+    return {name: effective_rank(torch.cat(values)) for name, values in kept.items()} | statistics(content)
+
+
+def statistics(content: dict) -> dict[str, float]:
+    """Mean cosine of two classes' mean directions, and the mean κ of the classes that have one."""
+    mean = content["method_state"].get("statistics.mean")
+    if mean is None or not bool((known := mean.norm(dim=1) > 0).any()):
+        return {}
+    length = mean[known].norm(dim=1)
+    direction = mean[known] / length[:, None]
+    count = len(direction)
+    cosine = ((direction @ direction.T).sum() - count) / max(count * (count - 1), 1)
+    return {"cosine": float(cosine), "kappa": float(estimate_kappa(length, mean.shape[1]).mean())}
 
 
 def heads(network: torch.nn.Module, content: dict) -> dict[str, torch.nn.Module]:
