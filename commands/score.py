@@ -32,7 +32,11 @@ def probe(
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
     fraction: Fraction = 100,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head and of the random weights.")] = 0,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the head, the augmentation and the random weights.")] = 0,
     set_: Tuned = None,
     config: Network = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
@@ -49,7 +53,7 @@ def probe(
     from ..downstream.settings import ProbeSettings, settings_of
     from ..train.settings import load_settings
 
-    settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
+    settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed, augment=augment)
     network = None if config is None else load_settings(config)
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
     base = _choose_labelled(shards, as_json)
