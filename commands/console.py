@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..common import Failure, OlivineError, disk_error
+from ..common import Failure, OlivineError, disk_error, memory_error
 
 _START = time.monotonic()
 _QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks
@@ -89,6 +89,8 @@ def run(app: typer.Typer) -> NoReturn:
     except KeyboardInterrupt:
         _interrupted()
     except OSError as error:
+        if (memory := memory_error(error)) is not None:
+            _fail(str(memory), 1)
         _fail(str(disk_error(error, error.filename or "output")), 1)
     except Exception as error:
         _fail_other(error)
@@ -107,6 +109,8 @@ def _fail_other(error: Exception) -> NoReturn:
         _interrupted()
     if os.environ.get("OLIVINE_TRACEBACK"):
         raise error
+    if (memory := memory_error(error)) is not None:
+        _fail(str(memory), 1)
     _fail(
         f"this is a bug in olivine ({type(error).__name__}: {error}). "
         "Run it again with OLIVINE_TRACEBACK=1 and report what it prints",

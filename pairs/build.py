@@ -24,6 +24,7 @@ from .unit import PACKAGES, Unit, UnitBuilder, UnitResult, finished, plan_units
 
 _MISSING = "not built, or not whole; run build-pairs again, its log says why it failed"
 _MERGE_EVERY = 20.0  # seconds; what a kill leaves out of the manifest, the next run enters
+_MERGE_SHARE = 0.05  # of the time, at most, goes into merging: the manifest of a million frames takes a minute
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def build_pairs(
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(logs, job.name, out, len(units))) if logs and waiting else None
             outcomes = execute(job, rows, executor, total=sum(unit.count for unit in waiting), journal=journal)
-            merged = time.monotonic()
+            due = time.monotonic() + _MERGE_EVERY
             for outcome in stack.enter_context(closing(outcomes)):
                 if outcome.result is None:
                     failures.append(Failure(outcome.unit.content.name, outcome.error))
@@ -146,9 +147,10 @@ def build_pairs(
                 built += outcome.result.frames
                 kept += outcome.result.kept
                 failures += outcome.result.failures
-                if time.monotonic() - merged > _MERGE_EVERY:
+                if (begun := time.monotonic()) > due:
                     merge_manifest(out, recipe, provenance, planned)
-                    merged = time.monotonic()
+                    ended = time.monotonic()
+                    due = ended + max(_MERGE_EVERY, (ended - begun) / _MERGE_SHARE)
     finally:
         manifest = merge_manifest(out, recipe, provenance, planned)
     size = sum(entry[0] for shard in manifest["shards"] for entry in shard["files"].values())
