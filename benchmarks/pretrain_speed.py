@@ -39,8 +39,8 @@ from olivine.train.augment import generator_of, make_sample
 from olivine.train.backbone import Clouds
 from olivine.train.batch import Batch, attach_to_places, collate
 from olivine.train.build import build_model, columns_of, label_names, pair_class_count
+from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
-from olivine.train.image_encoder import ImageEncoder
 from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.sampling import draw_without_replacement, sampling_probability
 from olivine.train.sampling import generator_of as draw_generator

@@ -1,6 +1,6 @@
 """Backbones for other code bases, and from them: files in their layouts out, their published checkpoints in.
 
-The layouts themselves, names and shapes, are all in ``train/layouts.py``.
+The layouts themselves, names and shapes, are all in :mod:`.layouts`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ..common.settings import settings_to_plain
 from ..train.backbone import build_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, exported_heads, load_backbone, load_checkpoint, save_checkpoint
-from ..train.layouts import export_weights, load_weights, own_layout, read_weights
 from ..train.settings import PretrainSettings, load_settings
+from .layouts import export_weights, load_weights, own_layout, read_weights
 
 
 @dataclass(frozen=True)

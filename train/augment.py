@@ -1,4 +1,4 @@
-"""Augmentation of a frame: the cloud as a whole, then each picture, with the pairs kept right.
+"""Augmentation of a frame: the cloud as a whole, then each image, with the pairs kept right.
 
 NumPy and numba only; the loader's workers import this file and no torch. Every random number comes from a generator made of
 (seed, epoch, frame), so that neither the number of workers nor the order of frames changes anything. The order is the
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError
 from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
-from .picture import decode_crop, decode_segments
+from .decode import decode_crop, decode_segments
 from .sample import COLUMNS, STORED, Sample
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ class AugmentSettings:
         rotate: rotation about z by a uniform angle in [0, 2π).
         flip_axes: flip of x and of y, each with probability ½.
         cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
-        crop: random crop of each picture; without it the whole picture is resized.
-        crop_area: least and largest fraction of the picture's area.
+        crop: random crop of each image; without it the whole image is resized.
+        crop_area: least and largest fraction of the image's area.
         crop_aspect: least and largest width/height of a crop.
-        crop_min_pairs, crop_min_share: a crop is kept when it holds more than this many of the picture's pairs,
+        crop_min_pairs, crop_min_share: a crop is kept when it holds more than this many of the image's pairs,
             or more than this share of them.
-        cuboid_min_pairs: a cuboid is put back when a picture that had this many pairs is left with fewer.
-        flip_image: probability of a horizontal flip of each picture.
-        cuboid_keeps: which pictures count there: ``full images``, those that had that many, or ``all images``, as the
+        cuboid_min_pairs: a cuboid is put back when an image that had this many pairs is left with fewer.
+        flip_image: probability of a horizontal flip of each image.
+        cuboid_keeps: which images count there: ``full images``, those that had that many, or ``all images``, as the
             public code has it.
         round_pixels: positions are whole pixels, made as the public code makes them: see
             :func:`~olivine.train.augment_kernels.move_pairs`.
@@ -102,12 +102,12 @@ def choose_crop(
     settings: AugmentSettings,
     generator: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """A crop (left, top, width, height), in whole pixels, that keeps enough of a picture's pairs.
+    """A crop (left, top, width, height), in whole pixels, that keeps enough of an image's pairs.
 
-    A picture without pairs takes the first crop that fits. After a hundred attempts it is the whole picture.
+    An image without pairs takes the first crop that fits. After a hundred attempts it is the whole image.
 
     Args:
-        uv: the picture's pairs, [M, 2].
+        uv: the image's pairs, [M, 2].
     """
     low, high = math.log(settings.crop_aspect[0]), math.log(settings.crop_aspect[1])
     for _ in range(_CROP_ATTEMPTS):

@@ -19,7 +19,7 @@ def count_inside(uv, left, top, right, bottom):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def move_pairs(uv, left, top, w, h, height, width, whole, flip, moved, kept):  # type: ignore[no-untyped-def]
-    """Pixels of a picture in its crop (left, top, w, h), resized to height x width.
+    """Pixels of an image in its crop (left, top, w, h), resized to height x width.
 
     u' = (u − left + ½)·width/w − ½, as pixel centres at whole numbers have it; a flip takes u' to width − 1 − u'.
     A crop's border lies half a pixel outside the centres of its outer pixels: positions in that half move to the

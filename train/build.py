@@ -11,8 +11,8 @@ from ..common import OlivineError, gains_by_bfloat16
 from .augment import NO_AUGMENTATION
 from .backbone import Backbone, build_backbone
 from .devices import Share
+from .encoder import ImageEncoder
 from .forward import Distiller
-from .image_encoder import ImageEncoder
 from .loader import FrameStream, StreamSettings
 from .method import Context, Needs, find_method
 from .settings import PretrainSettings

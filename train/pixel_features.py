@@ -1,6 +1,6 @@
 """Where the frozen encoder's features at the pairs come from: the encoder itself, or a folder in which they are kept.
 
-Without augmentation of the pictures the encoder says the same about a pair in every epoch of every run. A study, which
+Without augmentation of the images the encoder says the same about a pair in every epoch of every run. A study, which
 trains dozens of runs on the same frames, asks it once: :func:`store_pixel_features` writes the features of all pairs,
 one file for each frame, and :class:`StoredFeatures` reads those that a step draws.
 """
@@ -36,8 +36,8 @@ from .augment import BASE, NO_AUGMENTATION, AugmentSettings, augment_images, gen
 from .backbone import unit_rows
 from .batch import Batch
 from .build import build_encoder
-from .feature_map import FeatureGrid, sample_features
-from .image_encoder import ImageEncoder, features_at_pixels
+from .encoder import ImageEncoder
+from .feature_map import FeatureGrid, features_at_pixels, sample_features
 from .settings import PretrainSettings
 
 
@@ -67,12 +67,12 @@ class PixelFeatures(Protocol):
 
 
 class EncodedFeatures:
-    """The encoder run on the batch's pictures.
+    """The encoder run on the batch's images.
 
     Args:
         encoder: frozen.
         grid: see :func:`~olivine.train.feature_map.sample_features`.
-        at_once: see :func:`~olivine.train.image_encoder.features_at_pixels`.
+        at_once: see :func:`~olivine.train.feature_map.features_at_pixels`.
     """
 
     def __init__(self, encoder: ImageEncoder, grid: FeatureGrid, at_once: int = 0) -> None:
@@ -119,18 +119,18 @@ class StoredFeatures:
 
     Args:
         folder: of the features.
-        settings: of the run; its pictures must not be augmented.
+        settings: of the run; its images must not be augmented.
         shards: the run's frames.
 
     Raises:
-        OlivineError: the run augments its pictures, or the folder holds other features or not all of them.
+        OlivineError: the run augments its images, or the folder holds other features or not all of them.
     """
 
     def __init__(self, folder: PathLike, settings: PretrainSettings, shards: ShardSet) -> None:
         self._folder, remedy = Path(folder), "remove the folder and store them again: olivine study"
         if settings.augment.crop or settings.augment.flip_image:
             raise OlivineError(
-                "stored pixel features are of whole pictures, and the run augments its pictures",
+                "stored pixel features are of whole images, and the run augments its images",
                 where="image.stored",
                 remedy="set augment.crop=false and augment.flip_image=0",
             )
@@ -235,11 +235,11 @@ def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: to
 def store_pixel_features(
     shards: ShardSet, settings: PretrainSettings, encoder: ImageEncoder, parent: PathLike, dtype: str = "float16"
 ) -> Path:
-    """Write the encoder's features at every pair of every frame, pictures whole; frames that are there are kept.
+    """Write the encoder's features at every pair of every frame, images whole; frames that are there are kept.
 
     Args:
         shards: the frames.
-        settings: of a run: size of the pictures, feature grid, rounding.
+        settings: of a run: size of the images, feature grid, rounding.
         encoder: frozen, on its device.
         parent: the features go into a folder in there, named by what decides them.
         dtype: ``float16`` or ``float32``.

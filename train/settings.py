@@ -54,8 +54,8 @@ class ImageSettings:
     Attributes:
         encoder: a file of ``encoders/``, or ``package.module:Class``.
         weights: local file; None takes the ones in the package; ``random`` for random weights.
-        height, width: size of the pictures in pixels, after crop and resize.
-        feature_grid: where features lie in the picture; see :func:`olivine.train.feature_map.sample_features`.
+        height, width: size of the images in pixels, after crop and resize.
+        feature_grid: where features lie in the image; see :func:`olivine.train.feature_map.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
         at_once: images that go through the encoder together; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
         stored: folder of the encoder's features at every pair, read instead of running it; None runs it.

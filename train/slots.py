@@ -1,6 +1,6 @@
 """Shared memory through which loader workers hand over their arrays; the pipe carries only what points into it.
 
-A pipe copies a frame four times, 64 KiB at a time, on cores that should decode pictures. A slot is taken when a frame
+A pipe copies a frame four times, 64 KiB at a time, on cores that should decode images. A slot is taken when a frame
 is asked for and comes back when the last array made of it is gone, so that a caller may keep samples as long as it
 likes; when no slot is free, and for what a slot cannot hold, the pipe is used.
 """

@@ -24,9 +24,9 @@ from olivine.report.figures import read_losses, read_scores
 from olivine.study.rows import Run, read_row, read_rows, write_row
 from olivine.train.build import backbone_arguments, seeded_backbone
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
+from olivine.train.decode import decode_crop, decode_segments
 from olivine.train.devices import make_fabric
 from olivine.train.metrics_log import MetricsLog
-from olivine.train.picture import decode_crop, decode_segments
 from olivine.train.pixel_features import _checksum_file, _checksums, _file, read_features
 from olivine.train.run_folder import claim, read_identity
 from olivine.train.settings import OptimizerSettings, RunSettings, load_settings

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from olivine.downstream.layouts import to_openpcdet
 from olivine.train.backbones import build_backbone
-from olivine.train.layouts import to_openpcdet
 from olivine.train.settings import load_settings
 from olivine.train.sparse import Conv3d, SparseTensor
 from olivine.train.voxelize import voxelize

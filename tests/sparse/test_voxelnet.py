@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from olivine.downstream.layouts import to_openpcdet
 from olivine.train.backbone import Clouds
 from olivine.train.backbones import build_backbone
 from olivine.train.backbones._bev import sample_bilinear
-from olivine.train.layouts import to_openpcdet
 from olivine.train.settings import load_settings
 from olivine.train.sparse import to_dense
 from olivine.train.voxelize import VoxelSettings, voxelize

@@ -319,7 +319,7 @@ def test_a_damaged_row_is_named(tmp_path):
 
 def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(nuscenes_world, tmp_path, monkeypatch):
     from olivine.downstream.probe import ProbeSettings, linear_probe
-    from olivine.train import image_encoder
+    from olivine.train import encoder
 
     plain = {
         **PLAIN,
@@ -347,6 +347,6 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
     assert direct[0].scores.mean_iou == rows["random", "probe"]["mean_iou"]
     assert direct[1].scores.mean_iou == rows["whole", "probe"]["mean_iou"]
     # A second seed reads the features that the first one stored.
-    monkeypatch.setattr(image_encoder.ImageEncoder, "forward", None)
+    monkeypatch.setattr(encoder.ImageEncoder, "forward", None)
     assert run_study(study, tmp_path / "study", (1,)).done == 8
     assert "pictures are not augmented" in summary.table.read_text()

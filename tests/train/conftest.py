@@ -45,17 +45,17 @@ def keyframe_shards(nuscenes_keyframe: Path, keyframe_camseg: Path, tmp_path_fac
 
 
 def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.Generator, absent: int) -> Frame:
-    """A cloud around two cameras whose pictures and labels are stripes, so that there is something to learn."""
+    """A cloud around two cameras whose images and labels are stripes, so that there is something to learn."""
     stripes = (np.arange(WIDTH) * (len(CLASSES) + 1) // WIDTH).astype(np.uint8)
     label = np.broadcast_to(stripes, (HEIGHT, WIDTH))
     colour = np.array([[90, 90, 90], [200, 40, 40], [60, 60, 70], [150, 120, 80], [40, 160, 40]], np.uint8)
     cameras = []
     for name, turn in (("CAM_FRONT", 1.0), ("CAM_BACK", -1.0)):
         noise = rng.integers(-20, 20, (HEIGHT, WIDTH, 3))
-        picture = np.clip(colour[label].astype(int) + noise, 0, 255).astype(np.uint8)
+        pixels = np.clip(colour[label].astype(int) + noise, 0, 255).astype(np.uint8)
         path = f"samples/{name}/{scene}-{k:04d}.jpg"
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(root / path, "JPEG", quality=95)
+        Image.fromarray(pixels).save(root / path, "JPEG", quality=95)
         lidar_to_camera = np.array([[0, -turn, 0, 0], [0, 0, -1, 0], [turn, 0, 0, 0.1], [0, 0, 0, 1]], np.float64)
         intrinsic = np.array([[WIDTH / 2, 0, (WIDTH - 1) / 2], [0, WIDTH / 2, (HEIGHT - 1) / 2], [0, 0, 1]])
         camera = Camera(name, path, WIDTH, HEIGHT, intrinsic, lidar_to_camera)

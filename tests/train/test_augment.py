@@ -21,7 +21,7 @@ from olivine.train.augment import (
     rotate_and_flip,
 )
 from olivine.train.augment_kernels import move_pairs
-from olivine.train.picture import decode_crop
+from olivine.train.decode import decode_crop
 
 SIZE = (56, 104)
 
@@ -50,7 +50,7 @@ class Record:
     segment: list[bytes] | None = None
 
 
-def gradient_picture(width: int, height: int) -> bytes:
+def gradient_image(width: int, height: int) -> bytes:
     """Red is the column, green the row: a pixel says where it was."""
     u, v = np.meshgrid(np.arange(width), np.arange(height))
     rgb = np.stack([u * 255 / (width - 1), v * 255 / (height - 1), np.full(u.shape, 128.0)], -1)
@@ -73,7 +73,7 @@ def frame(pairs: int = 3000, cameras: int = 2, width: int = 400, height: int = 2
         rng.integers(0, 14, pairs).astype(np.uint8),
         (rng.random((pairs, 2)) * (width - 1, height - 1)).astype(np.float32),
         (pair_point + 1).astype(np.float32),  # the density names the point too
-        [gradient_picture(width, height)] * cameras,
+        [gradient_image(width, height)] * cameras,
         np.array([[width, height]] * cameras),
         np.full(14, 100),
     )
@@ -86,7 +86,7 @@ def test_pairs_point_at_the_same_thing_after_every_augmentation() -> None:
         sample = make_sample(record, 0, SIZE, settings, generator_of(0, epoch, 0))  # type: ignore[arg-type]
         # The pair's point is the same one: its intensity and the stored density both name it.
         np.testing.assert_array_equal(sample.points[sample.pair_point, 3] + 1, sample.pair_density)
-        # The pair's pixel shows what it showed: the picture's colour at the new place is the old place.
+        # The pair's pixel shows what it showed: the image's colour at the new place is the old place.
         by_density = {
             (d, c, s): uv
             for d, c, s, uv in zip(record.pair_density, record.pair_camera, record.pair_label, record.pair_uv.tolist())
@@ -110,7 +110,7 @@ def test_pairs_point_at_the_same_thing_after_every_augmentation() -> None:
             [by_density[(sample.pair_density[i], sample.pair_camera[i], sample.pair_label[i])] for i in sure]
         )
         error = np.abs(colour[:, :2] / 255 * (399, 224) - before)[inside]
-        assert np.percentile(error, 99) < 4.5  # half a pixel of the small picture, and JPEG's rounding
+        assert np.percentile(error, 99) < 4.5  # half a pixel of the small image, and JPEG's rounding
 
 
 def test_a_resize_follows_the_pixel_convention() -> None:
@@ -118,7 +118,7 @@ def test_a_resize_follows_the_pixel_convention() -> None:
     found, kept = np.empty_like(uv), np.ones(3, bool)
     move_pairs(uv, 0, 0, 400, 225, 45, 80, False, False, found, kept)
     np.testing.assert_allclose(found[2], (uv[2] + 0.5) * (80 / 400, 45 / 225) - 0.5, rtol=1e-6)
-    # The outer pixels' centres come to lie beyond the outer centres of the smaller picture: its border.
+    # The outer pixels' centres come to lie beyond the outer centres of the smaller image: its border.
     np.testing.assert_allclose(found[:2], [[0, 0], [79, 44]])
     assert kept.all()
     move_pairs(uv, 5, 5, 100, 100, 45, 80, False, False, found, kept)
@@ -134,7 +134,7 @@ def test_a_flip_mirrors_at_the_last_column() -> None:
     np.testing.assert_array_equal(mirrored.image, straight.image[:, :, ::-1])
 
 
-def test_validation_changes_nothing_but_the_pictures_size() -> None:
+def test_validation_changes_nothing_but_the_images_size() -> None:
     record = frame()
     sample = make_sample(record, 0, SIZE, NO_AUGMENTATION, generator_of(0, 0, 0))  # type: ignore[arg-type]
     np.testing.assert_array_equal(sample.points, record.points)
@@ -179,7 +179,7 @@ def test_crops_keep_to_their_area_aspect_and_pairs() -> None:
     assert min(areas) > 0.29 and max(areas) > 0.8 and max(areas) <= 1
 
 
-def test_a_picture_without_pairs_or_with_impossible_demands_ends() -> None:
+def test_an_image_without_pairs_or_with_impossible_demands_ends() -> None:
     none = np.empty((0, 2), np.float32)
     assert choose_crop(none, 400, 225, AugmentSettings(), generator_of(0, 0, 0)) != (0, 0, 400, 225)
     corners = np.array([[0, 0], [399, 224], [0, 224], [399, 0]], np.float32)
@@ -203,7 +203,7 @@ def test_a_cuboid_takes_its_points_and_their_pairs_and_is_put_back_when_it_costs
         assert len(sample.pair_point) == np.isin(record.pair_point, gone, invert=True).sum()
         sizes.append(len(gone))
     assert max(sizes) > 50
-    # 1,500 pairs a picture: losing any one brings a picture under the limit.
+    # 1,500 pairs an image: losing any one brings an image under the limit.
     limit = int(np.bincount(record.pair_camera).min())
     strict = replace(NO_AUGMENTATION, cuboid=1.0, cuboid_min_pairs=limit)
     kept = [len(make_sample(record, 0, SIZE, strict, generator_of(0, e, 0)).points) for e in range(5)]  # type: ignore[arg-type]
@@ -226,9 +226,9 @@ def test_rounded_pixels_are_the_public_codes() -> None:
     np.testing.assert_array_equal(mirrored[inside, 0], 415 - theirs[inside, 0])
 
 
-def test_the_public_code_puts_a_cuboid_back_for_any_picture_left_with_too_few() -> None:
+def test_the_public_code_puts_a_cuboid_back_for_any_image_left_with_too_few() -> None:
     record = frame()
-    few = int(np.bincount(record.pair_camera).max()) + 1  # no picture has that many
+    few = int(np.bincount(record.pair_camera).max()) + 1  # no image has that many
     ours = replace(NO_AUGMENTATION, cuboid=0.5, cuboid_min_pairs=few)
     theirs = replace(ours, cuboid_keeps="all images")
     assert len(make_sample(record, 0, SIZE, ours, generator_of(0, 1, 0)).points) < 2000
@@ -255,9 +255,9 @@ def test_the_same_seed_epoch_and_frame_give_the_same_sample() -> None:
     assert not np.array_equal(a.image, c.image)
 
 
-def test_a_picture_cut_short_is_named() -> None:
+def test_an_image_cut_short_is_named() -> None:
     with pytest.raises(OlivineError, match="cannot be read"):
-        decode_crop(gradient_picture(40, 30)[:200], (0, 0, 40, 30), False, np.empty((8, 8, 3), np.uint8))
+        decode_crop(gradient_image(40, 30)[:200], (0, 0, 40, 30), False, np.empty((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -283,10 +283,10 @@ def test_a_crop_is_the_bilinear_resize_of_the_public_code(mode: str, crop: tuple
     np.testing.assert_array_equal(mirrored, out[:, ::-1])
 
 
-def test_a_picture_of_one_pixel_and_a_crop_of_one_pixel_work() -> None:
+def test_an_image_of_one_pixel_and_a_crop_of_one_pixel_work() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1), (200, 100, 50)).save(buffer, "JPEG", quality=100)
     out = np.empty((5, 7, 3), np.uint8)
     decode_crop(buffer.getvalue(), (0, 0, 1, 1), False, out)
     assert np.abs(out.astype(int) - (200, 100, 50)).max() < 4
-    decode_crop(gradient_picture(40, 30), (39, 29, 1, 1), True, out)
+    decode_crop(gradient_image(40, 30), (39, 29, 1, 1), True, out)

@@ -92,7 +92,7 @@ def test_a_worker_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_damaged_frame_and_a_set_without_pictures_are_refused(make_shards: Callable[..., Path]) -> None:
+def test_a_damaged_frame_and_a_set_without_images_are_refused(make_shards: Callable[..., Path]) -> None:
     with pytest.raises(OlivineError, match=r"hold no 'image'.* olivine build-pairs without --no-images"):
         stream(make_shards({"a": 1}, images=False))
     shards = make_shards({"a": 2})

@@ -14,7 +14,7 @@ from olivine.pairs.shards import open_shards
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.batch import collate
 from olivine.train.build import build_model, columns_of, label_names
-from olivine.train.image_encoder import ImageEncoder
+from olivine.train.encoder import ImageEncoder
 from olivine.train.loop import pretrain
 from olivine.train.pixel_features import StoredFeatures, open_pixel_features, store_pixel_features
 from olivine.train.settings import PretrainSettings
@@ -28,7 +28,7 @@ def stored(shards: Path, settings: PretrainSettings, folder: Path, dtype: str = 
 
 
 def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of one step on two rotated and cut frames; pictures only where they are needed."""
+    """Loss and gradients of one step on two rotated and cut frames; images only where they are needed."""
     records = open_shards(shards)
     pixels = open_pixel_features(settings, records, torch.device("cpu"))
     size, columns = (settings.image.height, settings.image.width), columns_of(settings)
@@ -47,7 +47,7 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 3e-3)])
-def test_a_step_with_stored_features_is_a_step_with_the_encoder_on_whole_pictures(
+def test_a_step_with_stored_features_is_a_step_with_the_encoder_on_whole_images(
     small_shards: Path, small_settings: Make, tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
     settings = small_settings(small_shards, *WHOLE, "run.group=2", "augment.cuboid_min_pairs=1", "augment.cuboid=0.9")
@@ -71,7 +71,7 @@ def test_a_step_with_stored_features_is_a_step_with_the_encoder_on_whole_picture
         assert error <= 30 * tolerance * torch.linalg.vector_norm(expected_gradients[name]) + 1e-6, name
 
 
-def test_a_run_reads_stored_features_and_needs_no_picture(
+def test_a_run_reads_stored_features_and_needs_no_image(
     small_shards: Path, small_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small_settings(small_shards, *WHOLE, "run.steps=3")
@@ -104,7 +104,7 @@ def test_features_that_do_not_fit_the_run_are_refused(
     settings = small_settings(small_shards, *WHOLE)
     folder = stored(small_shards, settings, tmp_path)
     shards = open_shards(small_shards)
-    with pytest.raises(OlivineError, match=r"augments its pictures. Set augment.crop=false"):
+    with pytest.raises(OlivineError, match=r"augments its images. Set augment.crop=false"):
         StoredFeatures(folder, small_settings(small_shards), shards)
     with pytest.raises(OlivineError, match=r"pictures is .* there and .* here"):
         StoredFeatures(folder, small_settings(small_shards, *WHOLE, "image.height=44"), shards)

@@ -1,7 +1,7 @@
 """VoxelNet: the sparse 3D trunk of SECOND and PV-RCNN (VoxelBackBone8x) and its residual form.
 
-Modules are named as in OpenPCDet's ``backbone_3d``, so that :mod:`~olivine.train.layouts` can write weights that its detectors
-load. Coordinates are indices of a grid of known shape, and strided layers follow spconv's rule.
+Modules are named as in OpenPCDet's ``backbone_3d``, so that weights can be written that its detectors load
+(``downstream/layouts.py``). Coordinates are indices of a grid of known shape, and strided layers follow spconv's rule.
 """
 
 from __future__ import annotations

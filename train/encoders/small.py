@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from . import Encoder
+from ..encoder import Encoder
 from ._fold import fold_batch_norms
 
 
@@ -36,7 +36,7 @@ class SmallEncoder(Encoder):
     channels = 64
     stride = 4
     bundled = Path(__file__).parents[1] / "weights" / "small_encoder.pt"
-    fetch = "python -m olivine.train.encoder_training"
+    fetch = "python benchmarks/small_encoder.py of the repository"
 
     def __init__(self) -> None:
         super().__init__()

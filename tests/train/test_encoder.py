@@ -11,11 +11,11 @@ import torchvision
 from torch import nn
 
 from olivine.common import OlivineError
-from olivine.train.encoders import encoder_names, find_encoder
+from olivine.common.plugins import names_in
+from olivine.train.encoder import ImageEncoder, find_encoder
 from olivine.train.encoders._resnet import dilate_to_stride_4
 from olivine.train.encoders.small import SmallEncoder
-from olivine.train.feature_map import sample_features
-from olivine.train.image_encoder import ImageEncoder, features_at_pixels
+from olivine.train.feature_map import features_at_pixels, sample_features
 
 
 def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -29,7 +29,7 @@ def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def picture(n: int = 1, h: int = 32, w: int = 48) -> torch.Tensor:
+def random_image(n: int = 1, h: int = 32, w: int = 48) -> torch.Tensor:
     return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
@@ -78,7 +78,7 @@ def test_the_usual_containers_load_and_folding_changes_nothing(container: str, t
     torch.save(file, tmp_path / "weights.pth")
     encoder = ImageEncoder("resnet18", tmp_path / "weights.pth")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in encoder.modules())
-    image = picture()
+    image = random_image()
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     dilate_to_stride_4(source)
     features = {}
@@ -93,18 +93,18 @@ def test_the_usual_containers_load_and_folding_changes_nothing(container: str, t
 def test_the_encoder_never_trains(tmp_path: Path) -> None:
     encoder = ImageEncoder("small", "random").train()
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
-    assert encoder(picture()).shape == (1, 64, 8, 12)
-    assert not encoder(picture()).requires_grad
+    assert encoder(random_image()).shape == (1, 64, 8, 12)
+    assert not encoder(random_image()).requires_grad
 
 
 def test_the_small_encoders_weights_are_in_the_package_and_small() -> None:
     assert SmallEncoder.bundled.stat().st_size < 1_000_000
-    assert ImageEncoder("small")(picture()).isfinite().all()
+    assert ImageEncoder("small")(random_image()).isfinite().all()
 
 
 OWN = """
 import torch
-from olivine.train.encoders import Encoder
+from olivine.train.encoder import Encoder
 
 class Mean(Encoder):
     channels, stride, multiple = 3, 8, 8
@@ -133,10 +133,10 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_encoders_are_found_by_their_files_and_outside_by_a_dotted_path(outside: Path) -> None:
-    assert encoder_names() == ["resnet18", "resnet50", "small"]
+    assert names_in("olivine.train.encoders") == ["resnet18", "resnet50", "small"]
     assert find_encoder("small") is SmallEncoder
     torch.save({"gain": torch.full((1,), 2.0)}, outside / "gain.pth")
-    image = picture()
+    image = random_image()
     found = ImageEncoder("lab.own_encoders:Mean", outside / "gain.pth")(image)
     blocks = image.double().view(4, 8, 6, 8, 3).mean((1, 3)).permute(2, 0, 1)[None]
     torch.testing.assert_close(found.double(), 2 * blocks / 255, rtol=1e-6, atol=1e-6)
@@ -162,9 +162,9 @@ def test_an_encoder_that_is_not_there_is_refused_in_one_line(name: str, message:
 
 def test_an_encoder_is_held_to_what_it_declares(outside: Path) -> None:
     with pytest.raises(OlivineError, match=r"multiples of 8, not 30 x 48.*image\.height=32 --set image\.width=48"):
-        ImageEncoder("lab.own_encoders:Mean", "random")(picture(h=30))
+        ImageEncoder("lab.own_encoders:Mean", "random")(random_image(h=30))
     with pytest.raises(OlivineError, match=r"declares features \[1, 4, 4, 6\] and gives \[1, 3, 4, 6\]"):
-        ImageEncoder("lab.own_encoders:Wrong", "random")(picture())
+        ImageEncoder("lab.own_encoders:Wrong", "random")(random_image())
 
 
 def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(OlivineError, match="no such file"):
         ImageEncoder("resnet18", tmp_path / "absent.pth")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "18.pth")
-    with pytest.raises(OlivineError, match="not the weights of a resnet50"):
+    with pytest.raises(OlivineError, match=r"another network's tensors: 165 missing.*Give weights of resnet50"):
         ImageEncoder("resnet50", tmp_path / "18.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "18.pth").read_bytes()[:1000])
     with pytest.raises(OlivineError, match=r"cut\.pth"):
@@ -184,11 +184,11 @@ def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [0, 1, 3])
-def test_features_at_pixels_are_those_of_the_maps_whatever_the_number_of_pictures_at_once(at_once: int) -> None:
-    encoder, image = ImageEncoder("small"), picture(n=5)
+def test_features_at_pixels_are_those_of_the_maps_whatever_the_number_of_images_at_once(at_once: int) -> None:
+    encoder, image = ImageEncoder("small"), random_image(n=5)
     generator = torch.Generator().manual_seed(4)
     index = torch.randint(0, 5, (60,), generator=generator)
-    index[index == 2] = 3  # a picture without a pixel
+    index[index == 2] = 3  # an image without a pixel
     uv = torch.rand(60, 2, generator=generator) * torch.tensor([47.0, 31.0])
     found = features_at_pixels(encoder, image, index, uv, "align_corners", at_once)
     torch.testing.assert_close(found, sample_features(encoder(image), index, uv, (32, 48)), rtol=1e-4, atol=1e-4)
@@ -197,7 +197,7 @@ def test_features_at_pixels_are_those_of_the_maps_whatever_the_number_of_picture
 
 def test_half_precision_is_close_and_comes_out_in_single() -> None:
     single, half = ImageEncoder("small"), ImageEncoder("small", dtype=torch.bfloat16)
-    image = picture(n=2)
+    image = random_image(n=2)
     index, uv = torch.tensor([0, 1, 1]), torch.tensor([[3.0, 4.0], [20.0, 9.0], [47.0, 31.0]])
     a, b = (features_at_pixels(encoder, image, index, uv, "align_corners") for encoder in (single, half))
     assert b.dtype == torch.float32

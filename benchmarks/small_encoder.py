@@ -1,11 +1,11 @@
 """Train the small image encoder without labels, and write its weights.
 
     olivine synth --seed 770001 --scenes 10 --frames 6 --out data/encoder-streets
-    python -m olivine.train.encoder_training data/encoder-streets
+    python benchmarks/small_encoder.py data/encoder-streets
 
-Two random crops of a picture, each with its own flip and colours, show some of the same places. At places that both
+Two random crops of an image, each with its own flip and colours, show some of the same places. At places that both
 show, features are pulled together, while the variance of each feature over all places is kept up and features are
-decorrelated (VICReg, Bardes et al., 2022, applied to single places). No class label is read: only the pictures.
+decorrelated (VICReg, Bardes et al., 2022, applied to single places). No class label is read: only the images.
 The streets' seed is used by nothing else in the project.
 """
 
@@ -21,10 +21,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from ..common import OlivineError, atomic_file, track
-from ..common.images import open_image
-from .encoders.small import SmallEncoder
-from .feature_map import sample_features
+from olivine.common import OlivineError, atomic_file, track
+from olivine.common.images import open_image
+from olivine.train.encoders.small import SmallEncoder
+from olivine.train.feature_map import sample_features
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class EncoderTraining:
     """Settings.
 
     Attributes:
-        steps, batch: pictures per step.
-        places: places compared per picture.
+        steps, batch: images per step.
+        places: places compared per image.
         height, width: of a crop in pixels.
-        area: least and largest share of the picture that a crop covers along either side, squared.
+        area: least and largest share of the image that a crop covers along either side, squared.
         colour: strength of the colour changes; ``grey`` the share of crops without colour.
         projection: width of the projector, which is thrown away afterwards.
         invariance, variance, covariance: weights of VICReg's three terms.
@@ -58,7 +58,7 @@ class EncoderTraining:
     seed: int = 0
 
 
-def read_pictures(folder: Path) -> Tensor:
+def read_images(folder: Path) -> Tensor:
     """Every JPEG under ``folder`` in the order of names, uint8 [N, 3, H, W].
 
     Raises:
@@ -67,20 +67,20 @@ def read_pictures(folder: Path) -> Tensor:
     files = sorted((folder / "samples").rglob("*.jpg")) or sorted(folder.rglob("*.jpg"))
     if not files:
         raise OlivineError("holds no JPEG", where=folder, remedy="make streets: olivine synth --seed 770001 …")
-    pictures = []
+    images = []
     for file in files:
-        with open_image(file, formats=("JPEG",)) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
-    if len({picture.shape for picture in pictures}) > 1:
-        raise OlivineError("pictures of several sizes", where=folder, remedy="give the folder of one synthetic set")
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        with open_image(file, formats=("JPEG",)) as image:
+            images.append(np.asarray(image.convert("RGB")))
+    if len({image.shape for image in images}) > 1:
+        raise OlivineError("images of several sizes", where=folder, remedy="give the folder of one synthetic set")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class View:
-    """Crops of a batch of pictures: images float32 [B, 3, h, w] in [0, 1], and boxes, flips for locating places.
+    """Crops of a batch of images: float32 [B, 3, h, w] in [0, 1], and boxes, flips for locating places.
 
-    ``box`` is float32 [B, 4]: left, top, width, height as shares of the picture; ``flipped`` bool [B].
+    ``box`` is float32 [B, 4]: left, top, width, height as shares of the image; ``flipped`` bool [B].
     """
 
     image: Tensor
@@ -88,7 +88,7 @@ class View:
     flipped: Tensor
 
     def locate(self, place: Tensor) -> Tensor:
-        """Places [B, M, 2] (shares of the picture) as pixels (u, v) of the crop, [B, M, 2]."""
+        """Places [B, M, 2] (shares of the image) as pixels (u, v) of the crop, [B, M, 2]."""
         h, w = self.image.shape[-2:]
         inside = (place - self.box[:, None, :2]) / self.box[:, None, 2:]
         mirrored = torch.stack([1 - inside[..., 0], inside[..., 1]], -1)
@@ -96,9 +96,9 @@ class View:
         return inside * torch.tensor([w, h]) - 0.5
 
 
-def make_view(picture: Tensor, center: Tensor, settings: EncoderTraining, generator: torch.Generator) -> View:
-    """A random crop of each picture that holds ``center`` [B, 2], flipped and recoloured at random."""
-    count = len(picture)
+def make_view(image: Tensor, center: Tensor, settings: EncoderTraining, generator: torch.Generator) -> View:
+    """A random crop of each image that holds ``center`` [B, 2], flipped and recoloured at random."""
+    count = len(image)
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.rand(*shape, generator=generator) * (high - low) + low
@@ -113,19 +113,19 @@ def make_view(picture: Tensor, center: Tensor, settings: EncoderTraining, genera
     theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
     theta[:, :, 2] = 2 * corner + side - 1
     grid = nn.functional.affine_grid(theta, [count, 3, settings.height, settings.width], align_corners=False)
-    image = nn.functional.grid_sample(picture.float() / 255, grid, align_corners=False, padding_mode="border")
+    crop = nn.functional.grid_sample(image.float() / 255, grid, align_corners=False, padding_mode="border")
     strength = settings.colour
     gain = uniform(count, 3, 1, 1, low=1 - strength / 2, high=1 + strength / 2)
     gain = gain * uniform(count, 1, 1, 1, low=1 - strength, high=1 + strength)
     shift = uniform(count, 1, 1, 1, low=-strength / 2, high=strength / 2)
-    image = (image - 0.5) * gain + 0.5 + shift
+    crop = (crop - 0.5) * gain + 0.5 + shift
     grey = (torch.rand(count, generator=generator) < settings.grey)[:, None, None, None]
-    image = torch.where(grey, image.mean(1, keepdim=True).expand_as(image), image)
-    return View(image.clamp(0, 1), torch.cat([corner, side], 1), flipped)
+    crop = torch.where(grey, crop.mean(1, keepdim=True).expand_as(crop), crop)
+    return View(crop.clamp(0, 1), torch.cat([corner, side], 1), flipped)
 
 
 def shared_places(a: View, b: View, count: int, generator: torch.Generator) -> Tensor:
-    """Random places that both crops show, as shares of the picture, [B, count, 2]."""
+    """Random places that both crops show, as shares of the image, [B, count, 2]."""
     low = torch.maximum(a.box[:, :2], b.box[:, :2])
     high = torch.minimum(a.box[:, :2] + a.box[:, 2:], b.box[:, :2] + b.box[:, 2:])
     return low[:, None] + torch.rand(len(low), count, 2, generator=generator) * (high - low)[:, None]
@@ -144,8 +144,8 @@ def vicreg(a: Tensor, b: Tensor, settings: EncoderTraining) -> Tensor:
     return settings.invariance * invariance + settings.variance * spread / 2 + settings.covariance * correlation
 
 
-def train_encoder(pictures: Tensor, settings: EncoderTraining) -> tuple[SmallEncoder, list[float]]:
-    """Train on pictures uint8 [N, 3, H, W]; returns the encoder in evaluation mode and the loss of each step."""
+def train_encoder(images: Tensor, settings: EncoderTraining) -> tuple[SmallEncoder, list[float]]:
+    """Train on images uint8 [N, 3, H, W]; returns the encoder in evaluation mode and the loss of each step."""
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -163,13 +163,13 @@ def train_encoder(pictures: Tensor, settings: EncoderTraining) -> tuple[SmallEnc
         for group in optimizer.param_groups:
             rise = min(1.0, (step + 1) / (0.05 * settings.steps))
             group["lr"] = settings.lr * rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        chosen = torch.randint(0, len(pictures), (settings.batch,), generator=generator)
-        picture = pictures.index_select(0, chosen)
+        chosen = torch.randint(0, len(images), (settings.batch,), generator=generator)
+        some = images.index_select(0, chosen)
         center = torch.rand(settings.batch, 2, generator=generator)
-        views = [make_view(picture, center, settings, generator) for _ in range(2)]
+        views = [make_view(some, center, settings, generator) for _ in range(2)]
         place = shared_places(views[0], views[1], settings.places, generator)
-        images = torch.cat([view.image for view in views])
-        features = encoder(((images - mean) / std).to(memory_format=torch.channels_last))
+        crops = torch.cat([view.image for view in views])
+        features = encoder(((crops - mean) / std).to(memory_format=torch.channels_last))
         pixel = torch.cat([view.locate(place) for view in views]).flatten(0, 1)
         index = torch.arange(2 * settings.batch).repeat_interleave(settings.places)
         embedded = projector(sample_features(features, index, pixel, size))
@@ -196,12 +196,12 @@ def main(
     out: Annotated[Path, typer.Option(help="The weights file.")] = SmallEncoder.bundled,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = EncoderTraining.steps,
 ) -> None:
-    """Train the small image encoder on the pictures of a folder; a few minutes on two cores."""
-    pictures = read_pictures(streets)
-    encoder, losses = train_encoder(pictures, EncoderTraining(steps=steps))
+    """Train the small image encoder on the images of a folder; a few minutes on two cores."""
+    images = read_images(streets)
+    encoder, losses = train_encoder(images, EncoderTraining(steps=steps))
     save_encoder(encoder, out)
     typer.echo(
-        f"{len(pictures)} pictures, {steps} steps, loss {losses[0]:.2f} → {losses[-1]:.2f}; "
+        f"{len(images)} images, {steps} steps, loss {losses[0]:.2f} → {losses[-1]:.2f}; "
         f"{out}: {out.stat().st_size:,} bytes"
     )
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, write_bytes
-from .sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
-from .tensors import check_finite, check_state, read_tensors
+from ..train.sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
+from ..train.tensors import check_finite, check_state, read_tensors
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.

@@ -63,11 +63,11 @@ def decode_crop(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: N
         out: uint8 [H, W, 3], written.
 
     Raises:
-        OlivineError: the bytes are not a whole picture.
+        OlivineError: the bytes are not a whole image.
     """
-    with open_image(data, where="a picture of the shards", formats=("JPEG",), remedy=_CHECK) as picture:
-        picture.load()
-        whole = picture if picture.mode == "RGB" else picture.convert("RGB")
+    with open_image(data, where="an image of the shards", formats=("JPEG",), remedy=_CHECK) as image:
+        image.load()
+        whole = image if image.mode == "RGB" else image.convert("RGB")
         pixels, keep = pixels_of(whole)
         _resample(pixels, *crop, flip, out)
         del pixels, keep

@@ -1,27 +1,84 @@
-"""The frozen image branch: images in, dense features out.
+"""The contract of an image encoder, and the frozen one that a run takes its pixel features from.
 
-An encoder of :mod:`.encoders` is given its weights and frozen: it never trains, so its batch norms are folded into the
-convolutions before them, and the memory format is channels-last. Nothing of it goes into a checkpoint except its name
-and its weights' digest.
+An encoder is one file in ``encoders/``, or a class anywhere, named by its dotted path. It brings its network, how its
+weights are read, the sizes that it accepts, its stride and its dimensions.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
-from .encoders import Encoder, find_encoder
-from .feature_map import FeatureGrid, sample_features
+from ..common.plugins import find
+from .tensors import check_state, read_tensors
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """What every image encoder is: normalised RGB float [I, 3, H, W] → features [I, E, ceil(H/stride), ceil(W/stride)].
+
+    A subclass is built without arguments, with random weights.
+
+    Attributes:
+        channels: E.
+        stride: pixels per feature.
+        multiple: height and width of the images must be multiples of it.
+        mean, std: of RGB in [0, 1], which the weights expect to be taken out of the images.
+        bundled: weights that come with the package, or None.
+        fetch: how to get the weights, for error lines.
+    """
+
+    channels: ClassVar[int]
+    stride: ClassVar[int]
+    multiple: ClassVar[int] = 1
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    bundled: ClassVar[Path | None] = None
+    fetch: ClassVar[str] = ""
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Tensor]:
+        """The tensors of a weights file under the names of this network; here those of a plain state dict.
+
+        Raises:
+            OlivineError: the file is missing, cannot be read, or holds no tensors.
+        """
+        state = read_tensors(path, remedy_of(cls))
+        if not isinstance(state, dict):
+            raise OlivineError("holds no dictionary of tensors", where=path, remedy="give a checkpoint of the encoder")
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def fold(self) -> None:
+        """Fold batch norms into the convolutions before them, where the network has any; outputs stay the same."""
+
+
+def remedy_of(encoder: type[Encoder]) -> str:
+    """What to do where its weights cannot be read."""
+    return f"fetch it: {encoder.fetch}" if encoder.fetch else "check the path"
+
+
+def find_encoder(name: str) -> type[Encoder]:
+    """The encoder of a name.
+
+    Raises:
+        OlivineError: there is none; the nearest name is said.
+    """
+    return find(name, "olivine.train.encoders", Encoder, "image encoder")
 
 
 class ImageEncoder(nn.Module):
     """A frozen encoder: uint8 images [I, H, W, 3] → features [I, E, ceil(H/stride), ceil(W/stride)].
 
+    It never trains, so its batch norms are folded into the convolutions before them, and the memory format is
+    channels-last. Nothing of it goes into a checkpoint except its name and its weights' digest.
+
     Args:
-        kind: its name, as :func:`~olivine.train.encoders.find_encoder` knows it.
+        kind: its name, as :func:`find_encoder` knows it.
         weights: local file; None takes the bundled ones. ``random`` gives random weights (tests, ablations).
         fold: fold batch norms into the convolutions before them.
         dtype: of the convolutions.
@@ -46,17 +103,23 @@ class ImageEncoder(nn.Module):
         spec = find_encoder(kind)
         self.kind, self.spec, self.channels, self.dtype = kind, spec, spec.channels, dtype
         path = Path(weights) if weights is not None else spec.bundled
+        fetch = f" ({spec.fetch})" if spec.fetch else ""
         if path is None:
             raise OlivineError(
                 f"the {kind} encoder needs a weights file",
                 where="image.weights",
-                remedy="fetch one and pass --set image.weights=FILE" + _fetch(spec),
+                remedy=f"fetch one and pass --set image.weights=FILE{fetch}",
             )
         network = spec()
         if weights == "random":
             self.digest = "random"
         else:
-            self._load(network, path)
+            own, read = network.state_dict(), spec.read(path)
+            # A norm's counter is absent from some files and changes nothing in evaluation.
+            counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+            state = {**{name: value for name, value in read.items() if name in own}, **counters}
+            check_state(own, state, path, f"give weights of {kind}{fetch}, or another --set image.encoder")
+            network.load_state_dict(state)
             self.digest = sha256_file(path)
         network.eval().requires_grad_(False)
         if fold:
@@ -65,22 +128,6 @@ class ImageEncoder(nn.Module):
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
-
-    def _load(self, network: Encoder, path: Path) -> None:
-        state = network.read(path)
-        expected = network.state_dict()
-        counters = {name for name in expected if name.endswith("num_batches_tracked")}
-        missing = sorted(set(expected) - set(state) - counters)
-        wrong = [n for n in expected if n in state and n not in counters and state[n].shape != expected[n].shape]
-        if missing or wrong:
-            named = (missing + wrong)[0]
-            raise OlivineError(
-                f"not the weights of a {self.kind}: {len(missing)} tensors missing, {len(wrong)} of another shape "
-                f"(the first is {named})",
-                where=path,
-                remedy=f"give weights of a {self.kind}{_fetch(network)} or choose another --set image.encoder",
-            )
-        network.load_state_dict({n: state.get(n, expected[n]).to(expected[n].dtype) for n in expected})
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Stays in evaluation mode whatever is asked."""
@@ -127,38 +174,3 @@ class ImageEncoder(nn.Module):
                 remedy="correct its channels or stride",
             )
         return features
-
-
-def _fetch(encoder: Encoder | type[Encoder]) -> str:
-    return f" ({encoder.fetch})" if encoder.fetch else ""
-
-
-@torch.no_grad()
-def features_at_pixels(
-    encoder: ImageEncoder, image: Tensor, image_index: Tensor, uv: Tensor, grid: FeatureGrid, at_once: int = 0
-) -> Tensor:
-    """The encoder's features at chosen pixels.
-
-    Images go through the encoder a few at a time, and those without a chosen pixel not at all: what is kept are the
-    features at those pixels, never the maps of a whole batch.
-
-    Args:
-        image: uint8 [I, H, W, 3].
-        image_index: the image of each pixel, int64 [M].
-        uv: float32 [M, 2].
-        grid: see :func:`~olivine.train.feature_map.sample_features`.
-        at_once: images per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
-
-    Returns:
-        float32 [M, E].
-    """
-    at_once = at_once or (len(image) if image.is_cuda else 4)
-    size = (image.shape[1], image.shape[2])
-    found, order = [image.new_zeros(0, encoder.channels, dtype=torch.float32)], [image_index[:0]]
-    for some in torch.unique(image_index).split(at_once):
-        members = torch.nonzero(torch.isin(image_index, some))[:, 0]
-        local = torch.searchsorted(some, image_index.index_select(0, members))
-        feature_map = encoder(image.index_select(0, some))
-        found.append(sample_features(feature_map, local, uv.index_select(0, members), size, grid).float())
-        order.append(members)
-    return torch.cat(found).index_select(0, torch.argsort(torch.cat(order)))

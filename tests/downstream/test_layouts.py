@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.downstream.layouts import export_weights, load_weights, read_weights, split_heads
 from olivine.train.backbones import build_backbone
-from olivine.train.layouts import export_weights, load_weights, read_weights, split_heads
 
 
 def foreign_state(shapes, seed: int = 0) -> dict[str, torch.Tensor]:
