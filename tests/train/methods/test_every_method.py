@@ -26,6 +26,7 @@ Quick = Callable[..., PretrainSettings]
 METHODS = {
     "slidr": ("optimizer.lr=0.1",),
     "st-slidr": ("optimizer.lr=0.1", "method.quantile=0.05"),
+    "distil": ("optimizer.lr=0.003",),
 }
 
 
