@@ -24,6 +24,7 @@ Quick = Callable[..., PretrainSettings]
 
 #: A preset, and what makes it learn from so few frames in so few steps.
 METHODS = {
+    "ppkt": ("method.pairs=300", "optimizer.lr=0.1"),
     "slidr": ("optimizer.lr=0.1",),
     "st-slidr": ("optimizer.lr=0.1", "method.quantile=0.05"),
     "distil": ("optimizer.lr=0.003",),
