@@ -24,6 +24,7 @@ PACKAGES = (
     ("torchvision", "torchvision", "image encoders", None),
     ("numba", "numba", "projection and density", None),
     ("zarr", "zarr", "shards", None),
+    ("scikit-learn", "sklearn", "build-pairs --clusters", None),
     ("lightning-fabric", "lightning_fabric", "devices", None),
     ("nuscenes-devkit", "nuscenes", "reading nuScenes", "nuscenes"),
     ("pykitti", "pykitti", "reading KITTI", "kitti"),

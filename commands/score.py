@@ -105,6 +105,9 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a fine-tuning [the newest].")] = None,
     shards: Annotated[Path | None, typer.Option(help="Shards, labelled or not [the test split, or val].")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the submission [<run>/predictions-<split>].")] = None,
+    smooth: Annotated[
+        str, typer.Option(help="none, or afi: smooth each frame's predictions over its surfaces.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Write a fine-tuned network's predictions for every point, in the benchmark's own format.
@@ -119,7 +122,7 @@ def predict(
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or folder / f"predictions-{shards.name}"
     check_output(out, inputs=(checkpoint, shards))
-    console.finish("predict", run(checkpoint, shards, out), out, as_json)
+    console.finish("predict", run(checkpoint, shards, out, smooth=smooth), out, as_json)
 
 
 def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ from ..readers.frame import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
 from .manifest import merge_manifest, refuse_other_recipe
 from .settings import PairSettings
-from .unit import PACKAGES, Unit, UnitBuilder, UnitResult, finished, plan_units
+from .unit import Unit, UnitBuilder, UnitResult, finished, packages_of, plan_units
 
 _MISSING = "not built, or not whole; run build-pairs again, its log says why it failed"
 _MERGE_EVERY = 20.0  # seconds; what a kill leaves out of the manifest, the next run enters
@@ -129,7 +129,7 @@ def build_pairs(
         partial(UnitBuilder, out, store, settings, recipe, overwrite),
         noun="frame",
         paths=(out, store.root, index.root),
-        packages=PACKAGES,
+        packages=packages_of(settings),
         lost=lambda writer: _clean(out, writer),
     )
     rows = (WorkUnit(unit.key, unit.count, unit) for unit in waiting)
@@ -182,7 +182,7 @@ def plan_pairs(
         (account, [finished(account.out, unit) for unit in plan_units(index, split)])
         for account, split in zip(accounts, splits)
     ]
-    return Plan.of(logs, rows, parts, (store.root, index.root), PACKAGES)
+    return Plan.of(logs, rows, parts, (store.root, index.root), packages_of(settings))
 
 
 def accounts_of(

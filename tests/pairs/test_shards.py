@@ -20,6 +20,7 @@ from olivine.common import OlivineError, sha256_file, write_json
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import describe_shards
+from olivine.pairs.clusters import ClusterSettings, SceneClusters
 from olivine.pairs.frames import build_frame
 from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
@@ -28,7 +29,7 @@ from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers import open_dataset
 
-SETTINGS = PairSettings(segments=True)
+SETTINGS = PairSettings(segments=True, clusters=1)
 
 
 @pytest.fixture
@@ -44,6 +45,8 @@ def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -
     assert len(shards) == len(frames) == 5
     for i, frame in enumerate(frames):
         made, record = build_frame(frame, i, store, SETTINGS), shards[i]
+        scene = next(scene for scene in store.index().scenes if scene.name == frame.scene)
+        made.columns.update(SceneClusters(scene.frames(), 1, ClusterSettings()).columns(record.frame_index))
         for name, expected in made.columns.items():
             found = getattr(record, name)
             assert found == expected if COLUMNS[name].over == "images" else np.array_equal(found, expected), name
