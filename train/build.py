@@ -34,6 +34,11 @@ def columns_of(settings: PretrainSettings) -> tuple[str, ...]:
     return (*needs.columns, *images)
 
 
+def _scans_of(settings: PretrainSettings) -> dict[str, Any]:
+    needs = needs_of(settings)
+    return {"scans": tuple(n for n in needs.scans if n), "scan_columns": needs.scan_columns}
+
+
 def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameStream:
     """The training frames.
 
@@ -52,6 +57,7 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
             settings.augment,
             columns=columns_of(settings),
             labels=settings.data.labels,
+            **_scans_of(settings),
         ),
         workers=settings.data.workers,
         prefetch=settings.data.prefetch,
@@ -81,6 +87,7 @@ def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[
             shuffle=False,
             columns=columns_of(settings),
             labels=settings.data.labels,
+            **_scans_of(settings),
         ),
     )
     frames = min(stream.count, settings.run.validate_frames)
