@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.settings import check_ranges
 from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
 from .decode import decode_crop, decode_segments
 from .sample import COLUMNS, STORED, Sample
@@ -57,6 +58,17 @@ class AugmentSettings:
     cuboid_keeps: Literal["full images", "all images"] = "full images"
     flip_image: float = 0.5
     round_pixels: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
+        check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
+        for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise OlivineError(
+                    f"augment.{name} is {low:g} to {high:g}",
+                    remedy=f"give least and largest, over 0{' and at most 1' if most == 1 else ''}",
+                )
 
 
 NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, crop=False, flip_image=0.0)
@@ -241,25 +253,19 @@ def make_sample(
         )
     images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
     new_index = np.cumsum(stays) - 1
-    found: dict[str, NDArray[Any]] = {}
-    value: Any
-    for name in (*BASE, *columns):
-        if name == "pair_row":
-            value = np.flatnonzero(images.kept)
-        elif name in ("image", "segment"):
-            value = getattr(images, name)
-        elif name == "pair_uv":
-            value = images.uv[images.kept]
-        elif name == "pair_point":
-            value = new_index[record.pair_point[images.kept]]
-        elif name == "pair_label" and labels == "truth":
-            if record.point_label is None:
-                raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
-            value = record.point_label[record.pair_point[images.kept]]
-        elif name == "points":
-            value = points[stays]
-        else:
-            kept = {"pairs": images.kept, "points": stays}.get(COLUMNS[name].over)
-            value = getattr(record, name) if kept is None else getattr(record, name)[kept]
-        found[name] = np.asarray(value)
-    return Sample(frame, record.token, found)
+    made: dict[str, Any] = {
+        "points": points[stays],
+        "pair_point": new_index[record.pair_point[images.kept]],
+        "pair_uv": images.uv[images.kept],
+        "pair_row": np.flatnonzero(images.kept),
+        "image": images.image,
+        "segment": images.segment,
+    }
+    if labels == "truth" and "pair_label" in columns:
+        if record.point_label is None:
+            raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
+        made["pair_label"] = record.point_label[record.pair_point[images.kept]]
+    for name in {*BASE, *columns} - set(made):
+        kept = {"pairs": images.kept, "points": stays}.get(COLUMNS[name].over)
+        made[name] = getattr(record, name) if kept is None else getattr(record, name)[kept]
+    return Sample(frame, record.token, {name: np.asarray(made[name]) for name in (*BASE, *columns)})
