@@ -34,7 +34,7 @@ from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
 from olivine.readers import open_dataset
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.backbone import Clouds
 from olivine.train.batch import Batch, attach_to_places, collate
