@@ -29,7 +29,8 @@ from olivine.pairs.images import stored_size
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
 from olivine.readers import open_dataset
-from olivine.readers.frame import Frame, write_index
+from olivine.readers.frame import Frame
+from olivine.readers.index import write_index
 
 PROMPTS = (
     "barrier", "bicycle", "bus", "car", "motorcycle", "pedestrian", "traffic cone", "truck",

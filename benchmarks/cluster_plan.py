@@ -24,7 +24,7 @@ from olivine.labelgen.store import encode_label_map, open_store, read_values
 from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.readers import open_dataset
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CLASSES = tuple(f"class {k}" for k in range(1, 14))

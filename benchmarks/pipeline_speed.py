@@ -22,7 +22,7 @@ from olivine.labelgen.store import open_store
 from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.readers import open_dataset
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 
 
 def main() -> None:

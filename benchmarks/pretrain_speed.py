@@ -34,18 +34,19 @@ from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
 from olivine.readers import open_dataset
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.backbone import Clouds
 from olivine.train.batch import Batch, attach_to_places, collate
 from olivine.train.build import build_model, columns_of, label_names, pair_class_count
 from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
+from olivine.train.methods._vmf_statistics import VmfStatistics
 from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.sampling import draw_without_replacement, sampling_probability
 from olivine.train.sampling import generator_of as draw_generator
 from olivine.train.settings import PretrainSettings, load_settings
-from olivine.train.vmf import VmfStatistics, log_normalizer
+from olivine.train.vmf import log_normalizer
 from olivine.train.voxelize import voxelize
 
 STEP = 3  # after the warm-up of a run of four

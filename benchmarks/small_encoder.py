@@ -21,8 +21,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from olivine.common import OlivineError, atomic_file, track
+from olivine.common import OlivineError, track
 from olivine.common.images import open_image
+from olivine.common.tensors import write_tensors
 from olivine.train.encoders.small import SmallEncoder
 from olivine.train.feature_map import sample_features
 
@@ -187,8 +188,7 @@ def save_encoder(encoder: SmallEncoder, path: Path) -> None:
     state = {
         name: value.half() for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")
     }
-    with atomic_file(path) as handle:
-        torch.save(state, handle)
+    write_tensors(path, state)
 
 
 def main(

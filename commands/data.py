@@ -11,29 +11,15 @@ import typer
 from ..common import check_output, check_replaceable, cores
 from . import console, defaults
 from .defaults import DATA
-from .options import (
-    Address,
-    DryRun,
-    Folder,
-    Json,
-    Labels,
-    Merge,
-    Moved,
-    Names,
-    Overwrite,
-    Part,
-    Place,
-    Plan,
-    Workers,
-)
+from .options import DryRun, Folder, Json, Labels, Moved, Names, Overwrite, Units, Workers, unfold
 
 
 def register(app: typer.Typer, weights: typer.Typer) -> None:
     """Add these commands to the command line, and those about weights to theirs."""
     app.command()(synth)
-    app.command()(labelgen)
+    app.command()(unfold(labelgen))
     app.command("score-labels")(score_labels)
-    app.command("build-pairs")(build_pairs)
+    app.command("build-pairs")(unfold(build_pairs))
     weights.command("list")(weights_list)
     weights.command("fetch")(weights_fetch)
     weights.command("check")(weights_check)
@@ -98,12 +84,8 @@ def labelgen(
     batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the oracle's errors.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Make a sample again and compare; writes nothing.")] = False,
-    executor: Place = "local",
-    address: Address = None,
     workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
-    merge: Merge = False,
-    plan: Plan = 0,
-    shard: Part = "0/1",
+    units: Units = Units(),
     overwrite: Overwrite = False,
     as_json: Json = False,
     dry_run: DryRun = False,
@@ -121,10 +103,10 @@ def labelgen(
 
     check_environment()
     gpus = defaults.gpus()
-    place = defaults.choose_executor(executor, address, workers, workers or len(gpus) or 1, gpus)
+    place = defaults.choose_executor(units.executor, units.address, workers, workers or len(gpus) or 1, gpus)
     dataset, root, why = defaults.choose_dataset(dataset, root)
     out = out or DATA / "labels" / dataset
-    console.note(f"data set: {root} ({why})", as_json or bool(plan))
+    console.note(f"data set: {root} ({why})", as_json or bool(units.plan))
     settings = LabelSettings(
         labeler=labeler,
         camseg=camseg,
@@ -156,14 +138,14 @@ def labelgen(
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
-    console.note(f"frames: {found}", as_json or bool(plan))
-    if plan:
-        print(json.dumps(plan_labels(index, out, plan).to_plain()))
+    console.note(f"frames: {found}", as_json or bool(units.plan))
+    if units.plan:
+        print(json.dumps(plan_labels(index, out, units.plan).to_plain()))
         return
     if verify:
         return console.finish("labelgen --verify", verify_labels(index, out, settings), None, as_json)
-    options: dict[str, Any] = {"executor": place, "logs": logs_of(out), "merge_only": merge}
-    summary = generate_labels(index, out, settings, part=defaults.part(shard), overwrite=overwrite, **options)
+    options: dict[str, Any] = {"executor": place, "logs": logs_of(out), "merge_only": units.merge}
+    summary = generate_labels(index, out, settings, part=defaults.part(units.shard), overwrite=overwrite, **options)
     console.finish("labelgen", summary, out, as_json)
 
 
@@ -247,12 +229,8 @@ def build_pairs(
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
     check: Annotated[Path | None, typer.Option(help="Verify every byte and value of a set of shards; no more.")] = None,
     describe: Annotated[Path | None, typer.Option(help="Say what is in a set of shards; no more.")] = None,
-    executor: Place = "local",
-    address: Address = None,
     workers: Workers = 0,
-    merge: Merge = False,
-    plan: Plan = 0,
-    shard: Part = "0/1",
+    units: Units = Units(),
     overwrite: Overwrite = False,
     as_json: Json = False,
     dry_run: DryRun = False,
@@ -275,7 +253,7 @@ def build_pairs(
                 console.finish(f"build-pairs --{action}", function(folder), None, as_json)
         return
     check_environment()
-    place = defaults.choose_executor(executor, address, workers, workers or cores())
+    place = defaults.choose_executor(units.executor, units.address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
         images=images,
@@ -291,12 +269,12 @@ def build_pairs(
     store = open_store(labels)
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset
-    console.note(f"labels: {labels} ({why})", as_json or bool(plan))
+    console.note(f"labels: {labels} ({why})", as_json or bool(units.plan))
     splits = [split] if split else index.splits()
     for name in splits:
         check_output(out / name, inputs=(labels, index.root), known=("units", "shard-*.zarr"))
-    if plan:
-        print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, plan).to_plain()))
+    if units.plan:
+        print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, units.plan).to_plain()))
         return
     summaries: list[tuple[str, Any]] = []
     if not dry_run:
@@ -307,10 +285,15 @@ def build_pairs(
             frames = sum(scene.frame_count for scene in index.select(name))
             console.say_plan(f"shards of {frames} {name} frames", out / name, as_json)
             continue
-        options: dict[str, Any] = {"split": name, "part": defaults.part(shard), "overwrite": overwrite, "index": index}
-        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": merge}
+        options: dict[str, Any] = {
+            "split": name,
+            "part": defaults.part(units.shard),
+            "overwrite": overwrite,
+            "index": index,
+        }
+        options |= {"executor": place, "logs": logs_of(out) / name, "merge_only": units.merge}
         summaries.append((name, build(store, out / name, settings, **options)))
-        if merge:
+        if units.merge:
             summaries.append((f"{name} --check", check_shards(out / name)))
     if not dry_run:
         console.finish_many("build-pairs", summaries, out, as_json)

@@ -1,9 +1,15 @@
-"""The options that several commands share."""
+"""The options that several commands share: one by one, and in groups that :func:`unfold` puts on the command line."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,22 +17,70 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 for one a core.")]
-Part = Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")]
-Place = Annotated[str, typer.Option("--executor", help="Where units are done: local (processes) or ray.")]
 Address = Annotated[str | None, typer.Option(help="ray: the cluster's host:port, or auto [starts one here].")]
-Merge = Annotated[bool, typer.Option("--merge", help="Make nothing: enter and check what all parts made.")]
-Plan = Annotated[int, typer.Option(hidden=True, help="Print which of so many parts have work left, as JSON.")]
 Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder [~/.cache/olivine/weights].")]
 Names = Annotated[list[str] | None, typer.Argument(help="Models, as `olivine weights list` names them.")]
 Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
 Labels = Annotated[Path | None, typer.Option(help="Label folder [the largest in data/labels].")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")]
-Labelled = Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")]
-Fraction = Annotated[float, typer.Option(help="Percent of the training labels: 1, 5, 10, 25 or 100.")]
-Tuned = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as lr=0.5.")]
-Network = Annotated[
-    str | None, typer.Option(help="Preset or YAML file whose backbone and voxels the checkpoint must have.")
-]
-Predictions = Annotated[
-    Path | None, typer.Option(help="Also write the validation frames' predictions here, in the benchmark's format.")
-]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Where the units of a stage's work are done, and which of them."""
+
+    executor: Annotated[str, typer.Option(help="Where units are done: local (processes) or ray.")] = "local"
+    address: Address = None
+    merge: Annotated[bool, typer.Option("--merge", help="Do no work; collect and verify what all parts made.")] = False
+    plan: Annotated[int, typer.Option(hidden=True, help="Print which of so many parts have work left, as JSON.")] = 0
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
+    ] = "0/1"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What probe and fine-tuning are given."""
+
+    checkpoint: Checkpoint = None
+    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")] = None
+    fraction: Annotated[float, typer.Option(help="Percent of the training labels: 1, 5, 10, 25 or 100.")] = 100
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None
+    seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and random weights.")] = 0
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as lr=0.5.")
+    ] = None
+    config: Annotated[
+        str | None, typer.Option(help="Preset or YAML file whose backbone and voxels the checkpoint must have.")
+    ] = None
+    predictions: Annotated[
+        Path | None, typer.Option(help="Also write the validation frames' predictions here, in the benchmark's format.")
+    ] = None
+    overwrite: Overwrite = False
+    as_json: Json = False
+    dry_run: DryRun = False
+
+
+def unfold(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of the kinds above are given option by option, in the place of the parameter."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        kind = groups[parameter.name]
+        inner = typing.get_type_hints(kind, include_extras=True)
+        members = dataclasses.fields(kind)
+        parameters += [parameter.replace(name=m.name, annotation=inner[m.name], default=m.default) for m in members]
+
+    @functools.wraps(command)
+    def unfolded(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{member.name: values.pop(member.name) for member in dataclasses.fields(kind)})
+        command(**values)
+
+    unfolded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    unfolded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return unfolded

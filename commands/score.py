@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..common import OlivineError, check_output, check_replaceable
 from . import console, defaults
 from .defaults import DATA, RUNS
-from .options import Checkpoint, DryRun, Fraction, Json, Labelled, Labels, Network, Overwrite, Predictions, Tuned
+from .options import Checkpoint, DryRun, Json, Labels, Overwrite, Scoring, unfold
+
+if TYPE_CHECKING:
+    from ..downstream.settings import S, SegmentationSettings
+    from ..train.settings import PretrainSettings
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command()(probe)
-    app.command()(finetune)
+    app.command()(unfold(probe))
+    app.command()(unfold(finetune))
     app.command()(predict)
     app.command()(study)
     app.command()(export)
@@ -27,82 +33,83 @@ def register(app: typer.Typer) -> None:
 
 
 def probe(
-    checkpoint: Checkpoint = None,
-    shards: Labelled = None,
+    given: Scoring,
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
-    fraction: Fraction = 100,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None,
     augment: Annotated[
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the head, the augmentation and the random weights.")] = 0,
-    set_: Tuned = None,
-    config: Network = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
-    predictions: Predictions = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
 
     Example: olivine probe
     """
     from ..downstream.probe import linear_probe
-    from ..downstream.settings import ProbeSettings, settings_of
-    from ..train.settings import load_settings
+    from ..downstream.settings import ProbeSettings
 
-    settings = settings_of(ProbeSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed, augment=augment)
-    network = None if config is None else load_settings(config)
-    checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    base = _choose_labelled(shards, as_json)
-    out = out or folder / "probe"
-    check_output(out, inputs=(checkpoint, base), known=("scores.json", "pre-trained", "random"))
-    if dry_run:
-        return console.say_plan(f"a linear probe of {checkpoint}", out, as_json)
-    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
-    options["predictions"] = predictions
-    _say_scores(linear_probe(checkpoint, base / "train", base / "val", out, settings, **options), out, as_json)
+    settings, network = _settings(ProbeSettings, given, augment=augment)
+    checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
+    run = functools.partial(linear_probe, random=random, network=network)
+    known = ("scores.json", "pre-trained", "random")
+    _score(run, settings, given, checkpoint, out or folder / "probe", known, "a linear probe of {}")
 
 
 def finetune(
-    checkpoint: Checkpoint = None,
-    shards: Labelled = None,
+    given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
-    fraction: Fraction = 100,
-    epochs: Annotated[int | None, typer.Option(help="Passes over those frames [50; 100 at 1 %].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
-    set_: Tuned = None,
-    config: Network = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run [<run>/finetune-<fraction>].")] = None,
-    predictions: Predictions = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Train the whole network on a fraction of the labels and score it.
 
     Example: olivine finetune --fraction 1
     """
-    from ..downstream.finetune import finetune as run
-    from ..downstream.settings import FinetuneSettings, settings_of
+    from ..downstream.finetune import finetune
+    from ..downstream.settings import FinetuneSettings
+
+    settings, network = _settings(FinetuneSettings, given)
+    if given.checkpoint is None and random and network is not None:
+        checkpoint, folder = None, RUNS / network.name
+    else:
+        checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
+    percent = f"{settings.fraction:g}"
+    out = out or folder / f"finetune-{percent}{'-random' if random else ''}"
+    run = functools.partial(finetune, random=random, network=network)
+    known = ("run.json", ".run.lock")
+    _score(run, settings, given, checkpoint, out, known, f"a fine-tuning of {{}} on {percent} % of the labels")
+
+
+def _settings(kind: type[S], given: Scoring, **named: Any) -> tuple[S, PretrainSettings | None]:
+    """The settings of the scored run, and the preset whose backbone and voxels the checkpoint must have."""
+    from ..downstream.settings import settings_of
     from ..train.settings import load_settings
 
-    settings = settings_of(FinetuneSettings, set_ or [], fraction=fraction, epochs=epochs, seed=seed)
-    network = None if config is None else load_settings(config)
-    if checkpoint is None and random and network is not None:
-        folder = RUNS / network.name
-    else:
-        checkpoint, folder = _choose_backbone(checkpoint, as_json)
-    base = _choose_labelled(shards, as_json)
-    out = out or folder / f"finetune-{settings.fraction:g}{'-random' if random else ''}"
-    check_output(out, inputs=(checkpoint, base), known=("run.json", ".run.lock"))
-    if dry_run:
-        return console.say_plan(f"a fine-tuning of {checkpoint} on {settings.fraction:g} % of the labels", out, as_json)
-    options: dict[str, Any] = {"random": random, "network": network, "overwrite": overwrite}
-    options["predictions"] = predictions
-    _say_scores([run(checkpoint, base / "train", base / "val", out, settings, **options)], out, as_json)
+    named |= {"fraction": given.fraction, "epochs": given.epochs, "seed": given.seed}
+    settings = settings_of(kind, given.set_ or [], **named)
+    return settings, None if given.config is None else load_settings(given.config)
+
+
+def _score(
+    run: Callable[..., Any],
+    settings: SegmentationSettings,
+    given: Scoring,
+    checkpoint: Path | None,
+    out: Path,
+    known: tuple[str, ...],
+    what: str,
+) -> None:
+    """Train and score on the shards' two splits, or say what would be done."""
+    from ..downstream.results import score_table
+
+    base = _choose_labelled(given.shards, given.as_json)
+    check_output(out, inputs=(checkpoint, base), known=known)
+    if given.dry_run:
+        return console.say_plan(what.format(checkpoint), out, given.as_json)
+    options: dict[str, Any] = {"predictions": given.predictions, "overwrite": given.overwrite}
+    found = run(checkpoint, base / "train", base / "val", out, settings, **options)
+    results = found if isinstance(found, list) else [found]
+    plain = json.dumps([dataclasses.asdict(r) for r in results])
+    print(plain if given.as_json else f"\n{score_table(results)}\nscores: {out}")
 
 
 def predict(
@@ -142,13 +149,6 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
     base = base.parent if base.name in ("train", "val") else base
     console.note(f"shards: {base}/{{train,val}} ({why})", as_json)
     return base
-
-
-def _say_scores(results: list[Any], out: Path, as_json: bool) -> None:
-    from ..downstream.results import score_table
-
-    plain = json.dumps([dataclasses.asdict(r) for r in results])
-    print(plain if as_json else f"\n{score_table(results)}\nscores: {out}")
 
 
 def study(

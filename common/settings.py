@@ -147,17 +147,22 @@ def read_yaml_file(path: PathLike, remedy: str = "check the path") -> Any:
     return read_yaml(read_text(path, remedy, most=4 * MAX_YAML), path)
 
 
-def check_ranges(section: str, settings: Any, **ranges: tuple[float, float]) -> None:
-    """Check that settings lie between two values, both included; None passes, NaN does not.
+def check_ranges(section: str, settings: Any, **ranges: tuple[float, float] | tuple[float, float, str]) -> None:
+    """Check that settings lie between two values; None passes, NaN does not.
+
+    Both ends are included, but for those that a third item opens: ``(0, 1, "[)")`` leaves out 1, ``"(]"`` leaves out 0.
 
     Raises:
         OlivineError: names the key.
     """
-    for name, (low, high) in ranges.items():
+    for name, (low, high, *brackets) in ranges.items():
         value = getattr(settings, name)
-        if value is not None and not low <= value <= high:
+        ends = str(brackets[0]) if brackets else "[]"
+        outside = (low if ends[0] == "(" else None, high if ends[1] == ")" else None)
+        if value is not None and (not low <= value <= high or value in outside):
             key = f"{section}.{name}" if section else name
-            raise OlivineError(f"{key} is {value}", remedy=f"use a number from {low:g} to {high:g}")
+            wanted = f"from {low:g} to {high:g}" if ends == "[]" else f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
+            raise OlivineError(f"{key} is {value}", remedy=f"use a number {wanted}")
 
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:

@@ -11,15 +11,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, write_bytes
+from ..common import OlivineError, PathLike
+from ..common.tensors import check_finite, check_state, read_tensors, write_tensors
 from ..train.sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
-from ..train.tensors import check_finite, check_state, read_tensors
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.
@@ -153,10 +151,7 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
         content = {"model_points": state}
     else:
         content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in to_openpcdet(network).items()}}
-    # Through memory: torch's own writer turns a full disk into an error that does not say so.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_tensors(path, content)
     return [name for name in state if name.startswith(_HEADS)] if layout == "openpcdet" else []
 
 

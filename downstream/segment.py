@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike
+from ..common import OlivineError, PathLike, check_output, read_json
 from ..common.settings import settings_to_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
 from ..train.devices import over_processes
-from ..train.run_folder import claim, discard
+from ..train.run_folder import claim, lock
 from .benchmarks import PredictionWriter, training_frames
 from .data import CloudExamples, Examples, FrozenFeatures
 from .fit import Plan, fit
@@ -111,7 +112,7 @@ def segment(
     if rank == 0:
         if overwrite:
             read = (source.path or None, ground.train.path, ground.validation.path)
-            discard(out, kind, read)
+            _discard(out, kind, read)
         claim(out, settings, identity, resume=True, incidental=INCIDENTAL)
     fabric.barrier()
     finished = out / "scores.json"
@@ -149,6 +150,34 @@ def segment(
             writer.finish()
         write_results(out, [result])
     return result
+
+
+_FILES = ("last.pt", "steps.csv", "epochs.csv", "scores.json", "scores.md", "confusion.csv")
+
+
+def _discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
+    """Remove the files of the run that ``out`` holds but for ``run.json``, and no other file.
+
+    Args:
+        kind: of the runs that may go; another kind is left alone.
+        inputs: what the new run reads; a folder that holds one of them is left alone.
+
+    Raises:
+        OlivineError: the folder holds something else than such a run.
+    """
+    path, remedy = out / "run.json", "choose another --out"
+    if not path.is_file():
+        return
+    found = read_json(path, remedy)
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        held = found.get("kind") if isinstance(found, dict) else "unknown run"
+        raise OlivineError(f"holds a {held}, no {kind}; it is left alone", where=out, remedy=remedy)
+    check_output(out, inputs=inputs, known=("run.json",))
+    lock(out)
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)
+    for events in (out / "tensorboard").glob("events.out.tfevents.*"):
+        events.unlink()
 
 
 def _evaluate(

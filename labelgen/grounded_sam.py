@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..common import OlivineError, read_text, sha256_file
+from ..common.tensors import read_tensors
 from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights, weights_digests
 from .encoders import TextMemory
@@ -39,18 +40,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
     Raises:
         OlivineError: the file is damaged, or holds something other than tensors.
     """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OlivineError(
-            f"is no checkpoint of plain tensors ({reason})",
-            where=path,
-            remedy="fetch it again with olivine weights fetch",
-        ) from None
+    remedy = "fetch it again with olivine weights fetch"
+    loaded = read_tensors(path, remedy)
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise OlivineError("holds no tensors by name", where=path, remedy="fetch it again with olivine weights fetch")
+        raise OlivineError("holds no tensors by name", where=path, remedy=remedy)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 

@@ -23,7 +23,7 @@ from ..common import (
     track,
 )
 from ..common.settings import differences
-from ..readers.frame import FrameIndex, Scene
+from ..readers.index import FrameIndex, Scene
 from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_json
-from ..readers.frame import Camera, Frame, FrameIndex
+from ..readers.frame import Camera, Frame
+from ..readers.index import FrameIndex
 from ..readers.project import look_up, project_points
 from .mapping import prompt_of_point_class
 from .oracle import read_world_classes

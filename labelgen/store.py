@@ -27,7 +27,8 @@ from PIL import Image
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_bytes, write_json
 from ..common.images import VALUES, open_image
-from ..readers.frame import Camera, FrameIndex, open_index
+from ..readers.frame import Camera
+from ..readers.index import FrameIndex, open_index
 
 SCHEMA = "1.0"
 MANIFEST = "manifest.json"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, inside, sha256_file, write_bytes
-from ..readers.frame import Scene
+from ..readers.index import Scene
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
 from .store import encode_label_map, encode_segment_map, read_record, write_record

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common import Failure, OlivineError, PathLike, track
-from ..readers.frame import FrameIndex, Scene
+from ..readers.index import FrameIndex, Scene
 from .images import read_image
 from .labeler import Labelled, choose_labeler, make_labeler
 from .prompts import load_vocabulary

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError
-from ..readers.frame import Scene
+from ..readers.index import Scene
 from .images import read_image
 from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary

@@ -16,7 +16,7 @@ from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
 from ..common import Failure, OlivineError, PathLike, remove_leftovers
 from ..labelgen.store import LabelStore
-from ..readers.frame import FrameIndex
+from ..readers.index import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
 from .manifest import merge_manifest, refuse_other_recipe
 from .settings import PairSettings

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
-from ..readers.frame import REVISED
+from ..readers.index import REVISED
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
 from .manifest import read_manifest

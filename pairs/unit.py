@@ -19,7 +19,8 @@ from ..common import (
     package_versions,
 )
 from ..labelgen.store import LabelStore
-from ..readers.frame import Frame, FrameIndex, Scene
+from ..readers.frame import Frame
+from ..readers.index import FrameIndex, Scene
 from .clusters import ClusterSettings, SceneClusters
 from .frames import build_frame
 from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name

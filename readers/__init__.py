@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..common import OlivineError, PathLike, digest
-from .frame import Frame, FrameIndex, OutdatedIndex, open_index, write_index
+from .frame import Frame
+from .index import FrameIndex, OutdatedIndex, open_index, write_index
 
 DATASETS = ("nuscenes", "semantickitti", "kitti")
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.settings import check_ranges
 from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
 from .decode import decode_crop, decode_segments
 from .sample import COLUMNS, STORED, Sample
@@ -57,6 +58,17 @@ class AugmentSettings:
     cuboid_keeps: Literal["full images", "all images"] = "full images"
     flip_image: float = 0.5
     round_pixels: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
+        check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
+        for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise OlivineError(
+                    f"augment.{name} is {low:g} to {high:g}",
+                    remedy=f"give least and largest, over 0{' and at most 1' if most == 1 else ''}",
+                )
 
 
 NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, crop=False, flip_image=0.0)

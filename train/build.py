@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,51 +46,40 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
     Raises:
         OlivineError: no shards given, or fewer of them than processes.
     """
-    if not settings.data.shards:
+    data = settings.data
+    if not data.shards:
         raise OlivineError("no shards given", where="data.shards", remedy="pass the folder that build-pairs wrote")
-    stream = FrameStream(
-        settings.data.shards,
-        StreamSettings(
-            settings.seed,
-            settings.run.batch,
-            (share.first, share.last),
-            (settings.image.height, settings.image.width),
-            settings.augment,
-            columns=columns_of(settings),
-            labels=settings.data.labels,
-            **_scans_of(settings),
-        ),
-        workers=settings.data.workers,
-        prefetch=settings.data.prefetch,
-    )
+    what = _stream_settings(settings, settings.run.batch, (share.first, share.last))
+    stream = FrameStream(data.shards, what, workers=data.workers, prefetch=data.prefetch)
     if world > len(stream.shards.shard_ranges):
         stream.close()
         raise OlivineError(
             f"{world} processes for {len(stream.shards.shard_ranges)} shards",
-            where=settings.data.shards,
+            where=data.shards,
             remedy="use fewer processes",
         )
     return stream
+
+
+def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, int]) -> StreamSettings:
+    return StreamSettings(
+        settings.seed,
+        batch,
+        part,
+        (settings.image.height, settings.image.width),
+        settings.augment,
+        columns=columns_of(settings),
+        labels=settings.data.labels,
+        **_scans_of(settings),
+    )
 
 
 def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[FrameStream, int]:
     """The held-out frames as stored, this process's part of each batch of ``world`` groups, and the number of steps."""
     group = settings.run.group
     assert settings.data.validation is not None
-    stream = FrameStream(
-        settings.data.validation,
-        StreamSettings(
-            settings.seed,
-            group * world,
-            (group * rank, group * (rank + 1)),
-            (settings.image.height, settings.image.width),
-            NO_AUGMENTATION,
-            shuffle=False,
-            columns=columns_of(settings),
-            labels=settings.data.labels,
-            **_scans_of(settings),
-        ),
-    )
+    what = _stream_settings(settings, group * world, (group * rank, group * (rank + 1)))
+    stream = FrameStream(settings.data.validation, replace(what, augment=NO_AUGMENTATION, shuffle=False))
     frames = min(stream.count, settings.run.validate_frames)
     return stream, max(1, frames // (group * world))
 

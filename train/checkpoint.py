@@ -20,17 +20,15 @@ What a file of kind ``pretrain`` holds:
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, Whole, demand, write_bytes
+from ..common import OlivineError, PathLike, Whole, demand
+from ..common.tensors import check_finite, check_state, read_tensors, write_tensors
 from .backbone import Backbone, build_backbone
 from .released import modern_checkpoint
-from .tensors import check_finite, check_state, read_tensors
 
 FORMAT, SCHEMA = "olivine-checkpoint", "1.0"
 
@@ -43,10 +41,7 @@ def save_checkpoint(path: PathLike, content: dict[str, Any]) -> None:
     """
     for part in ("backbone_state", "method_state", "head_state"):
         check_finite(content.get(part, {}), f"{path}: not written, {part}", "lower the learning rate")
-    # Through memory: torch's own writer turns a full disk into an error that does not say so.
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "schema": SCHEMA, **content}, buffer)
-    write_bytes(path, buffer.getvalue())
+    write_tensors(path, {"format": FORMAT, "schema": SCHEMA, **content})
 
 
 def checkpoint_file(path: PathLike) -> Path:

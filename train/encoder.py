@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, sha256_file
 from ..common.plugins import find
-from .tensors import check_state, read_tensors
+from ..common.tensors import check_state, read_tensors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

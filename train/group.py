@@ -94,10 +94,6 @@ class Group:
         """The pairs' points in the augmented clouds, float32 [M, 4]."""
         return self._batch.points.index_select(0, self._batch.pair_point[self._rows])
 
-    def places(self) -> Tensor:
-        """The voxel (or point) whose embedding each pair has, int64 [M]."""
-        return self.points.place
-
     def generator(self, draw: int) -> torch.Generator:
         """A CPU generator made of (seed, step, group, draw)."""
         return generator_of(*self._key, draw)
@@ -151,7 +147,11 @@ class Scan:
 
 
 class Points:
-    """The 3D network's side of a group; rows are the group's pairs."""
+    """The 3D network's side of a group; rows are the group's pairs.
+
+    Attributes:
+        place: the voxel (or point) whose embedding each pair has, int64 [M].
+    """
 
     def __init__(self, embeddings: Embeddings, place: Tensor) -> None:
         self._embeddings, self.place = embeddings, place

@@ -115,12 +115,8 @@ class FrameStream:
         if workers > 0:
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
             context = get_context("spawn")
-            image_bytes = (
-                3 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * ("image" in settings.columns)
-            )
-            image_bytes += (
-                4 * settings.size[0] * settings.size[1] * len(self.shards.cameras) * ("segment" in settings.columns)
-            )
+            pixel_bytes = 3 * ("image" in settings.columns) + 4 * ("segment" in settings.columns)
+            image_bytes = pixel_bytes * settings.size[0] * settings.size[1] * len(self.shards.cameras)
             # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
             self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES * (1 + len(settings.scans)))

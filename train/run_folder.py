@@ -9,15 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..common import (
     FULL_DISK,
     OlivineError,
-    PathLike,
-    check_output,
     demand,
     disk_error,
     read_json,
@@ -38,7 +36,7 @@ _LOCK = ".run.lock"
 _held: dict[str, IO[str]] = {}
 
 
-def _lock(out: Path) -> None:
+def lock(out: Path) -> None:
     """Hold the folder's lock until this process ends or claims another folder, for it runs one run at a time.
 
     The system frees the lock of a process that is gone, however it went; a file that it left behind holds nobody up.
@@ -112,10 +110,10 @@ def claim(
         if out.is_dir() and any(not name.name.startswith(".") for name in out.iterdir()):
             raise OlivineError("is not empty and holds no run", where=out, remedy=remedy)
         out.mkdir(parents=True, exist_ok=True)
-        _lock(out)
+        lock(out)
         write_json(path, identity)
         return
-    _lock(out)
+    lock(out)
     remove_leftovers(out)
     if not resume:
         raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
@@ -125,34 +123,6 @@ def claim(
     difference = _difference(read_identity(path, remedy), settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
-
-
-_FILES = ("last.pt", "steps.csv", "epochs.csv", "scores.json", "scores.md", "confusion.csv")
-
-
-def discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
-    """Remove the files of the run that ``out`` holds but for ``run.json``, and no other file.
-
-    Args:
-        kind: of the runs that may go; another kind is left alone.
-        inputs: what the new run reads; a folder that holds one of them is left alone.
-
-    Raises:
-        OlivineError: the folder holds something else than such a run.
-    """
-    path, remedy = out / "run.json", "choose another --out"
-    if not path.is_file():
-        return
-    found = read_json(path, remedy)
-    if not isinstance(found, dict) or found.get("kind") != kind:
-        held = found.get("kind") if isinstance(found, dict) else "unknown run"
-        raise OlivineError(f"holds a {held}, no {kind}; it is left alone", where=out, remedy=remedy)
-    check_output(out, inputs=inputs, known=("run.json",))
-    _lock(out)
-    for name in _FILES:
-        (out / name).unlink(missing_ok=True)
-    for events in (out / "tensorboard").glob("events.out.tfevents.*"):
-        events.unlink()
 
 
 def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], incidental: Sequence[str]) -> str:

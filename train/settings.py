@@ -43,7 +43,6 @@ class DataSettings:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
         check_ranges("data", self, workers=(0, 1024), prefetch=(0, 1024))
 
 
@@ -71,7 +70,6 @@ class ImageSettings:
     stored: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
         check_ranges("image", self, height=(1, 20_000), width=(1, 20_000), at_once=(0, 1 << 20))
 
 
@@ -98,9 +96,8 @@ class OptimizerSettings:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
-        check_ranges("optimizer", self, lr=(0, 1e6), momentum=(0, 1), dampening=(0, 1), weight_decay=(0, 1e6))
-        check_ranges("optimizer", self, warmup=(0, 1), clip=(0, 1e30))
+        check_ranges("optimizer", self, lr=(0, 1e6), weight_decay=(0, 1e6), warmup=(0, 1))
+        check_ranges("optimizer", self, momentum=(0, 1, "[)"), dampening=(0, 1), clip=(0, 1e30))
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,6 @@ class RunSettings:
     validate_frames: int = 200
 
     def __post_init__(self) -> None:
-        """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
         most = 1 << 40
         check_ranges("run", self, epochs=(1, most), steps=(1, most), batch=(1, 1 << 16), group=(1, 1 << 16))
         check_ranges("run", self, accumulate=(1, 1 << 16), nodes=(1, 1 << 16), threads=(0, 4096))
@@ -257,8 +253,7 @@ def read_settings(plain: Mapping[str, Any], where: str) -> PretrainSettings:
     kind = _settings_type(plain)
     section = plain.get("method")
     for key in section if isinstance(section, Mapping) else ():
-        own = {member.name for member in fields(find_method(_name(plain, "method")).Settings)}
-        if key not in own:
+        if key not in _keys_of(_name(plain, "method")):
             others = [name for name in names_in("olivine.train.methods") if key in _keys_of(name)]
             if others:
                 raise OlivineError(

@@ -1,4 +1,4 @@
-"""The von Mises-Fisher distribution on the unit sphere of R^p (OLIVINE, eq. 3-5, 10-13).
+"""The von Mises-Fisher distribution on the unit sphere of R^p (OLIVINE, eq. 3-5, 13).
 
 Everything is evaluated in float64 whatever comes in, because log C_p spans hundreds of nats, and
 returned in the argument's own floating-point type.
@@ -67,82 +67,6 @@ def estimate_kappa(resultant_length: Tensor, p: int) -> Tensor:
     """
     r = resultant_length
     return r * (p - r * r) / ((1 - r) * (1 + r))
-
-
-class VmfStatistics(torch.nn.Module):
-    """The running mean of each class's category-level point features and what follows from it (eq. 6-9, 13).
-
-    z̄_c ← (1−α) z̄_c + α · mean{ g'_i : s_i = c }, from zero, in float64. A class moves only in a step that
-    holds it, and one that was seen in fewer than two voxels has no distribution. R̄ stays under 1 − (1−α)^n, n the
-    class's number of updates: 0.632 and κ ≤ 67 for p = 64 after 1/α steps, whatever the run's length. With
-    ``bias_correction``, which neither paper nor public code has, the mean is divided by that bound.
-
-    Args:
-        class_count: number of classes, label 0 included.
-        channels: p, the dimension of the embeddings.
-        alpha: α in (0, 1].
-        max_kappa: upper bound of κ; keeps R̄ = 1 (a collapsed class) finite.
-    """
-
-    mean: Tensor
-    update_count: Tensor
-    place_count: Tensor
-
-    def __init__(
-        self, class_count: int, channels: int, alpha: float, *, bias_correction: bool = False, max_kappa: float = 1e6
-    ) -> None:
-        super().__init__()
-        self.alpha, self.bias_correction, self.max_kappa = alpha, bias_correction, max_kappa
-        self.register_buffer("mean", torch.zeros(class_count, channels, dtype=torch.float64))
-        self.register_buffer("update_count", torch.zeros(class_count, dtype=torch.int64))
-        self.register_buffer("place_count", torch.zeros(class_count, dtype=torch.int64))
-
-    @staticmethod
-    def class_sums(feature: Tensor, label: Tensor, class_count: int) -> Tensor:
-        """Sum of the features and number of pairs of each class, float64 [class_count, p + 1].
-
-        Sums add over processes; means do not. So these are what is reduced.
-        """
-        wide = torch.cat([feature.detach().double(), feature.new_ones(len(feature), 1, dtype=torch.float64)], 1)
-        # One matrix product: index_add's order of additions is not fixed on every device.
-        member = torch.nn.functional.one_hot(label.long(), class_count).double()
-        return member.T @ wide
-
-    @torch.no_grad()
-    def update(self, sums: Tensor, places: Tensor, groups: int = 1) -> None:
-        """One step of the exponential moving average.
-
-        Args:
-            sums: float64 [C, p + 1]: of each class's features and pairs over the global batch (``class_sums``); or, with
-                several ``groups``, of the class's mean in each group that holds it, and of 1 for each such group.
-            places: int64 [C], voxels that each class was seen in.
-            groups: the public code averages the z̄_c of its GPUs, of which one without the class keeps its own: each
-                contrast group then moves it by α / groups.
-        """
-        count = sums[:, -1]
-        seen = count > 0
-        weight = self.alpha * (count / groups if groups > 1 else seen.double())
-        mean = sums[:, :-1] / count.clamp(min=1)[:, None]
-        self.mean.copy_(
-            torch.where(seen[:, None], (1 - weight[:, None]) * self.mean + weight[:, None] * mean, self.mean)
-        )
-        self.update_count += seen
-        self.place_count += places
-
-    def parameters_of_classes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean directions μ float64 [C, p], concentrations κ float64 [C], and which classes have them, bool [C].
-
-        A class that was seen in fewer than two voxels has μ = 0 and κ = 0.
-        """
-        mean = self.mean
-        if self.bias_correction:
-            weight = 1 - (1 - self.alpha) ** self.update_count.double()
-            mean = mean / weight.clamp(min=1e-300)[:, None]
-        length = torch.linalg.vector_norm(mean, dim=1)
-        seen = (self.place_count > 1) & (length > 0)
-        direction = mean / length.clamp(min=1e-300)[:, None]
-        kappa = estimate_kappa(length.clamp(max=1.0), mean.shape[1]).clamp(max=self.max_kappa)
-        return direction * seen[:, None], torch.where(seen, kappa, torch.zeros_like(kappa)), seen
 
 
 def effective_rank(feature: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError
+from ..common.settings import check_ranges
 from .sparse.coordinates import MAX_BATCH, MAX_COORDINATE, describe, pack, unpack
 
 
@@ -51,8 +52,11 @@ class VoxelSettings:
             raise OlivineError(f"grid is {self.grid!r}", where="voxels.grid", remedy="use cartesian or cylindrical")
         if self.feature not in ("first", "mean"):
             raise OlivineError(f"feature is {self.feature!r}", where="voxels.feature", remedy="use first or mean")
-        if not (self.size_m > 0 and self.azimuth_deg > 0 and (self.height_m is None or self.height_m > 0)):
-            raise OlivineError("voxel sizes must be positive", where="voxels.size_m")
+        check_ranges("voxels", self, size_m=(0, 1e6, "(]"), height_m=(0, 1e6, "(]"), azimuth_deg=(0, 360, "(]"))
+        check_ranges("voxels", self, first_channel=(0, 1 << 10), feature_channels=(1, 1 << 10))
+        check_ranges("voxels", self, max_points=(1, 1 << 40), max_voxels=(1, 1 << 40))
+        if not all(low < high for low, high in zip(self.range_m[:3], self.range_m[3:])):
+            raise OlivineError("a low end is not below its high end", where="voxels.range_m")
         if self.from_corner and (self.grid != "cartesian" or not self.crop):
             raise OlivineError("counting from the corner needs a cropped Cartesian grid", where="voxels.from_corner")
 

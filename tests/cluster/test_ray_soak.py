@@ -19,7 +19,7 @@ import pytest
 from olivine.cluster.journal import Journal
 from olivine.cluster.work import Job, WorkUnit, execute
 from olivine.common import OlivineError
-from olivine.readers.frame import open_index
+from olivine.readers.index import open_index
 
 pytestmark = pytest.mark.soak
 ray = pytest.importorskip("ray", reason="no Ray here: pip install 'olivine[cluster]'")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.readers import open_dataset
-from olivine.readers.frame import Camera, Frame, FrameIndex, write_index
+from olivine.readers.frame import Camera, Frame
+from olivine.readers.index import FrameIndex, write_index
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,7 +17,8 @@ import olivine.labelgen.work as work_module
 from olivine.labelgen.labeler import BatchResult, Labelled
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
-from olivine.readers.frame import Camera, Frame, FrameIndex, write_index
+from olivine.readers.frame import Camera, Frame
+from olivine.readers.index import FrameIndex, write_index
 
 
 class StubModel:
@@ -71,7 +72,7 @@ def test_memory_does_not_grow_with_the_number_of_images(count, tmp_path, monkeyp
 CHILD = """
 import sys
 from pathlib import Path
-from olivine.readers.frame import open_index
+from olivine.readers.index import open_index
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 import olivine.labelgen.oracle, scipy.ndimage

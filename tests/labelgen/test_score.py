@@ -16,7 +16,7 @@ from olivine.labelgen.run import generate_labels
 from olivine.labelgen.score import score_labels, scores_of
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 
 CAR = DEFAULT_VOCABULARY.value("car")
 

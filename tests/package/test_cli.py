@@ -96,3 +96,11 @@ def test_dry_run_writes_nothing(tmp_path):
     done = olivine("synth", "--dry-run", "--out", "world", cwd=tmp_path)
     assert done.returncode == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["labelgen", "build-pairs"])
+def test_a_stage_takes_the_same_options_of_its_units(command, tmp_path):
+    said = olivine(command, "--help", cwd=tmp_path).stdout
+    for option in ("--executor", "--address", "--merge", "--shard", "--workers"):
+        assert option in said
+    assert "--units" not in said

@@ -13,7 +13,8 @@ from PIL import Image
 from olivine.common import write_json
 from olivine.labelgen.store import LabelStore, encode_label_map, encode_segment_map, open_store
 from olivine.readers import open_dataset
-from olivine.readers.frame import Camera, Frame, write_index
+from olivine.readers.frame import Camera, Frame
+from olivine.readers.index import write_index
 
 PROMPTS = (
     "barrier", "bicycle", "bus", "car", "motorcycle", "pedestrian", "traffic cone", "truck",

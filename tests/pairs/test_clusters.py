@@ -17,7 +17,8 @@ from olivine.pairs.check import check_shards
 from olivine.pairs.clusters import ClusterSettings, SceneClusters, cluster, fit_ground
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
-from olivine.readers.frame import Frame, write_index
+from olivine.readers.frame import Frame
+from olivine.readers.index import write_index
 from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings
 

@@ -24,7 +24,8 @@ from olivine.pairs.frames import build_frame
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shard_writer import ShardFrame, write_shard
 from olivine.pairs.shards import open_shards
-from olivine.readers.frame import Frame, write_index
+from olivine.readers.frame import Frame
+from olivine.readers.index import write_index
 
 pytestmark = pytest.mark.soak
 

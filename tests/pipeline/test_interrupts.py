@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from olivine.readers.frame import open_index
+from olivine.readers.index import open_index
 
 STAGES = {
     "synth": (["synth", "--scenes", "4", "--frames", "4", "--out", "again"], "again"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from olivine.common import OlivineError, digest
-from olivine.readers.frame import MAX_DISTANCE, Camera, Frame, open_index, write_index
+from olivine.readers.frame import MAX_DISTANCE, Camera, Frame
+from olivine.readers.index import open_index, write_index
 
 
 def frame(root, number=0, **changes):

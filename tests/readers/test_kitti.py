@@ -9,7 +9,7 @@ import pytest
 
 from olivine.common import OlivineError
 from olivine.readers import index_dataset, open_dataset
-from olivine.readers.frame import open_index
+from olivine.readers.index import open_index
 
 
 def test_the_frame_has_pykittis_points_and_the_whole_p2(kitti_frame):

@@ -10,7 +10,7 @@ import pytest
 
 from olivine.common import OlivineError
 from olivine.readers import open_dataset
-from olivine.readers.frame import open_index, write_index
+from olivine.readers.index import open_index, write_index
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from olivine.labelgen.store import encode_label_map, open_store
 from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.readers import open_dataset
-from olivine.readers.frame import Camera, Frame, write_index
+from olivine.readers.frame import Camera, Frame
+from olivine.readers.index import write_index
 from olivine.train.settings import PretrainSettings, load_settings
 
 CLASSES = ("car", "road", "building", "tree")

@@ -101,6 +101,47 @@ def test_a_wrong_change_is_refused_by_name(change: str, message: str) -> None:
         load_settings("cpu", [change])
 
 
+@pytest.mark.parametrize(
+    "change, wanted",
+    [
+        ("method.temperature=0", r"in \(0, 1e\+06\]"),
+        ("method.temperature=-0.07", r"in \(0, 1e\+06\]"),
+        ("method.pairs=0", "from 1 to"),
+        ("method.dimension=1", "from 2 to"),
+        ("method.ppkt_weight=-1", "from 0 to"),
+        ("method.wcd_weight=-0.5", "from 0 to"),
+        ("method.scr_weight=1e10", "from 0 to"),
+        ("method.warmup=1.5", "from 0 to 1"),
+        ("method.alpha=0", r"in \(0, 1\]"),
+        ("optimizer.momentum=1", r"in \[0, 1\)"),
+        ("optimizer.lr=-1", "from 0 to"),
+        ("voxels.size_m=0", r"in \(0, 1e\+06\]"),
+        ("voxels.feature_channels=0", "from 1 to"),
+        ("augment.flip_image=2", "from 0 to 1"),
+        ("augment.crop_area=[0.5, 0.4]", "least and largest"),
+        ("augment.crop_aspect=[0, 1]", "least and largest"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_key_and_the_range(change: str, wanted: str) -> None:
+    with pytest.raises(OlivineError, match=f"{change.partition('=')[0]} is .*{wanted}") as refused:
+        load_settings("cpu", [change])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(OlivineError, match=r"method\.temperature is 0"):
+        load_settings("slidr", ["method.temperature=0"])
+
+
+def test_the_ends_of_a_range_are_allowed_where_they_mean_something() -> None:
+    changes = [
+        "method.alpha=1",
+        "optimizer.momentum=0",
+        "method.scr_weight=0",
+        "augment.cuboid=0",
+        "augment.crop_area=[1, 1]",
+    ]
+    values = flat_values(load_settings("paper", changes))
+    assert (values["method.alpha"], values["optimizer.momentum"], values["augment.cuboid"]) == (1, 0, 0)
+
+
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(OlivineError, match="Use one of"):
         load_settings("papers")

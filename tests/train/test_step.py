@@ -18,10 +18,10 @@ from olivine.train.batch import Batch, collate
 from olivine.train.build import build_encoder, build_model, columns_of
 from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
+from olivine.train.methods._vmf_statistics import VmfStatistics
 from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.sampling import draw_without_replacement, generator_of, sampling_probability
 from olivine.train.settings import PretrainSettings, load_settings, preset_names
-from olivine.train.vmf import VmfStatistics
 from olivine.train.voxelize import voxelize
 
 LABELS = ("none", *(f"class {k}" for k in range(1, 14)))

@@ -8,7 +8,8 @@ import mpmath
 import pytest
 import torch
 
-from olivine.train.vmf import VmfStatistics, effective_rank, estimate_kappa, log_normalizer
+from olivine.train.methods._vmf_statistics import VmfStatistics
+from olivine.train.vmf import effective_rank, estimate_kappa, log_normalizer
 
 KAPPAS = [10.0**e for e in (-6, -5, -4, -3, -2, -1, -0.3, 0, 0.5, 1, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6)]
 

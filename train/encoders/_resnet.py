@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...common import OlivineError
+from ...common.tensors import read_tensors
 from ..encoder import Encoder, remedy_of
-from ..tensors import read_tensors
 from ._fold import fold_batch_norms
 
 _PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")

@@ -7,20 +7,22 @@ pair. With ``wcd`` and ``scr`` off it is PPKT on the dilated encoder.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...common import OlivineError
+from ...common.settings import check_ranges
 from ..backbone import unit_rows
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Reduce, Term
 from ..objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
-from ..sampling import batch_density, draw_without_replacement, sampling_probability
-from ..vmf import VmfStatistics, effective_rank
+from ..sampling import draw_without_replacement, sampling_probability
+from ._batch_density import batch_density
+from ._olivine_log import OlivineLog
+from ._vmf_statistics import VmfStatistics
 
 _PPKT_DRAW, _WCD_DRAW = 0, 1
 
@@ -80,8 +82,9 @@ class OlivineSettings(MethodSettings):
                 where="method.bias_correction",
                 remedy="set method.bias_correction=false, or method.class_mean=batch",
             )
-        if not self.temperature > 0:
-            raise OlivineError(f"is {self.temperature}", where="method.temperature", remedy="use a positive number")
+        check_ranges("method", self, dimension=(2, 1 << 16), pairs=(1, 1 << 40), temperature=(0, 1e6, "(]"))
+        check_ranges("method", self, ppkt_weight=(0, 1e9), wcd_weight=(0, 1e9), scr_weight=(0, 1e9))
+        check_ranges("method", self, warmup=(0, 1), alpha=(0, 1, "(]"))
 
 
 class Olivine(Method):
@@ -92,7 +95,7 @@ class Olivine(Method):
 
     def __init__(self, settings: OlivineSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self.settings, self.voxel_size, self.labels = settings, context.voxel_size, context.label_names
+        self.settings, self.voxel_size = settings, context.voxel_size
         self.warmup = round(settings.warmup * context.steps) if settings.scr else 0
         if settings.scr and not (1 if settings.freeze else 0) <= self.warmup < context.steps:
             raise OlivineError(
@@ -109,10 +112,13 @@ class Olivine(Method):
         self.category_pixel_head = nn.Linear(context.pixel_channels, settings.dimension) if both else None
         alpha = settings.alpha if settings.alpha is not None else 1 / max(1, self.warmup)
         self.statistics = VmfStatistics(
-            len(context.label_names), settings.dimension, alpha, bias_correction=settings.bias_correction
+            len(context.label_names),
+            settings.dimension,
+            alpha,
+            by_group=settings.class_mean == "group",
+            bias_correction=settings.bias_correction,
         )
-        self._last_rank = math.inf
-        self._forget()
+        self.notes = OlivineLog(context.label_names, settings.pairs)
 
     @classmethod
     def needs(cls, settings: OlivineSettings) -> Needs:
@@ -146,7 +152,8 @@ class Olivine(Method):
             value = self._consistency(group)
             if value is not None:
                 terms["scr"] = Term(value, s.scr_weight)
-        self._note(group, ppkt, wcd, label)
+        if self.training:
+            self.notes.draw(label, len(ppkt), *((len(wcd),) if s.wcd else ()))
         return terms
 
     def _draw_by_label(self, group: Group) -> Tensor:
@@ -188,15 +195,14 @@ class Olivine(Method):
             return None
         point = group.points.at(slice(None), self.category_point_head or self.point_head)
         if moving:
-            self._observe(point.detach(), label, group.places())
-        self._rank = effective_rank(point.detach())
+            self.statistics.observe(point.detach(), label, group.points.place)
+        self.notes.embedding(point.detach())
         if not begun:
             return None
         direction, kappa, seen = self.statistics.parameters_of_classes()
         if s.background == "ignored":
             seen = seen & (torch.arange(len(seen), device=seen.device) > 0)
-        # ∂L_kl/∂g' of a pair is κ of its class, over the number of pairs.
-        self._pull = float((kappa * seen).index_select(0, label).mean())
+        self.notes.pull((kappa * seen).index_select(0, label))
         if s.distribution == "vmf":
             return vmf_consistency(point, label, direction, kappa, seen, s.kl_average)
         return dirac_consistency(point, label, direction, seen, s.kl_average)
@@ -204,73 +210,16 @@ class Olivine(Method):
     def _moving(self, step: int) -> bool:
         return step < self.warmup or not self.settings.freeze
 
-    def _observe(self, point: Tensor, label: Tensor, place: Tensor) -> None:
-        """Keep a group's class sums (or means) and the number of voxels of each class until the step is over."""
-        classes = len(self.statistics.mean)
-        sums = self.statistics.class_sums(point, label, classes)
-        if self.settings.class_mean == "group":
-            count = sums[:, -1:]
-            sums = torch.cat([sums[:, :-1] / count.clamp(min=1), (count > 0).double()], 1)
-        self._sums.append(sums)
-        distinct = torch.unique(place * classes + label)
-        self._places.append(torch.bincount(distinct % classes, minlength=classes))
-
     def after_step(self, step: int, reduce: Reduce) -> None:
         """The moving average of the class means, over all processes."""
         if self.settings.scr and self._moving(step):
-            mean = self.statistics.mean
-            zero, none = (
-                mean.new_zeros(len(mean), self.settings.dimension + 1),
-                torch.zeros_like(self.statistics.place_count),
-            )
-            groups = int(reduce(torch.tensor(len(self._sums), device=mean.device)))
-            self.statistics.update(
-                reduce(torch.stack([zero, *self._sums]).sum(0)),
-                reduce(torch.stack([none, *self._places]).sum(0)),
-                groups if self.settings.class_mean == "group" else 1,
-            )
+            self.statistics.step(reduce)
 
-    def _note(self, group: Group, ppkt: Tensor, wcd: Tensor, label: Tensor) -> None:
-        if not self.training:
-            return
-        self._short += min(len(ppkt), len(wcd) if self.settings.wcd else len(ppkt)) < self.settings.pairs
-        self._one_class += bool(len(label)) and bool((label == label[0]).all())
-        self._drawn.append(torch.bincount(label, minlength=len(group.class_count)))
-
-    def _forget(self) -> None:
-        self._sums: list[Tensor] = []
-        self._places: list[Tensor] = []
-        self._rank = self._pull = math.nan
-        self._drawn: list[Tensor] = []
-        self._short, self._one_class = 0, 0
-
-    def log(self, step: int, reduce: Reduce) -> dict[str, Any]:
-        """Counts of groups, each class's share of the draw and its κ; with ``scr`` how hard it pulls, and the rank of g'.
-
-        ``scr_pull`` is the mean κ over pairs, N times the norm of ∂L_kl/∂g'_i; ``category_rank`` the effective rank of
-        the pass's g' on this process.
-        """
-        mean = self.statistics.mean
-        counts = reduce(torch.tensor([self._short, self._one_class], device=mean.device)).tolist()
-        row = {"groups_short": float(counts[0]), "groups_one_class": float(counts[1])}
-        if self.settings.wcd:
-            zero = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
-            drawn = reduce(torch.stack([zero, *self._drawn]).sum(0)).double()
-            share = (drawn / drawn.sum().clamp(min=1)).tolist()
-            row |= {f"share/{name}": value for name, value in zip(self.labels, share)}
-        if self.settings.scr:
-            kappa = self.statistics.parameters_of_classes()[1].tolist()
-            row |= {f"kappa/{name}": value for name, value in zip(self.labels, kappa)}
-            row |= {"scr_pull": self._pull, "category_rank": self._rank}
-            if not math.isnan(self._rank):
-                self._last_rank = self._rank
-        self._forget()
-        return {name: value for name, value in row.items() if not math.isnan(value)}
+    def log(self, step: int, reduce: Reduce) -> dict[str, float]:
+        """See :meth:`.OlivineLog.row`."""
+        kappa = self.statistics.parameters_of_classes()[1]
+        return self.notes.row(reduce, kappa, wcd=self.settings.wcd, scr=self.settings.scr)
 
     def summary(self) -> list[str]:
         """A collapse of the category embedding."""
-        if self._last_rank >= 2:
-            return []
-        return [
-            f"the category embedding has collapsed: its effective rank is {self._last_rank:.2f} (lower method.scr_weight)"
-        ]
+        return self.notes.summary()

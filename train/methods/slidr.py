@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...common.settings import check_ranges
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Term
 from ..objectives import info_nce
@@ -31,6 +32,9 @@ class SlidrSettings(MethodSettings):
     name: str = "slidr"
     dimension: int = 64
     temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        check_ranges("method", self, dimension=(1, 1 << 16), temperature=(0, 1e6, "(]"))
 
 
 class Slidr(Method):

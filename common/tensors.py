@@ -1,7 +1,8 @@
-"""Files of tensors and plain values, read without unpickling anything else; and whether a state fits a network."""
+"""Files of tensors and plain values: written whole, read without unpickling anything else; whether a state fits a network."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 import zlib
@@ -12,7 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import OlivineError, PathLike
+from .errors import OlivineError, PathLike
+from .files import write_bytes
+
+
+def write_tensors(path: PathLike, content: Any) -> None:
+    """Write tensors and plain values as PyTorch does, whole or not at all.
+
+    Raises:
+        OlivineError: the disk is full.
+    """
+    # Through memory: torch's own writer turns a full disk into an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_tensors(path: PathLike, remedy: str) -> Any:
