@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError, gains_by_bfloat16
-from .augment import NO_AUGMENTATION
+from .augment import without_augmentation
 from .backbone import Backbone, build_backbone
 from .devices import Share
 from .forward import Distiller
@@ -77,7 +77,7 @@ def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[
             group * world,
             (group * rank, group * (rank + 1)),
             (settings.image.height, settings.image.width),
-            NO_AUGMENTATION,
+            without_augmentation(settings.augment),
             shuffle=False,
             columns=columns_of(settings),
             labels=settings.data.labels,
