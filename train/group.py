@@ -69,10 +69,16 @@ class Group:
         if over == "pairs":
             rows: Tensor = value[self._rows]
             return rows
-        count = {"points": batch.point_count, "images": batch.image_count}.get(over, (1,) * len(batch.tokens))
+        images = batch.image_count
+        count = {"points": batch.point_count, "images": images, "regions": images}.get(over, (1,) * len(batch.tokens))
         first, last = sum(count[: self._frames.start]), sum(count[: self._frames.stop])
         part: Tensor = value[first:last]
         return part
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Its frames' names."""
+        return self._batch.tokens[self._frames]
 
     def frame_of_pairs(self) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
@@ -140,10 +146,13 @@ class Pixels:
 
     def segment_of_pairs(self) -> Tensor:
         """The segment of each pair's pixel, int64 [M]; −1 where there is none."""
-        number, _ = self.segments()
-        (height, width), uv = number.shape[1:], self._batch.pair_uv[self._rows].round().long()
+        return self.of_pairs(self.segments()[0])
+
+    def of_pairs(self, maps: Tensor) -> Tensor:
+        """The values of the group's images' maps, [I, H, W], at the pairs' pixels, [M]."""
+        (height, width), uv = maps.shape[1:], self._batch.pair_uv[self._rows].round().long()
         u, v = uv[:, 0].clamp(0, width - 1), uv[:, 1].clamp(0, height - 1)
-        return number[self._batch.pair_camera[self._rows] - self._images.start, v, u]
+        return maps[self._batch.pair_camera[self._rows] - self._images.start, v, u]
 
     def mean_by_segment(self, head: nn.Module) -> Tensor:
         """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from ..common.plugins import find
+from ..pairs.shards import TextTable
 from .group import Group
 
 Reduce = Callable[[Tensor], Tensor]
@@ -37,10 +38,12 @@ class Needs:
     Attributes:
         columns: of the shards (:data:`~olivine.pairs.layout.COLUMNS`), besides clouds and the pairs' points and pixels.
         encoder: the frozen image encoder's features.
+        text: the phrases of the shards' regions and their embeddings, in :attr:`Context.text`.
     """
 
     columns: tuple[str, ...] = ()
     encoder: bool = True
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Context:
         label_names: classes of the pairs' labels, "none" first.
         steps: of the run.
         voxel_size: metres.
+        text: of the shards' regions, where the method needs it.
     """
 
     point_head: Callable[[int], nn.Module]
@@ -60,6 +64,7 @@ class Context:
     label_names: tuple[str, ...]
     steps: int
     voxel_size: float
+    text: TextTable | None = None
 
 
 class Term(NamedTuple):
