@@ -34,7 +34,8 @@ from olivine.pairs.shard_writer import ShardFrame, file_table, write_shard
 from olivine.pairs.shards import open_shards
 from olivine.pairs.unit import plan_units
 from olivine.pairs.visibility import visible_pairs
-from olivine.readers.frame import Camera, Frame, Scene, open_index, write_index
+from olivine.readers.frame import Camera, Frame
+from olivine.readers.index import Scene, open_index, write_index
 from olivine.readers.project import look_up, project_points
 from olivine.train.loader import epoch_order
 

@@ -86,6 +86,11 @@ class Group:
         own = tuple(owner[number] - self._frames.start for number in members)
         return Scan(batch, slice(members[0], members[-1] + 1), own, place, self._embeddings)
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Its frames' names."""
+        return self._batch.tokens[self._frames]
+
     def frame_of_pairs(self) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
         return self._batch.pair_frame[self._rows] - self._frames.start
@@ -102,7 +107,8 @@ class Group:
 def _part(batch: Batch, name: str, frames: slice, rows: slice) -> Tensor:
     """A column of some frames of a batch; ``rows`` are their pairs."""
     over, value = COLUMNS[name].over, getattr(batch, name)
-    count = {"points": batch.point_count, "images": batch.image_count}.get(over, (1,) * len(batch.tokens))
+    images = batch.image_count
+    count = {"points": batch.point_count, "images": images, "regions": images}.get(over, (1,) * len(batch.tokens))
     first, last = sum(count[: frames.start]), sum(count[: frames.stop])
     part: Tensor = value[rows] if over == "pairs" else value[first:last]
     return part
@@ -202,10 +208,13 @@ class Pixels:
 
     def segment_of_pairs(self, uncovered: bool = False) -> Tensor:
         """The segment of each pair's pixel, int64 [M]; −1 where there is none."""
-        number, _ = self.segments(uncovered)
-        (height, width), uv = number.shape[1:], self._batch.pair_uv[self._rows].round().long()
+        return self.of_pairs(self.segments(uncovered)[0])
+
+    def of_pairs(self, maps: Tensor) -> Tensor:
+        """The values of the group's images' maps, [I, H, W], at the pairs' pixels, [M]."""
+        (height, width), uv = maps.shape[1:], self._batch.pair_uv[self._rows].round().long()
         u, v = uv[:, 0].clamp(0, width - 1), uv[:, 1].clamp(0, height - 1)
-        return number[self._batch.pair_camera[self._rows] - self._images.start, v, u]
+        return maps[self._batch.pair_camera[self._rows] - self._images.start, v, u]
 
     def means_by_segment(
         self, head: nn.Module, encoder: bool = False, uncovered: bool = False
