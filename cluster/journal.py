@@ -28,6 +28,8 @@ from ..common import OlivineError, demand, disk_error, is_running, parse_json, r
 
 HEARTBEAT = 5.0  # seconds
 SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is taken for dead
+# A heartbeat as far in the future is none either: a clock was set back, and nobody may be waited for until it catches up.
+# A driver that is taken for dead and lives costs a unit that is done twice, with the same bytes.
 
 
 def logs_of(out: Path) -> Path:
@@ -39,7 +41,7 @@ def driver_lives(path: Path) -> bool:
     """Whether the driver that writes this event file goes on."""
     host, _, rest = path.stem.rpartition("-")[0].rpartition("-")
     try:
-        silent = time.time() - path.stat().st_mtime
+        silent = abs(time.time() - path.stat().st_mtime)
     except OSError:
         return False
     if host == socket.gethostname() and rest.isdecimal():
@@ -144,7 +146,7 @@ class Journal:
     def _abandoned(self, path: Path) -> bool:
         """Remove the claim of a dead driver; whether it is worth trying again."""
         try:
-            owner, age = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
+            owner, age = path.read_text(errors="replace"), abs(time.time() - path.stat().st_mtime)
         except FileNotFoundError:
             return True
         except OSError as error:

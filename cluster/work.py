@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Generic, Protocol, TypeVar
 
-from ..common import FULL_DISK, Failure, OlivineError, disk_error, progress
+from ..common import FULL_DISK, Failure, OlivineError, disk_error, memory_error, progress
 from .journal import Journal
 
 U = TypeVar("U")
@@ -175,10 +175,9 @@ class Runner(Generic[U, R]):
 
 
 def _reason(error: Exception) -> str:
-    what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    if isinstance(error, MemoryError) or "can't start new thread" in what:
-        return f"not enough memory ({what}). Use fewer workers, or give them more memory"
-    return what
+    if (memory := memory_error(error)) is not None:
+        return str(memory)
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
 
 
 def execute(

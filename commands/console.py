@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..common import Failure, OlivineError, disk_error
+from ..common import Failure, OlivineError, disk_error, memory_error
 
 _START = time.monotonic()
 _QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks
@@ -87,13 +87,15 @@ def run(app: typer.Typer) -> NoReturn:
     except OlivineError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail(INTERRUPTED, 1)
+        _interrupted()
     except OSError as error:
+        if (memory := memory_error(error)) is not None:
+            _fail(str(memory), 1)
         _fail(str(disk_error(error, error.filename or "output")), 1)
     except Exception as error:
         _fail_other(error)
     if code == _TYPER_INTERRUPTED:
-        _fail(INTERRUPTED, 1)
+        _interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -104,14 +106,23 @@ def _fail_other(error: Exception) -> NoReturn:
     if isinstance(error.__cause__, EOFError):  # which the option parser takes for a user's Ctrl-D
         error = error.__cause__
     if type(error).__name__ == "Abort":
-        _fail(INTERRUPTED, 1)
+        _interrupted()
     if os.environ.get("OLIVINE_TRACEBACK"):
         raise error
+    if (memory := memory_error(error)) is not None:
+        _fail(str(memory), 1)
     _fail(
         f"this is a bug in olivine ({type(error).__name__}: {error}). "
         "Run it again with OLIVINE_TRACEBACK=1 and report what it prints",
         2,
     )
+
+
+def _interrupted() -> NoReturn:
+    # Where Ctrl-C falls into Python source that is compiled at run time (a dataclass being made), CPython notes it and
+    # `python -m` ends by the signal whatever is caught; the next such source clears the note.
+    eval("None")
+    _fail(INTERRUPTED, 1)
 
 
 def _fail(line: str, code: int) -> NoReturn:

@@ -24,6 +24,7 @@ PACKAGES = (
     ("torchvision", "torchvision", "image encoders", None),
     ("numba", "numba", "projection and density", None),
     ("zarr", "zarr", "shards", None),
+    ("scikit-learn", "sklearn", "build-pairs --clusters", None),
     ("lightning-fabric", "lightning_fabric", "devices", None),
     ("nuscenes-devkit", "nuscenes", "reading nuScenes", "nuscenes"),
     ("pykitti", "pykitti", "reading KITTI", "kitti"),
@@ -53,13 +54,15 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok", f"{version} at {sys.executable}")
     versions = package_versions([name for name, *_ in PACKAGES])
+    # All at once first: apart, each imports torch again.
+    apart = not quick and _import_problem(*(module for name, module, *_ in PACKAGES if versions[name] != "absent"))
     for name, module, purpose, extra in PACKAGES:
         if versions[name] == "absent":
             wanted = f"olivine[{extra}]" if extra else "olivine"
             state = "missing" if extra else "broken"
             yield Finding(name, state, f"not installed ({purpose})", f"pip install '{wanted}'")
             continue
-        problem = None if quick else _import_problem(module)
+        problem = _import_problem(module) if apart else None
         if problem:
             yield Finding(name, "broken", f"{versions[name]} does not import: {problem}", _reinstall(name))
         else:
@@ -76,9 +79,9 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     )
 
 
-def _import_problem(module: str) -> str | None:
+def _import_problem(*modules: str) -> str | None:
     # In a process of its own: a package that breaks at import may take the interpreter with it.
-    code = f"import {module}"
+    code = f"import {', '.join(modules)}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None

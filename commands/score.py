@@ -35,6 +35,10 @@ def register(app: typer.Typer) -> None:
 def probe(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
@@ -44,7 +48,7 @@ def probe(
     from ..downstream.probe import linear_probe
     from ..downstream.settings import ProbeSettings
 
-    settings, network = _settings(ProbeSettings, given)
+    settings, network = _settings(ProbeSettings, given, augment=augment)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
     run = functools.partial(linear_probe, random=random, network=network)
     known = ("scores.json", "pre-trained", "random")
@@ -112,6 +116,9 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a fine-tuning [the newest].")] = None,
     shards: Annotated[Path | None, typer.Option(help="Shards, labelled or not [the test split, or val].")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the submission [<run>/predictions-<split>].")] = None,
+    smooth: Annotated[
+        str, typer.Option(help="none, or afi: smooth each frame's predictions over its surfaces.")
+    ] = "none",
     as_json: Json = False,
 ) -> None:
     """Write a fine-tuned network's predictions for every point, in the benchmark's own format.
@@ -126,7 +133,7 @@ def predict(
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or folder / f"predictions-{shards.name}"
     check_output(out, inputs=(checkpoint, shards))
-    console.finish("predict", run(checkpoint, shards, out), out, as_json)
+    console.finish("predict", run(checkpoint, shards, out, smooth=smooth), out, as_json)
 
 
 def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:

@@ -4,7 +4,7 @@ Nothing here knows a data set, a network or a command.
 """
 
 from .devices import gains_by_bfloat16
-from .errors import FULL_DISK, Failure, OlivineError, PathLike, disk_error
+from .errors import FULL_DISK, Failure, OlivineError, PathLike, disk_error, memory_error
 from .files import (
     MARK,
     atomic_directory,
@@ -59,6 +59,7 @@ __all__ = [
     "inside",
     "is_relative_name",
     "is_running",
+    "memory_error",
     "package_versions",
     "parse_csv",
     "parse_json",

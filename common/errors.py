@@ -42,6 +42,25 @@ class Failure:
     reason: str
 
 
+def memory_error(error: BaseException) -> OlivineError | None:
+    """The one line for an error that means that memory is used up, None for any other.
+
+    Python, NumPy, numba, PyTorch and the system each have one of their own.
+    """
+    what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    signs = ("can't start new thread", "out of memory", "can't allocate memory", "Cannot allocate memory")
+    if not (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(sign in what for sign in signs))
+    ):
+        return None
+    return OlivineError(
+        f"not enough memory ({what})",
+        remedy="use fewer workers, smaller batches, or a machine with more memory; what is finished is kept",
+    )
+
+
 def _belongs(named: str, path: str) -> bool:
     """Whether ``named`` is ``path``, a folder above or a file below it, or its half-written form."""
     inner = os.path.commonpath((named, path))
@@ -59,6 +78,12 @@ def disk_error(error: OSError, path: PathLike) -> OlivineError:
     if error.errno in FULL_DISK:
         return OlivineError(
             "the disk is full", where=path, remedy="free some space and run the command again; what is finished is kept"
+        )
+    if error.errno == errno.EFBIG:
+        return OlivineError(
+            "the file is too large for its file system or for this process (ulimit -f)",
+            where=path,
+            remedy="raise the limit or choose another --out folder, and run the command again; what is finished is kept",
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return OlivineError("no permission to write here", where=path, remedy="choose another --out folder")

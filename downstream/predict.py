@@ -17,10 +17,13 @@ from ..pairs.shards import open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
 from ..train.devices import make_fabric
 from ..train.voxelize import VoxelSettings
+from . import afi
 from .benchmarks import PredictionWriter
 from .data import CloudExamples, Examples
 from .network import Segmenter, new_head
 from .settings import FinetuneSettings
+
+SMOOTHINGS = ("none", "afi")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class PredictSummary:
     Attributes:
         frames, points: predicted.
         shares: percent of the points given each class.
+        changed: percent of the points that smoothing gave another class; None without it.
         notes: what a reader should know of the checkpoint.
     """
 
@@ -37,6 +41,7 @@ class PredictSummary:
     frames: int
     points: int
     shares: dict[str, float]
+    changed: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -63,18 +68,23 @@ def predicted_points(
         yield frame, predicted.index_select(0, example.inverse).cpu().numpy()
 
 
-def predict(checkpoint: PathLike, shards: PathLike, out: PathLike, *, accelerator: str = "auto") -> PredictSummary:
+def predict(
+    checkpoint: PathLike, shards: PathLike, out: PathLike, *, smooth: str = "none", accelerator: str = "auto"
+) -> PredictSummary:
     """Write a fine-tuned network's predictions for shards, labelled or not, in the benchmark's format.
 
     Args:
         checkpoint: folder or file of a fine-tuning.
         shards: folder of shards, for example of the test split.
         out: the submission's folder; see :class:`~olivine.downstream.benchmarks.PredictionWriter`.
+        smooth: ``none``, or ``afi`` to smooth each frame's predictions, see :mod:`~olivine.downstream.afi`.
         accelerator: as Lightning Fabric takes it; one device.
 
     Raises:
         OlivineError: the checkpoint is of no fine-tuning, or of another data set's classes.
     """
+    if smooth not in SMOOTHINGS:
+        raise OlivineError(f"--smooth {smooth}", remedy=f"choose one of {', '.join(SMOOTHINGS)}")
     path = checkpoint_file(checkpoint)
     backbone, content = load_backbone(path)
     if "head_state" not in content:
@@ -97,12 +107,17 @@ def predict(checkpoint: PathLike, shards: PathLike, out: PathLike, *, accelerato
     clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point)
     raw = content["labels"]["point_class_raw"]
     writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
-    count = np.zeros(len(classes) + 1, np.int64)
+    count, changed = np.zeros(len(classes) + 1, np.int64), 0
     for frame, predicted in predicted_points(model, clouds, range(len(frames)), "predict"):
+        if smooth == "afi":
+            before, predicted = predicted, afi.smooth(frames.points(frame)[:, :3], predicted, classes, frames.dataset)
+            changed += int((predicted != before).sum())
         writer.write(frame, predicted)
         count += np.bincount(predicted, minlength=len(count))
     writer.finish()
     total = int(count.sum())
     shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
     progress = progress_of(content)
-    return PredictSummary(Path(out), len(frames), total, shares, (progress,) if progress else ())
+    notes = (progress,) if progress else ()
+    share = None if smooth == "none" else 100 * changed / max(1, total)
+    return PredictSummary(Path(out), len(frames), total, shares, share, notes)

@@ -1,8 +1,8 @@
 """Linear probe: a linear head on the frozen backbone, scored at every original point.
 
 Protocol of REFERENCE, section 2 (OLIVINE, section 4.2): the backbone in evaluation mode, the head alone trained, by
-the same loop as fine-tuning. The clouds are not augmented by default, so that each frame's features are computed once
-(the public code rotates and flips).
+the same loop as fine-tuning. The clouds are rotated and flipped, as in the public code; without (``augment=False``) each
+frame's features are computed once, which costs a small part of it.
 """
 
 from __future__ import annotations

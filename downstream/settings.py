@@ -30,13 +30,14 @@ class SegmentationSettings:
         batch: frames of a step over all processes; None is the published 16 (nuScenes) or 10 (SemanticKITTI), but at
             most a tenth of the frames, so that small sets get steps enough.
         lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
-        augment: rotation about z and flips of x and y.
+        augment: rotation about z and flips of x and y, drawn for each frame and epoch.
         momentum, dampening, weight_decay: of SGD; the rates fall with a cosine to 0, changed every epoch.
         seed: of the head, of the order, of the augmentation and of random weights.
         accelerator, devices, nodes, precision: as Lightning Fabric takes them.
         threads: CPU threads; 0 leaves PyTorch's choice.
         checkpoint_minutes: ``last.pt`` is written at least this often, and at the end.
-        memory: bytes of a frozen backbone's features that are kept; beyond it they are computed again in each epoch.
+        memory: bytes of a frozen backbone's features that are kept where nothing is augmented; beyond it they are
+            computed again in each epoch.
     """
 
     fraction: float = 100.0
@@ -112,7 +113,9 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class ProbeSettings(SegmentationSettings):
-    """Linear probe: the head alone, on frozen features that are computed once (the public code augments)."""
+    """Linear probe: the head alone. Without ``augment`` a frame's features are computed once, not in every epoch."""
+
+    augment: bool = True
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,9 @@ def generate_labels(
             summary.notes += result.notes
             if result.pixels:
                 pixels += np.array(result.pixels, np.int64)
+    if summary.units_kept:
+        told = f"{summary.units_kept} scenes were finished before; their maps are there and were not read again"
+        summary.notes.append(f"{told} (olivine labelgen --merge compares every one with its record)")
     whole = max(int(pixels.sum()), 1)
     summary.pixels = {name: int(n) / whole for name, n in zip(("no label", *vocabulary.classes), pixels)}
     summary.seconds = time.monotonic() - start
@@ -282,8 +285,8 @@ def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, sum
             continue
         summary.units_kept += 1
         summary.images_kept += unit.image_count
-        for task in (task for batch in unit.batches for task in batch):
-            for reason in unit.differs(task, record, segments):
+        for position, task in enumerate(task for batch in unit.batches for task in batch):
+            for reason in unit.differs(task, position, record, segments):
                 summary.failures.append(Failure(f"{scene.name} {task.camera.key}", reason))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import io
+import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_json
+from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_bytes, write_json
 from ..common.images import VALUES, open_image
 from ..readers.frame import Camera
 from ..readers.index import FrameIndex, open_index
@@ -198,19 +199,29 @@ _RECORD = {
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
+    "digest?": str,
 }
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a unit or of a batch.
+    """The record of a unit or of a batch, without the digest of its own that it is checked by.
 
     Raises:
         OlivineError: it is missing, damaged, or no such record.
     """
     record: dict[str, Any] = demand(read_json(path, _REDO), _RECORD, path, _REDO)
+    stored = record.pop("digest", None)  # a record of an older olivine has none
+    if stored is not None and stored != digest(record):
+        raise OlivineError("damaged: its content does not match its digest", where=path, remedy=_REDO)
     if len(record["sha256"]) != len(record["images"]):
         raise OlivineError("has another number of digests than of images", where=path, remedy=_REDO)
     return record
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write the record of a unit or of a batch, with a digest of its own."""
+    whole = {**record, "digest": digest(record)}
+    write_bytes(path, (json.dumps(whole, sort_keys=True, separators=(",", ":")) + "\n").encode())
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..common import OlivineError, inside, sha256_file, write_bytes
 from ..readers.index import Scene
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
-from .store import encode_label_map, encode_segment_map, read_record
+from .store import encode_label_map, encode_segment_map, read_record, write_record
 
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
 
@@ -95,9 +95,12 @@ class Unit:
         shutil.rmtree(self._parts, ignore_errors=True)  # left where the process died between the two
         return record
 
-    def differs(self, task: ImageTask, record: dict[str, Any], segments: bool) -> list[str]:
-        """Why an image's maps are not those of the unit's record: a line for each file with other bytes."""
-        position = record["images"].index(task.camera.key)
+    def differs(self, task: ImageTask, position: int, record: dict[str, Any], segments: bool) -> list[str]:
+        """Why an image's maps are not those of the unit's record: a line for each file with other bytes.
+
+        Args:
+            position: of the image in the record.
+        """
         lines = []
         for file, column in zip(self.files(task, segments), ("sha256", "segment_sha256")):
             expected = record.get(column, [])[position : position + 1]  # an older olivine noted no segments
@@ -138,7 +141,7 @@ class Unit:
                 data = encode_segment_map(labelled.segment)
                 write_bytes(files[1], data)
                 record.setdefault("segment_sha256", []).append(hashlib.sha256(data).hexdigest())
-            counts += np.bincount(labelled.label.ravel(), minlength=len(counts))
+            counts += _count_values(labelled.label, len(counts))
             table = record["detections"]
             for found in labelled.detections:
                 table["image"].append(position)
@@ -151,7 +154,7 @@ class Unit:
         record["notes"] = list(result.notes)
         if not whole:
             return None
-        _write_record(self._part_path(number), record)
+        write_record(self._part_path(number), record)
         return record
 
     def finish(self, records: Sequence[dict[str, Any]]) -> None:
@@ -172,7 +175,7 @@ class Unit:
                 values = record["detections"][column]
                 merged["detections"][column] += [v + offset for v in values] if column == "image" else values
             offset += len(record["images"])
-        _write_record(self.record_path, merged)
+        write_record(self.record_path, merged)
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def discard(self) -> None:
@@ -185,12 +188,16 @@ class Unit:
                     file.unlink(missing_ok=True)
 
 
+def _count_values(label: NDArray[np.uint8], values: int) -> NDArray[np.int64]:
+    """How often each value is in a label map, int64 [values]; a few rows at a time, for np.bincount takes 8 bytes a pixel."""
+    counts = np.zeros(values, np.int64)
+    for rows in np.array_split(label, max(1, label.size >> 22)):
+        counts += np.bincount(rows.ravel(), minlength=values)
+    return counts
+
+
 def _joined(records: Sequence[dict[str, Any]], column: str) -> list[str]:
     return [value for record in records for value in record.get(column, [])]
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    write_bytes(path, (json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n").encode())
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -117,7 +117,7 @@ def verify_labels(
             again = [encode_label_map(labelled.label, vocabulary.classes)]
             if labelled.segment is not None:
                 again.append(encode_segment_map(labelled.segment))
-            reasons = unit.differs(task, record, segments)
+            reasons = unit.differs(task, record["images"].index(task.camera.key), record, segments)
             for file, data in zip(unit.files(task, segments), again):
                 if not reasons and file.read_bytes() != data:
                     reasons.append(f"{file}: has other bytes than the same settings give now")

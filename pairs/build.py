@@ -20,10 +20,11 @@ from ..readers.index import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
 from .manifest import merge_manifest, refuse_other_recipe
 from .settings import PairSettings
-from .unit import PACKAGES, Unit, UnitBuilder, UnitResult, finished, plan_units
+from .unit import Unit, UnitBuilder, UnitResult, finished, packages_of, plan_units
 
 _MISSING = "not built, or not whole; run build-pairs again, its log says why it failed"
 _MERGE_EVERY = 20.0  # seconds; what a kill leaves out of the manifest, the next run enters
+_MERGE_SHARE = 0.05  # of the time, at most, goes into merging: the manifest of a million frames takes a minute
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def build_pairs(
         partial(UnitBuilder, out, store, settings, recipe, overwrite),
         noun="frame",
         paths=(out, store.root, index.root),
-        packages=PACKAGES,
+        packages=packages_of(settings),
         lost=lambda writer: _clean(out, writer),
     )
     rows = (WorkUnit(unit.key, unit.count, unit) for unit in waiting)
@@ -138,7 +139,7 @@ def build_pairs(
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(logs, job.name, out, len(units))) if logs and waiting else None
             outcomes = execute(job, rows, executor, total=sum(unit.count for unit in waiting), journal=journal)
-            merged = time.monotonic()
+            due = time.monotonic() + _MERGE_EVERY
             for outcome in stack.enter_context(closing(outcomes)):
                 if outcome.result is None:
                     failures.append(Failure(outcome.unit.content.name, outcome.error))
@@ -146,9 +147,10 @@ def build_pairs(
                 built += outcome.result.frames
                 kept += outcome.result.kept
                 failures += outcome.result.failures
-                if time.monotonic() - merged > _MERGE_EVERY:
+                if (begun := time.monotonic()) > due:
                     merge_manifest(out, recipe, provenance, planned)
-                    merged = time.monotonic()
+                    ended = time.monotonic()
+                    due = ended + max(_MERGE_EVERY, (ended - begun) / _MERGE_SHARE)
     finally:
         manifest = merge_manifest(out, recipe, provenance, planned)
     size = sum(entry[0] for shard in manifest["shards"] for entry in shard["files"].values())
@@ -182,7 +184,7 @@ def plan_pairs(
         (account, [finished(account.out, unit) for unit in plan_units(index, split)])
         for account, split in zip(accounts, splits)
     ]
-    return Plan.of(logs, rows, parts, (store.root, index.root), PACKAGES)
+    return Plan.of(logs, rows, parts, (store.root, index.root), packages_of(settings))
 
 
 def accounts_of(

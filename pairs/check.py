@@ -105,6 +105,12 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
         yield f"points are over {MAX_DISTANCE:g} m away"
     if record.point_label is not None and record.point_label.max(initial=0) > len(shards.point_classes):
         yield f"point label {record.point_label.max()} of {len(shards.point_classes)} classes"
+    for name in ("cluster_previous", "cluster_next"):
+        column = getattr(record, name)
+        if shards.has(name) != (column is not None):
+            yield f"{name} is {'missing' if column is None else 'there, and the manifest has no clusters'}"
+        elif column is not None and not -1 <= column.min(initial=0) <= column.max(initial=0) < shards.cluster_count:
+            yield f"{name} holds {column.min()} to {column.max()}, clusters are numbered 0 to {shards.cluster_count - 1}"
     if not np.array_equal(np.bincount(record.pair_label, minlength=len(shards.classes) + 1), record.class_count):
         yield "class_count is not what the pairs' labels count to"
     if not record.pair_count:

@@ -58,6 +58,10 @@ COLUMNS = {
             optional=True,
             added_by="olivine build-pairs from a data set with point labels",
         ),
+        *(
+            Column(name, "int16", "points", optional=True, added_by="olivine build-pairs --clusters 1")
+            for name in ("cluster_previous", "cluster_next")
+        ),
         Column("pair_point", "int32", "pairs", counts="points"),
         Column("pair_camera", "uint8", "pairs", counts="images", array="pair_tag"),
         Column("pair_label", "uint8", "pairs", array="pair_tag", slot=1),

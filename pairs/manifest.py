@@ -65,7 +65,12 @@ _MANIFEST = {
         "classes": [str],
         "point_classes": [str],
         "labels": str,
-        "settings": {"images": bool, "segments": bool},
+        "settings": {
+            "images": bool,
+            "segments": bool,
+            "clusters?": Whole(),
+            "cluster_settings?": {"largest": Whole(1)},
+        },
     },
     "provenance": {"packages": {str: [str]}},
     "cameras": [str],

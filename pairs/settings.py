@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..common import OlivineError
+from .clusters import ClusterSettings
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class PairSettings:
         images: store the images; without them a set can be probed, not pre-trained on.
         jpeg_quality: of the stored images, 1..95.
         segments: carry the label store's segment maps.
+        clusters: n, to cluster each scan together with the scan n frames later, see :mod:`olivine.pairs.clusters`;
+            0 for none.
         min_depth: metres; nearer points are seen by no camera.
         distance: ``3d`` (from the sensor) or ``plane`` (in x and y), for the density.
         bandwidth: of the density: ``silverman``, ``scott`` or metres.
@@ -29,6 +32,7 @@ class PairSettings:
     images: bool = True
     jpeg_quality: int = 90
     segments: bool = False
+    clusters: int = 0
     min_depth: float = 1.0
     distance: str = "3d"
     bandwidth: float | str = "silverman"
@@ -48,6 +52,8 @@ class PairSettings:
             raise OlivineError(f"bandwidth {rule!r}", remedy="choose silverman, scott or a positive number of metres")
         if self.visibility not in ("none", "occlusion"):
             raise OlivineError(f"visibility {self.visibility!r}", remedy="choose none or occlusion")
+        if not 0 <= self.clusters <= 1000:
+            raise OlivineError(f"clusters {self.clusters}", remedy="give the frames from a scan to its partner, or 0")
         if not self.min_depth > 0:
             raise OlivineError(f"min_depth {self.min_depth}", remedy="give a positive number of metres")
         if self.workers < 1:
@@ -57,4 +63,9 @@ class PairSettings:
         """The settings that shape the shards, as plain values."""
         plain = asdict(self)
         del plain["workers"]
+        # What is off is not named, so that sets from before it existed are still the same sets.
+        if self.clusters:
+            plain["cluster_settings"] = asdict(ClusterSettings())
+        else:
+            del plain["clusters"]
         return plain

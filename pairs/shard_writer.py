@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import sha256_file
+from ..common import OlivineError, sha256_file
 from .layout import ARRAYS, COLUMNS, COMPRESSION_LEVEL
+
+MAX_CHUNK = 2**31 - 1
+"""Bytes of one frame in one array: what Zarr's Zstandard codec takes at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +51,27 @@ def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, An
         rows: list[list[Any]] = [[frame.columns[column.name] for column in columns] for frame in frames]
         if columns[0].over == "images":
             files = [row[0] for row in rows]
+            _check_chunk(name, frames, len(files[0]) * max(len(data) for row in files for data in row))
             _write(group, name, _pad_bytes(files))
             _write(group, f"{name}_bytes", np.array([[len(data) for data in row] for row in files], np.int64))
         elif columns[0].over == "frame":
             _write(group, name, np.stack([row[0] for row in rows]))
         else:
-            _write(group, name, _pad([row[0] if len(row) == 1 else np.stack(row, axis=1) for row in rows]))
+            stacked = [row[0] if len(row) == 1 else np.stack(row, axis=1) for row in rows]
+            _check_chunk(name, frames, max(values.nbytes for values in stacked))
+            _write(group, name, _pad(stacked))
     for name, column in (("point_count", "points"), ("pair_count", "pair_point")):
         _write(group, name, np.array([len(frame.columns[column]) for frame in frames], np.int64))
+
+
+def _check_chunk(name: str, frames: list[ShardFrame], size: int) -> None:
+    """Raise where one frame's values are more than a chunk can hold; ``size`` in bytes, of the longest frame."""
+    if size > MAX_CHUNK:
+        raise OlivineError(
+            f"{name} of one frame takes {size:,} bytes, a shard holds at most {MAX_CHUNK:,}",
+            where=f"frame {frames[0].token} and those after it",
+            remedy="store smaller images (--image-scale), or cut the clouds into several frames",
+        )
 
 
 def _forget_dead_thread() -> None:

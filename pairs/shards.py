@@ -99,6 +99,8 @@ else:
         bandwidth: of the density, metres.
         points: float32 [N, 4]: x, y, z in metres, raw intensity.
         point_label: uint8 [N], 0 = ignored.
+        cluster_previous, cluster_next: int16 [N], the cluster in the joint cloud with the scan ``cluster_gap`` frames
+            before and after, −1 = none.
         pair_point: int32 [M], position in the cloud.
         pair_camera, pair_label: uint8 [M]; the weak label, 0 = none.
         pair_uv: float32 [M, 2], sub-pixel position in the stored image.
@@ -300,6 +302,16 @@ class ShardSet(Sequence[FrameRecord]):
         """Whether the set carries segment maps."""
         return bool(self.manifest["recipe"]["settings"]["segments"])
 
+    @property
+    def cluster_gap(self) -> int:
+        """Frames from a scan to the one it was clustered with (``build-pairs --clusters``); 0 where there are no clusters."""
+        return int(self.manifest["recipe"]["settings"].get("clusters", 0))
+
+    @property
+    def cluster_count(self) -> int:
+        """Most clusters of two scans; they are numbered from 0."""
+        return int(self.manifest["recipe"]["settings"].get("cluster_settings", {}).get("largest", 0))
+
     @cached_property
     def image_size(self) -> NDArray[np.int64]:
         """Width and height of each camera's stored images, the largest in the set: int64 [C, 2]."""
@@ -390,7 +402,9 @@ class ShardSet(Sequence[FrameRecord]):
         """Whether every frame has a column."""
         if not COLUMNS[column].optional:
             return True
-        return bool({"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}[column])
+        known = {"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}
+        known |= dict.fromkeys(("cluster_previous", "cluster_next"), self.cluster_gap > 0)
+        return known[column]
 
     def points(self, index: int) -> NDArray[np.float32]:
         """A frame's cloud, float32 [N, 4]: x, y, z in metres, raw intensity."""

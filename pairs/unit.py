@@ -21,14 +21,18 @@ from ..common import (
 from ..labelgen.store import LabelStore
 from ..readers.frame import Frame
 from ..readers.index import FrameIndex, Scene
+from .clusters import ClusterSettings, SceneClusters
 from .frames import build_frame
 from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
 from .manifest import entry_path, is_whole, read_entry, write_entry
 from .settings import PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
 
-# What the bytes of a shard depend on besides its input.
-PACKAGES = ("olivine", "zarr", "numcodecs", "numpy", "numba", "pillow")
+
+def packages_of(settings: PairSettings) -> tuple[str, ...]:
+    """What the bytes of a shard depend on besides its input."""
+    clusters = ("scikit-learn", "scipy") if settings.clusters else ()
+    return ("olivine", "zarr", "numcodecs", "numpy", "numba", "pillow", *clusters)
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,22 @@ class UnitBuilder:
         kept_frames = stored["frames"] if stored is not None else 0
         try:
             check_replaceable(self.out / shard_name(unit.number), is_shard_file)
-            members = unit.scene.frames()[unit.first : unit.first + unit.count]
+            scene = unit.scene.frames()
         except OlivineError as error:
             return UnitResult(0, (Failure(unit.name, str(error)),), kept=kept_frames)
         frames: list[ShardFrame] = []
         kept: list[Frame] = []
         failures: list[Failure] = []
-        for position, member in enumerate(members, unit.first):
+        gap = self.settings.clusters
+        # Of the whole scene: a scan's partner may be in another shard.
+        clusters = SceneClusters(scene, gap, ClusterSettings()) if gap else None
+        for position in range(unit.first, unit.first + unit.count):
+            member = scene[position]
             step(1)
             try:
                 frame = build_frame(member, position, self.store, self.settings)
+                if clusters is not None:
+                    frame.columns.update(clusters.columns(position))
                 if kept:
                     _check_alike(member, kept[0], frame, frames[0])
             except OlivineError as error:
@@ -154,7 +164,7 @@ class UnitBuilder:
             "cameras": [camera.name for camera in kept[0].cameras],
             "image_size": np.max([frame.columns["image_size"] for frame in frames], axis=0).tolist(),
             "left_out": [[failure.unit, failure.reason] for failure in failures],
-            "packages": package_versions(PACKAGES),
+            "packages": package_versions(packages_of(self.settings)),
         }
         try:
             with atomic_directory(final, is_shard_file) as folder:

@@ -102,6 +102,9 @@ class KittiDataset:
             raise OlivineError(
                 "no point files here", where=folder / "velodyne", remedy="unpack the velodyne archive again"
             )
+        fewer = f"; sequence {sequence} has {len(clouds)} clouds for {len(data.timestamps)} times"
+        if len(clouds) < len(data.timestamps) and fewer not in self.note:
+            self.note += fewer
         labelled = self._semantic and split != "test"
         if labelled and not (folder / "labels").is_dir():
             raise OlivineError(

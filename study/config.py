@@ -7,7 +7,7 @@ preset: cpu
 seeds: [0, 1, 2]
 features: stored                   # the frozen encoder's features at the pairs, computed once; or encoder
 set: {run.steps: 300}              # for every row
-probe: {epochs: 20}
+probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
 finetune: {fraction: 1}            # none without
 rows:
   random: null                     # weights from the seed, not pre-trained

@@ -225,10 +225,11 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                         save("best.pt")
                 if log is not None:
                     log.add("epochs", {"step": step, "epoch": epoch, **log.means_of_epoch(before), **summary})
-                save("last.pt")
+                # Before last.pt: a run that is killed between the two makes this epoch, and its checkpoint, again.
                 if rank_zero and run.checkpoint_epochs and epoch % run.checkpoint_epochs == 0:
                     save(f"epoch-{epoch:04d}.pt")
                     prune(out, run.keep)
+                save("last.pt")
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > run.checkpoint_minutes * 60:
                 save("last.pt")

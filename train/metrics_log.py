@@ -97,7 +97,10 @@ class _Events:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._path = folder / f"events.out.tfevents.{time.time_ns():019d}.{socket.gethostname()}.{os.getpid()}.0"
+        # TensorBoard takes the files by name; after a clock was set back this one must still come last.
+        stamps = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+        stamp = max([time.time_ns(), *(int(text) + 1 for text in stamps if text.isascii() and text.isdigit())])
+        self._path = folder / f"events.out.tfevents.{stamp:019d}.{socket.gethostname()}.{os.getpid()}.0"
         with _disk(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "wb")  # noqa: SIM115  closed by close()

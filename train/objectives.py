@@ -1,4 +1,6 @@
-"""The methods' losses as pure functions: OLIVINE's (eq. 1, 2, 10-11, in the paper's and the public code's reading), pooling.
+"""The methods' losses as pure functions: OLIVINE's (eq. 1, 2, 10-11, in the paper's and the public code's reading).
+
+Those on segments stand in :mod:`.segment_objectives` and have their names here too.
 
 Every function takes L2-normalised embeddings of N pairs, row i of each argument belonging to pair i, and
 returns a scalar. Similarities are made and reduced in blocks of rows, so that memory is bounded for large N,
@@ -16,7 +18,19 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError
+from .segment_objectives import segment_contrast, segment_mean, soft_target_cross_entropy, tolerant_contrast
 from .vmf import log_normalizer
+
+__all__ = [
+    "dirac_consistency",
+    "info_nce",
+    "segment_contrast",
+    "segment_mean",
+    "soft_target_cross_entropy",
+    "tolerant_contrast",
+    "vmf_consistency",
+    "weakly_supervised_contrast",
+]
 
 WcdForm = Literal["paper", "reference"]
 KlAverage = Literal["pairs", "classes"]
@@ -108,23 +122,6 @@ def dirac_consistency(
     """
     with torch.autocast(point.device.type, enabled=False):
         return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
-
-
-def segment_mean(feature: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """The mean feature of each segment: sums over (count + 1e-6), as SLidR pools; not normalised.
-
-    Args:
-        feature: [N, D].
-        segment: integer [N], from 0; −1 belongs to none.
-        segments: S.
-
-    Returns:
-        [S, D]; 0 for a segment without a row.
-    """
-    kept = torch.nonzero(segment >= 0)[:, 0]
-    row = segment.index_select(0, kept).long()
-    sums = feature.new_zeros(segments, feature.shape[1]).index_add(0, row, feature.index_select(0, kept))
-    return sums / (torch.bincount(row, minlength=segments)[:, None].to(feature.dtype) + 1e-6)
 
 
 def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:

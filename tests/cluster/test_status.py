@@ -305,3 +305,14 @@ def test_a_claim_that_is_none_holds_a_unit_for_a_minute_and_no_longer(tmp_path: 
         old = time.time() - SILENT - 1
         os.utime(claim, (old, old))
         assert journal.claim("u")
+
+
+@pytest.mark.parametrize("owner", ["", "elsewhere-1-abc.jsonl"])
+def test_a_clock_that_was_set_back_leaves_no_claim_that_is_waited_for_all_day(tmp_path: Path, owner: str) -> None:
+    with Journal(tmp_path / "logs", "test", tmp_path / "out", 1) as journal:
+        tomorrow = time.time() + 86_400
+        claim, driver = tmp_path / "logs" / "claims" / "u", tmp_path / "logs" / "drivers" / "elsewhere-1-abc.jsonl"
+        for path, content in ((claim, owner), (driver, "")):
+            path.write_text(content)
+            os.utime(path, (tomorrow, tomorrow))
+        assert journal.claim("u")

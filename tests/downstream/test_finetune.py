@@ -20,7 +20,7 @@ import torch
 from olivine.common import OlivineError
 from olivine.downstream import fit, segment
 from olivine.downstream.benchmarks import training_frames
-from olivine.downstream.data import CloudExamples
+from olivine.downstream.data import CloudExamples, FrozenFeatures
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
 from olivine.downstream.predict import predict
@@ -33,7 +33,8 @@ from olivine.train.settings import load_settings
 from olivine.train.voxelize import VoxelSettings
 
 SHORT = FinetuneSettings(epochs=2, batch=2, lr=0.5, accelerator="cpu")
-HEAD = ProbeSettings(epochs=4, batch=2, accelerator="cpu")
+HEAD = ProbeSettings(epochs=4, batch=2, augment=False, accelerator="cpu")
+AUGMENTED = replace(HEAD, augment=True)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -95,16 +96,17 @@ def test_the_rate_falls_with_a_cosine_of_the_epochs(whole):
     assert rates == pytest.approx([0.5] * 4 + [0.25] * 4)
 
 
-@pytest.mark.parametrize(("kind", "at"), [("finetune", 0), ("finetune", 3), ("probe", 4)])
+@pytest.mark.parametrize(("kind", "at"), [("finetune", 0), ("finetune", 3), ("probe", 4), ("augmented probe", 9)])
 def test_a_run_stopped_at_a_step_and_resumed_ends_with_the_same_bits(
     kind, at, whole, nuscenes_world, checkpoint, tmp_path, monkeypatch
 ):
     def run(out):
         if kind == "finetune":
             return finetune(checkpoint, *nuscenes_world.splits, out, SHORT)
-        return linear_probe(checkpoint, *nuscenes_world.splits, out, HEAD, random=False)[0]
+        settings = HEAD if kind == "probe" else AUGMENTED
+        return linear_probe(checkpoint, *nuscenes_world.splits, out, settings, random=False)[0]
 
-    inner = "pre-trained" if kind == "probe" else "."
+    inner = "." if kind == "finetune" else "pre-trained"
     expected = whole[0] if kind == "finetune" else tmp_path / "whole" / inner
     result = whole[1] if kind == "finetune" else run(tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -135,6 +137,55 @@ def test_a_probe_keeps_features_or_computes_them_again_with_the_same_scores(nusc
     assert [r.name for r in probes[0]] == ["random weights", "pre-trained"]
     assert probes[0][1].scores == probes[1][0].scores != probes[0][0].scores
     assert "backbone_state" not in load_checkpoint(tmp_path / "0" / "pre-trained")
+
+
+def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_world, checkpoint):
+    """What the frozen network gets are the stored clouds up to a rotation about z and flips, drawn by epoch and frame."""
+    assert ProbeSettings().augment and settings_of(ProbeSettings, ["augment=false"]) == ProbeSettings(augment=False)
+    source, shards = read_source(checkpoint), open_shards(nuscenes_world.splits[0])
+    clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), seed=3)
+    network, seen = source.build(0), []
+    examples = FrozenFeatures(clouds, network, memory=1 << 30)
+    encode = network.encode
+
+    def recorded(cloud):
+        seen.append(cloud.points.numpy().astype(np.float64))
+        return encode(cloud)
+
+    network.encode = recorded
+    members = [(0, 1), (1, 1), (2, 1), (0, 2), (0, 1)]
+    features = [examples.batch([member]).inputs for member in members]
+    assert len(seen) == len(members)  # nothing was kept
+    matrices = []
+    for (_, frame), moved in zip(members, seen):
+        stored = shards.points(frame).astype(np.float64)
+        np.testing.assert_array_equal(moved[:, 2:], stored[:, 2:])
+        matrix = np.linalg.lstsq(stored[:, :2], moved[:, :2], rcond=None)[0]
+        np.testing.assert_allclose(moved[:, :2], stored[:, :2] @ matrix, atol=1e-4)
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=1e-6)
+        matrices.append(matrix)
+    assert np.array_equal(seen[0], seen[-1]) and torch.equal(features[0], features[-1])
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(matrices[:-1]) for b in matrices[:i])
+    # Over many draws both flips and every quarter of the circle occur.
+    cloud = np.array([[1, 0, 0, 0], [0, 1, 0, 0]], np.float32)
+    lone = SimpleNamespace(
+        intensity_offset=0.0, points=lambda frame: cloud.copy(), point_label=lambda frame: None, token=str
+    )
+    draws = CloudExamples(lone, VoxelSettings(), torch.device("cpu"), seed=0)
+    images = np.stack([draws.batch([(epoch, 0)]).inputs.points[:, :2].numpy() for epoch in range(400)])
+    turned = np.arctan2(images[:, 0, 1], images[:, 0, 0])
+    assert np.histogram(turned, 4, (-np.pi, np.pi))[0].min() > 60
+    assert 150 < (np.linalg.det(images) < 0).sum() < 250  # one flip of the two mirrors the cloud, in half of the draws
+
+
+def test_a_probe_with_and_without_augmentation_are_two_scores(nuscenes_world, checkpoint, tmp_path):
+    splits = nuscenes_world.splits
+    (plain,) = linear_probe(checkpoint, *splits, tmp_path / "probe", HEAD, random=False)
+    with pytest.raises(OlivineError, match="holds another run: augment is False there and True here"):
+        linear_probe(checkpoint, *splits, tmp_path / "probe", AUGMENTED, random=False)
+    (augmented,) = linear_probe(checkpoint, *splits, tmp_path / "other", AUGMENTED, random=False)
+    assert augmented.settings["augment"] and not plain.settings["augment"]
+    assert augmented.confusion != plain.confusion and augmented.train_frames == plain.train_frames
 
 
 def test_random_weights_are_the_seeds_and_not_the_checkpoints(checkpoint):

@@ -110,7 +110,13 @@ def test_a_fine_tuned_network_predicts_unlabelled_shards_as_it_did_the_scored_on
         summary = predict.predict(tmp_path / "run", "test", tmp_path / "b", accelerator="cpu")
     files = [sorted(p for p in (tmp_path / name).rglob("*.label")) for name in "ab"]
     assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]] and len(files[0]) == summary.frames
-    assert sum(summary.shares.values()) == pytest.approx(100)
+    assert sum(summary.shares.values()) == pytest.approx(100) and summary.changed is None
+    smoothed = predict.predict(tmp_path / "run", kitti_world.splits[1], tmp_path / "d", smooth="afi", accelerator="cpu")
+    other = [p.read_bytes() for p in sorted((tmp_path / "d").rglob("*.label"))]
+    assert smoothed.changed is not None and (smoothed.changed > 0) == (other != [p.read_bytes() for p in files[0]])
+    assert [len(data) for data in other] == [p.stat().st_size for p in files[0]]
+    with pytest.raises(OlivineError, match=r"--smooth median.*none, afi"):
+        predict.predict(tmp_path / "run", kitti_world.splits[1], tmp_path / "c", smooth="median", accelerator="cpu")
     for source, shards, message in (
         (checkpoint, kitti_world.splits[1], "holds no head for classes"),
         (tmp_path / "run", nuscenes_world.splits[1], "the classes of semantickitti, these shards are nuscenes's"),

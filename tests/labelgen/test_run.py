@@ -18,7 +18,7 @@ from olivine.labelgen.labeler import BatchResult, Labelled
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.score import score_labels
 from olivine.labelgen.settings import LabelSettings
-from olivine.labelgen.store import open_store
+from olivine.labelgen.store import open_store, read_record
 from olivine.labelgen.units import unit_batches
 from olivine.labelgen.verify import verify_labels
 
@@ -282,6 +282,35 @@ def test_a_changed_map_is_named_by_whoever_reads_it(make_world, tmp_path):
         path.unlink()
         assert generate_labels(world.index, labels, settings).failures == []
         assert path.read_bytes() == data
+
+
+def test_a_changed_record_is_found_and_made_again(make_world, tmp_path):
+    world = make_world(1, 2)
+    labels = tmp_path / "labels"
+    first = generate_labels(world.index, labels, ORACLE)
+    (path,) = (labels / "units").glob("*.json")
+    data = path.read_bytes()
+    plain = json.loads(data)
+    table = plain["detections"]
+    changes = [{"pixels": [n + 1 for n in plain["pixels"]]}, {"notes": {"0": ["x"]}}]
+    changes += [{"detections": {**table, "score": [0.5 for _ in table["score"]]}}]
+    for change in changes:
+        path.write_text(json.dumps({**plain, **change}))
+        with pytest.raises(OlivineError, match=r"damaged: its content does not match its digest\. Delete it and run"):
+            read_record(path)
+        again = generate_labels(world.index, labels, ORACLE)
+        assert (again.images, again.pixels) == (first.images, first.pixels)
+        assert path.read_bytes() == data
+    older = {key: value for key, value in plain.items() if key != "digest"}
+    path.write_text(json.dumps(older))
+    assert generate_labels(world.index, labels, ORACLE).units_kept == 1  # as an older olivine wrote it
+
+
+def test_a_second_run_says_that_it_reads_no_map_again(make_world, tmp_path):
+    world = make_world(2, 1)
+    assert generate_labels(world.index, tmp_path / "labels", ORACLE).notes == []
+    (note,) = generate_labels(world.index, tmp_path / "labels", ORACLE).notes
+    assert note.startswith("2 scenes were finished before") and "--merge" in note
 
 
 def test_merging_without_a_manifest_is_an_error(make_world, tmp_path):

@@ -20,15 +20,17 @@ from olivine.common import OlivineError, sha256_file, write_json
 from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import describe_shards
+from olivine.pairs.clusters import ClusterSettings, SceneClusters
 from olivine.pairs.frames import build_frame
 from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
 from olivine.pairs.project import look_up, project_points
 from olivine.pairs.settings import PairSettings
+from olivine.pairs.shard_writer import write_shard
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers import open_dataset
 
-SETTINGS = PairSettings(segments=True)
+SETTINGS = PairSettings(segments=True, clusters=1)
 
 
 @pytest.fixture
@@ -44,6 +46,8 @@ def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -
     assert len(shards) == len(frames) == 5
     for i, frame in enumerate(frames):
         made, record = build_frame(frame, i, store, SETTINGS), shards[i]
+        scene = next(scene for scene in store.index().scenes if scene.name == frame.scene)
+        made.columns.update(SceneClusters(scene.frames(), 1, ClusterSettings()).columns(record.frame_index))
         for name, expected in made.columns.items():
             found = getattr(record, name)
             assert found == expected if COLUMNS[name].over == "images" else np.array_equal(found, expected), name
@@ -54,6 +58,28 @@ def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -
         assert record.image_bytes is not None
         assert record.image_bytes.tolist() == [len(data) for data in made.columns["image"]]
         assert record.points.flags.writeable  # a loader may turn them in place
+
+
+class _Long(bytes):
+    def __len__(self) -> int:
+        return 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("points", np.broadcast_to(np.float32(1), (1 << 27, 4))),  # takes no memory
+        ("image", [_Long(), _Long()]),
+    ],
+)
+def test_a_frame_beyond_what_a_chunk_holds_is_one_line(
+    column: str, values: Any, built: tuple[LabelStore, ShardSet], tmp_path: Path
+) -> None:
+    store, _ = built
+    made = build_frame(next(store.index().frames("train")), 0, store, SETTINGS)
+    large = replace(made, columns={**made.columns, column: values})
+    with pytest.raises(OlivineError, match=rf"frame {made.token}.*: {column} of one frame takes 2,147,483,648 bytes"):
+        write_shard(tmp_path / "large.zarr", [large], {})
 
 
 def test_the_set_knows_what_is_in_it(built: tuple[LabelStore, ShardSet]) -> None:

@@ -92,6 +92,27 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(stage, moment, world
     assert not leftovers(tmp_path / out)
 
 
+IN_COMPILED_SOURCE = """
+import typer
+from olivine.commands.console import run
+
+app = typer.Typer()
+
+@app.command()
+def main():
+    exec("raise KeyboardInterrupt")  # as while a dataclass is made
+
+if __name__ == "__main__":
+    run(app)
+"""
+
+
+def test_ctrl_c_in_source_compiled_at_run_time_has_the_same_exit_code(tmp_path):
+    (tmp_path / "small.py").write_text(IN_COMPILED_SOURCE)
+    done = subprocess.run([sys.executable, "-m", "small"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+
+
 def test_a_stage_that_was_killed_is_finished_by_the_same_command(olivine, world, tmp_path):
     (tmp_path / "data").symlink_to(world / "data")
     with held("build-pairs", world):

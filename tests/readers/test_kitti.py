@@ -148,3 +148,14 @@ def test_damaged_files_of_a_sequence_are_one_line(semantic, tmp_path, damage):
     with pytest.raises(OlivineError, match=r"sequences/00") as error:
         index_dataset(tmp_path / "frames", "kitti", semantic)
     assert "\n" not in str(error.value)
+
+
+def test_fewer_clouds_than_times_are_said(kitti_frame, tmp_path):
+    shutil.copytree(kitti_frame, tmp_path / "set")
+    times = tmp_path / "set" / "sequences" / "00" / "times.txt"
+    times.write_text("".join(f"{k / 10:e}\n" for k in range(5)))
+    _, said = index_dataset(tmp_path / "frames", "kitti", tmp_path / "set")
+    assert "sequence 00 has 1 clouds for 5 times" in said
+    times.write_text("0.0\n")
+    _, said = index_dataset(tmp_path / "others", "kitti", tmp_path / "set")
+    assert "clouds for" not in said

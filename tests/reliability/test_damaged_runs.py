@@ -1,5 +1,6 @@
 """Damaged checkpoints, weights, rows, scores and metrics, two runs in one folder, and full disks: one line each."""
 
+import errno
 import io
 import json
 import os
@@ -317,6 +318,41 @@ def test_a_damaged_picture_of_a_shard_is_one_line(data):
         decode_crop(data, (0, 0, 2, 2), False, np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(OlivineError, match="build-pairs --check"):
         decode_segments(data, (0, 0, 2, 2), False, (2, 2))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3 GiB"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_is_used_up_is_one_line_and_no_bug(error, monkeypatch, capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def takes() -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["olivine"])
+    monkeypatch.delenv("OLIVINE_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        console.run(app)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("olivine: not enough memory")
+
+
+def test_events_of_a_resumed_run_come_last_by_name_where_the_clock_was_set_back(tmp_path, monkeypatch):
+    MetricsLog(tmp_path, 0).close()
+    monkeypatch.setattr("time.time_ns", lambda: 5)
+    MetricsLog(tmp_path, 3).close()
+    first, second = sorted((tmp_path / "tensorboard").iterdir())  # as TensorBoard takes them
+    assert first.stat().st_mtime_ns <= second.stat().st_mtime_ns
+    assert int(second.name.split(".")[3]) == int(first.name.split(".")[3]) + 1
 
 
 def test_a_file_that_ends_too_early_is_no_interruption(monkeypatch, capsys):

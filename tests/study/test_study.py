@@ -192,6 +192,7 @@ def test_a_configuration_is_everything_that_decides_a_result_and_nothing_else(sm
     assert digests({"set": {"data.workers": 3, "run.threads": 1}}) == before
     probed = digests({"probe": {"epochs": 9}})
     assert {key for key in before if before[key] != probed[key]} == {key for key in before if key[1] == "probe"}
+    assert digests({"probe": {"augment": False}})["base", "probe"] != before["base", "probe"]
     for other in (replace(ground, train=SimpleNamespace(digest="x")), replace(ground, encoder="x")):
         assert digests(ground=other)["base", "pretrain"] != before["base", "pretrain"]
     assert digests({"features": "encoder"})["base", "pretrain"] != before["base", "pretrain"]
