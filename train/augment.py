@@ -76,9 +76,9 @@ NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, cro
 _CROP_ATTEMPTS = 100
 
 
-def generator_of(seed: int, epoch: int, frame: int) -> np.random.Generator:
-    """The generator of one frame in one epoch."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, frame))))
+def generator_of(seed: int, epoch: int, frame: int, *scan: int) -> np.random.Generator:
+    """The generator of one frame in one epoch; of another scan of it with the scan's number."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, frame, *scan))))
 
 
 def rotate_and_flip(
@@ -216,9 +216,9 @@ def augment_images(
 BASE = ("points", "pair_point", "pair_camera", "pair_uv", "image_size")
 
 
-def stored_columns(columns: Iterable[str], labels: str = "weak") -> tuple[str, ...]:
-    """What is read of a stored frame to make a sample with ``columns``."""
-    named = dict.fromkeys((*BASE, *columns))
+def stored_columns(columns: Iterable[str], labels: str = "weak", base: Iterable[str] = BASE) -> tuple[str, ...]:
+    """What is read of a stored frame to make a sample with ``columns`` besides ``base``."""
+    named = dict.fromkeys((*base, *columns))
     if labels == "truth" and named.pop("pair_label", "absent") != "absent":
         named["point_label"] = None
     return tuple(name for name in named if name in STORED)
@@ -252,20 +252,61 @@ def make_sample(
             points[:, :3], record.pair_point, record.pair_camera, len(record.image_size), settings, generator
         )
     images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
-    new_index = np.cumsum(stays) - 1
-    made: dict[str, Any] = {
-        "points": points[stays],
-        "pair_point": new_index[record.pair_point[images.kept]],
-        "pair_uv": images.uv[images.kept],
-        "pair_row": np.flatnonzero(images.kept),
-        "image": images.image,
-        "segment": images.segment,
-    }
-    if labels == "truth" and "pair_label" in columns:
-        if record.point_label is None:
-            raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
-        made["pair_label"] = record.point_label[record.pair_point[images.kept]]
-    for name in {*BASE, *columns} - set(made):
-        kept = {"pairs": images.kept, "points": stays}.get(COLUMNS[name].over)
-        made[name] = getattr(record, name) if kept is None else getattr(record, name)[kept]
-    return Sample(frame, record.token, {name: np.asarray(made[name]) for name in (*BASE, *columns)})
+    made = {"points": points, "image": images.image, "segment": images.segment, "pair_uv": images.uv}
+    return Sample(frame, record.token, _columns(record, (*BASE, *columns), made, stays, images.kept, labels))
+
+
+def scan_columns(columns: Iterable[str]) -> tuple[str, ...]:
+    """What a scan without its images has: its points, ``columns``, and the points of pairs where one is over pairs."""
+    pairs = ("pair_point",) if any(COLUMNS[name].over == "pairs" for name in columns) else ()
+    return tuple(dict.fromkeys(("points", *pairs, *columns)))
+
+
+def make_scan(
+    record: FrameRecord,
+    frame: int,
+    settings: AugmentSettings,
+    generator: np.random.Generator,
+    columns: Sequence[str] = (),
+    labels: str = "weak",
+) -> Sample:
+    """Augment the cloud of a frame without its images; see :func:`make_sample`. Its pairs are those of the whole images.
+
+    Args:
+        columns: wanted, see :func:`scan_columns`.
+    """
+    points = rotate_and_flip(record.points, settings, generator)
+    stays = np.ones(len(points), bool)
+    if settings.cuboid > 0:
+        dropped = cuboid_members(points[:, :3], settings.cuboid, generator)
+        stays = stays if dropped.all() else ~dropped
+    pairs = stays[record.pair_point] if "pair_point" in columns else np.zeros(0, bool)
+    return Sample(frame, record.token, _columns(record, columns, {"points": points}, stays, pairs, labels))
+
+
+def _columns(
+    record: FrameRecord,
+    names: Iterable[str],
+    made: dict[str, Any],
+    stays: NDArray[np.bool_],
+    pair_kept: NDArray[np.bool_],
+    labels: str,
+) -> dict[str, NDArray[Any]]:
+    """Columns of an augmented frame: as ``made`` or else as stored, of the points and pairs that are left."""
+    found: dict[str, NDArray[Any]] = {}
+    value: Any
+    for name in names:
+        if name == "pair_row":
+            value = np.flatnonzero(pair_kept)
+        elif name == "pair_point":
+            value = (np.cumsum(stays) - 1)[record.pair_point[pair_kept]]
+        elif name == "pair_label" and labels == "truth":
+            if record.point_label is None:
+                raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
+            value = record.point_label[record.pair_point[pair_kept]]
+        else:
+            value = made[name] if name in made else getattr(record, name)
+            kept = {"pairs": pair_kept, "points": stays}.get(COLUMNS[name].over)
+            value = value if kept is None else value[kept]
+        found[name] = np.asarray(value)
+    return found

@@ -27,6 +27,9 @@ class Batch:
         columns: by name, those of the samples: over points [N, …], all clouds one after the other; over pairs [M, …],
             with ``pair_point`` a row of the points and ``pair_camera`` a row of the images; over images [I, …]; of
             frames [B, …].
+        scans: other scans of the frames, by how many frames they come after: batches without images, of the frames
+            that have one.
+        owner: of such a batch: the frame in the main batch that each of its frames belongs to, ascending.
     """
 
     def __init__(
@@ -37,9 +40,12 @@ class Batch:
         image_count: tuple[int, ...],
         pair_frame: Tensor,
         columns: Mapping[str, Tensor],
+        scans: Mapping[int, Batch] | None = None,
+        owner: tuple[int, ...] = (),
     ) -> None:
         self.tokens, self.frames, self.point_count, self.image_count = tokens, frames, point_count, image_count
         self.pair_frame, self.columns = pair_frame, dict(columns)
+        self.scans, self.owner = dict(scans or {}), owner
 
     def __getattr__(self, name: str) -> Tensor:
         value: Tensor = column_of(self.__dict__.get("columns", {}), name)
@@ -47,12 +53,28 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return self._with(lambda name, value: value.to(device, non_blocking=True), tuple(self.columns))
+        moved = self._with(lambda name, value: value.to(device, non_blocking=True), tuple(self.columns))
+        moved.scans = {after: scan.to(device) for after, scan in self.scans.items()}
+        return moved
 
     def point_cloud(self) -> Tensor:
         """The cloud of each point, int64 [N]."""
         count = torch.tensor(self.point_count, device=self.points.device)
         return torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+
+    def clouds(self) -> tuple[Tensor, list[int]]:
+        """The points of all clouds, those of other scans behind the frames' own, and the number of points of each."""
+        every = (self, *self.scans.values())
+        points = torch.cat([batch.points for batch in every]) if self.scans else self.points
+        return points, [count for batch in every for count in batch.point_count]
+
+    def part(self, name: str, frames: slice, pairs: slice) -> Tensor:
+        """A column of some frames, whose pairs these are."""
+        over, value = COLUMNS[name].over, getattr(self, name)
+        count = {"points": self.point_count, "images": self.image_count}.get(over, (1,) * len(self.tokens))
+        first, last = sum(count[: frames.start]), sum(count[: frames.stop])
+        part: Tensor = value[pairs] if over == "pairs" else value[first:last]
+        return part
 
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
@@ -62,13 +84,24 @@ class Batch:
     def _with(self, change: Callable[[str, Tensor], Tensor], names: Sequence[str]) -> Batch:
         columns = {name: change(name, value) if name in names else value for name, value in self.columns.items()}
         frame = change("pair_frame", self.pair_frame)
-        return Batch(self.tokens, self.frames, self.point_count, self.image_count, frame, columns)
+        counts = self.point_count, self.image_count
+        return Batch(self.tokens, self.frames, *counts, frame, columns, self.scans, self.owner)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Join samples with the same columns, each as its row of :data:`COLUMNS` says."""
+    batch = _join(samples)
+    for after in samples[0].scans:
+        found = [sample.scans[after] for sample in samples]
+        owner = tuple(i for i, scan in enumerate(found) if scan is not None)
+        if owner:
+            batch.scans[after] = _join([scan for scan in found if scan is not None], owner)
+    return batch
+
+
+def _join(samples: Sequence[Sample], owner: tuple[int, ...] = ()) -> Batch:
     points = tuple(len(sample.points) for sample in samples)
-    images = tuple(int(sample.columns["image_size"].shape[0]) for sample in samples)
+    images = tuple(len(sample.columns.get("image_size", ())) for sample in samples)
     first = {"points": np.cumsum((0, *points)), "images": np.cumsum((0, *images))}
     columns = {}
     for name in samples[0].columns:
@@ -78,10 +111,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         if column.counts is not None:
             parts = [part + first[column.counts][number] for number, part in enumerate(parts)]
         columns[name] = torch.from_numpy(np.stack(parts) if column.over == "frame" else np.concatenate(parts))
-    pairs = [len(sample.pair_point) for sample in samples]
+    pairs = [len(sample.columns.get("pair_point", ())) for sample in samples]
     pair_frame = torch.from_numpy(np.repeat(np.arange(len(samples)), pairs))
     tokens, frames = tuple(s.token for s in samples), tuple(s.frame for s in samples)
-    return Batch(tokens, frames, points, images, pair_frame, columns)
+    return Batch(tokens, frames, points, images, pair_frame, columns, owner=owner)
 
 
 def attach_to_places(batch: Batch, voxels: Voxels, place: Tensor) -> tuple[Batch, Tensor]:

@@ -57,6 +57,7 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
 
 
 def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, int]) -> StreamSettings:
+    needs = needs_of(settings)
     return StreamSettings(
         settings.seed,
         batch,
@@ -65,6 +66,8 @@ def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, in
         settings.augment,
         columns=columns_of(settings),
         labels=settings.data.labels,
+        scans=tuple(n for n in needs.scans if n),
+        scan_columns=needs.scan_columns,
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..common import OlivineError
 from .backbone import Backbone, Clouds, Features
 from .batch import Batch, attach_to_places
-from .group import Embeddings, Group
+from .group import Group
 from .method import Method
+from .scan import scans_of
 from .voxelize import VoxelSettings, voxelize
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Distiller(nn.Module):
         clouds, features = self._encode(batch)
         batch, place = attach_to_places(batch, clouds.voxels, features.place)
         _check_labels(batch, len(class_count))
-        embeddings = Embeddings(features)
+        scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0
         for parameter in self.method.parameters():
@@ -78,7 +79,7 @@ class Distiller(nn.Module):
                 counts["groups_empty"] += 1
                 continue
             key = (self.seed, step, first_group + number)
-            group = Group(batch, frames, rows, place[rows], embeddings, pixels, class_count, key)
+            group = Group(batch, frames, rows, place[rows], features, pixels, class_count, key, scans)
             for name, term in self.method(group).items():
                 found.setdefault(name, []).append(term.value)
                 total = total + term.weight * term.value
@@ -86,13 +87,16 @@ class Distiller(nn.Module):
         return total / len(starts), terms, counts
 
     def _encode(self, batch: Batch) -> tuple[Clouds, Features]:
-        voxels = voxelize(batch.points, list(batch.point_count), self.voxels)
+        points, count = batch.clouds()
+        voxels = voxelize(points, count, self.voxels)
         # Clouds left without a voxel leave no gap in the batch indices.
         present, cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)
         coordinate = torch.cat([cloud[:, None].to(voxels.coordinate.dtype), voxels.coordinate[:, 1:]], 1)
         feature = voxels.feature.to(next(self.backbone.parameters()).dtype)
-        of_point = torch.bucketize(batch.point_cloud(), present.long()).clamp(max=len(present) - 1)
-        clouds = Clouds(batch.points, of_point, voxels.replace(coordinate, feature), self.voxels, self.engine)
+        number = torch.arange(len(count), device=points.device)
+        of_point = torch.repeat_interleave(number, torch.tensor(count, device=points.device))
+        of_point = torch.bucketize(of_point, present.long()).clamp(max=len(present) - 1)
+        clouds = Clouds(points, of_point, voxels.replace(coordinate, feature), self.voxels, self.engine)
         return clouds, self.backbone.encode(clouds)
 
 

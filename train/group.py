@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,26 +11,13 @@ from torch import Tensor, nn
 from ..common import OlivineError
 from .backbone import Features
 from .batch import Batch
-from .objectives import segment_mean
-from .sample import COLUMNS
 from .sampling import generator_of
+from .scan import Scan
+from .segment_objectives import segment_mean
+from .segments import at_pixels, number_through
 
 if TYPE_CHECKING:
     from .pixel_features import PixelFeatures
-
-
-class Embeddings:
-    """A pass's embeddings by each head, made when first asked for and shared by its groups."""
-
-    def __init__(self, features: Features) -> None:
-        self._features = features
-        self._made: dict[nn.Module, Tensor] = {}
-
-    def by(self, head: nn.Module) -> Tensor:
-        """Unit embeddings at every place, [places, p]."""
-        if head not in self._made:
-            self._made[head] = self._features.embed(head)
-        return self._made[head]
 
 
 class Group:
@@ -37,12 +25,13 @@ class Group:
 
     Args:
         batch: the pass's; ``frames`` and ``rows`` the group's frames and pairs in it.
-        place: int64 [M], where the pairs' points are in the pass's ``embeddings``.
+        place: int64 [M], where the pairs' points are in the pass's ``features``.
         key: (seed, step, group), of the draws.
+        scans: the pass's scans, by how many frames they come after its frames, each with its points' places.
 
     Attributes:
         step: of the run.
-        size: M, its pairs; at least one.
+        size: M, its pairs; at least one. ``frames`` the number of its frames.
         class_count: int64 [C], pairs of each class in the whole data set, "none" first; zeros where it is not known.
         points, pixels: the two sides.
     """
@@ -53,26 +42,28 @@ class Group:
         frames: slice,
         rows: slice,
         place: Tensor,
-        embeddings: Embeddings,
+        features: Features,
         pixels: PixelFeatures | None,
         class_count: Tensor,
         key: tuple[int, int, int],
+        scans: Mapping[int, tuple[Batch, Tensor]] | None = None,
     ) -> None:
         self._batch, self._frames, self._rows, self._key = batch, frames, rows, key
         self.step, self.size, self.class_count = key[1], rows.stop - rows.start, class_count
-        self.points = Points(embeddings, place)
+        self.frames, self._scans, self._features = frames.stop - frames.start, dict(scans or {}), features
+        self.points = Points(features, place)
         self.pixels = Pixels(batch, frames, rows, pixels)
 
     def column(self, name: str) -> Tensor:
         """A column that the method's needs name: over its pairs [M, …], points or images, or one row a frame [F, …]."""
-        batch, over, value = self._batch, COLUMNS[name].over, getattr(self._batch, name)
-        if over == "pairs":
-            rows: Tensor = value[self._rows]
-            return rows
-        count = {"points": batch.point_count, "images": batch.image_count}.get(over, (1,) * len(batch.tokens))
-        first, last = sum(count[: self._frames.start]), sum(count[: self._frames.stop])
-        part: Tensor = value[first:last]
-        return part
+        return self._batch.part(name, self._frames, self._rows)
+
+    def scan(self, after: int) -> Scan | None:
+        """A scan of the frames, with all its points: their own (0), or one that the method's needs name.
+
+        None where no frame of the group has it.
+        """
+        return Scan.of_frames(self._frames, *self._scans[after], self._features) if after in self._scans else None
 
     def frame_of_pairs(self) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
@@ -94,13 +85,13 @@ class Points:
         place: the voxel (or point) whose embedding each pair has, int64 [M].
     """
 
-    def __init__(self, embeddings: Embeddings, place: Tensor) -> None:
-        self._embeddings, self.place = embeddings, place
+    def __init__(self, features: Features, place: Tensor) -> None:
+        self._features, self.place = features, place
 
     def at(self, rows: Tensor | slice, head: nn.Module) -> Tensor:
         """Unit embeddings of the pairs' points by a point head, [M', p]."""
         place = self.place[rows] if isinstance(rows, slice) else self.place.index_select(0, rows)
-        return self._embeddings.by(head).index_select(0, place)
+        return self._features.embed(head).index_select(0, place)
 
     def mean_by(self, segment: Tensor, count: int, head: nn.Module) -> Tensor:
         """Mean embedding of each segment's pairs, [count, p], not normalised; ``segment`` int64 [M], −1 = none."""
@@ -114,7 +105,7 @@ class Pixels:
         self._batch, self._rows, self._known = batch, rows, source
         start = sum(batch.image_count[: frames.start])
         self._images = slice(start, start + sum(batch.image_count[frames]))
-        self._segments: tuple[Tensor, int] | None = None
+        self._segments: dict[bool, tuple[Tensor, int]] = {}
 
     @property
     def _source(self) -> PixelFeatures:
@@ -127,25 +118,28 @@ class Pixels:
         features = self._source(self._batch, torch.cat(draws) + self._rows.start).to(dtype)
         return features.split([len(draw) for draw in draws])
 
-    def segments(self) -> tuple[Tensor, int]:
-        """The images' segments numbered through from 0, int64 [I, H, W], −1 = none; and how many there are, S."""
-        if self._segments is None:
-            segment = self._batch.segment[self._images].long()
-            image = torch.arange(len(segment), device=segment.device)[:, None, None]
-            key = torch.where(segment >= 0, image * (segment.max() + 1).clamp(min=1) + segment, -1)
-            known, number = torch.unique(key, return_inverse=True)
-            none = int(bool(len(known) and known[0] < 0))
-            self._segments = number - none, len(known) - none
-        return self._segments
+    def segments(self, uncovered: bool = False) -> tuple[Tensor, int]:
+        """The images' segments numbered through from 0, int64 [I, H, W], −1 = none; and how many there are, S.
 
-    def segment_of_pairs(self) -> Tensor:
+        With ``uncovered`` what no segment covers is one more of each image.
+        """
+        if uncovered not in self._segments:
+            self._segments[uncovered] = number_through(self._batch.segment[self._images].long() + uncovered)
+        return self._segments[uncovered]
+
+    def segment_of_pairs(self, uncovered: bool = False) -> Tensor:
         """The segment of each pair's pixel, int64 [M]; −1 where there is none."""
-        number, _ = self.segments()
-        (height, width), uv = number.shape[1:], self._batch.pair_uv[self._rows].round().long()
-        u, v = uv[:, 0].clamp(0, width - 1), uv[:, 1].clamp(0, height - 1)
-        return number[self._batch.pair_camera[self._rows] - self._images.start, v, u]
+        number, _ = self.segments(uncovered)
+        image = self._batch.pair_camera[self._rows] - self._images.start
+        return at_pixels(number, image, self._batch.pair_uv[self._rows])
 
-    def mean_by_segment(self, head: nn.Module) -> Tensor:
-        """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again."""
-        number, count = self.segments()
-        return self._source.mean_by_segment(self._batch, self._images, number, count, head)
+    def means_by_segment(
+        self, head: nn.Module, encoder: bool = False, uncovered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again.
+
+        With ``encoder`` also its mean feature by the frozen encoder, [S, E], 0 where the encoder's map has no cell of it;
+        see :class:`~.pixel_features.PixelFeatures`.
+        """
+        number, count = self.segments(uncovered)
+        return self._source.mean_by_segment(self._batch, self._images, number, count, head, encoder)

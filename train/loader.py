@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, children_ignore_ctrl_c
-from .augment import AugmentSettings, generator_of, make_sample, stored_columns
+from .augment import AugmentSettings, generator_of, make_sample, make_scan, scan_columns, stored_columns
 from .sample import STORED, Sample
 from .slots import Slots
 
 if TYPE_CHECKING:
-    from ..pairs.shards import ShardSet
+    from ..pairs.shards import FrameRecord, ShardSet
 
 _CLOUD_BYTES = 3 << 20  # in a slot, besides the images: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
@@ -60,6 +60,8 @@ class StreamSettings:
         size: (height, width) of the images.
         columns: of the samples, see :func:`~.augment.make_sample`; nothing else is read or decoded.
         labels: ``weak`` or ``truth``.
+        scans: other scans of each frame, by how many frames of its scene they come after it, and their ``scan_columns``;
+            see :func:`~.augment.make_scan`.
     """
 
     seed: int
@@ -70,6 +72,13 @@ class StreamSettings:
     shuffle: bool = True
     columns: tuple[str, ...] = ()
     labels: str = "weak"
+    scans: tuple[int, ...] = ()
+    scan_columns: tuple[str, ...] = ()
+
+    @property
+    def stored_of_scans(self) -> tuple[str, ...]:
+        """What is read of a stored frame to make another frame's scan."""
+        return stored_columns((), self.labels, scan_columns(self.scan_columns)) if self.scans else ()
 
 
 class FrameStream:
@@ -93,7 +102,7 @@ class FrameStream:
         self.count = len(self.shards)
         if self.count == 0:
             raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
-        for column in stored_columns(settings.columns, settings.labels):
+        for column in (*stored_columns(settings.columns, settings.labels), *settings.stored_of_scans):
             if not self.shards.has(column):
                 raise OlivineError(
                     f"the shards hold no {column!r}, which this run needs",
@@ -110,7 +119,7 @@ class FrameStream:
             image_bytes = pixel_bytes * settings.size[0] * settings.size[1] * len(self.shards.cameras)
             # One step is with the caller, one is being handed over, and ``prefetch`` are ahead.
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
-            self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES)
+            self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES * (1 + len(settings.scans)))
             self.pool = ProcessPoolExecutor(
                 workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
             )
@@ -190,12 +199,47 @@ def _open(path: str) -> ShardSet:
     return open_shards(path)
 
 
-def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
-    generator = generator_of(settings.seed, epoch, frame)
-    record = shards.read(frame, stored_columns(settings.columns, settings.labels))
+def frame_after(shards: ShardSet, frame: int, after: int) -> int | None:
+    """The frame of a set that comes ``after`` frames after another in its scene (before it, if negative), if it is there.
+
+    Shards hold the frames of a scene in order, and a scene may go on in the next shard.
+    """
+    shard, position = shards.locate(frame)
+    scene, wanted = shard.attributes["scene"], shard.attributes["frame_index"][position] + after
+    # A set may lack frames of a scene, so that the frame is at most so far away.
+    for other in range(frame, frame + after, 1 if after > 0 else -1):
+        other += 1 if after > 0 else -1
+        if not 0 <= other < len(shards):
+            return None
+        shard, position = shards.locate(other)
+        if shard.attributes["scene"] != scene:
+            return None
+        if shard.attributes["frame_index"][position] == wanted:
+            return other
+    return None
+
+
+def _read(shards: ShardSet, frame: int, columns: tuple[str, ...]) -> FrameRecord:
+    record = shards.read(frame, columns)
     if shards.intensity_offset:
         record.points[:, 3] += shards.intensity_offset
-    return make_sample(record, frame, settings.size, settings.augment, generator, settings.columns, settings.labels)
+    return record
+
+
+def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
+    generator = generator_of(settings.seed, epoch, frame)
+    record = _read(shards, frame, stored_columns(settings.columns, settings.labels))
+    size, augment, labels = settings.size, settings.augment, settings.labels
+    sample = make_sample(record, frame, size, augment, generator, settings.columns, labels)
+    for number, after in enumerate(settings.scans, 1):
+        other = frame_after(shards, frame, after)
+        sample.scans[after] = None
+        if other is not None:
+            generator = generator_of(settings.seed, epoch, frame, number)
+            record = _read(shards, other, settings.stored_of_scans)
+            columns = scan_columns(settings.scan_columns)
+            sample.scans[after] = make_scan(record, other, augment, generator, columns, labels)
+    return sample
 
 
 _Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns

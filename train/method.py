@@ -37,10 +37,15 @@ class Needs:
     Attributes:
         columns: of the shards (:data:`~olivine.pairs.layout.COLUMNS`), besides clouds and the pairs' points and pixels.
         encoder: the frozen image encoder's features.
+        scans: the scans of each frame, by how many frames of its scene they come after it. 0 is the frame itself; of the
+            others the clouds alone are read, and ``scan_columns``.
+        scan_columns: columns of the other scans, over points, pairs or frames.
     """
 
     columns: tuple[str, ...] = ()
     encoder: bool = True
+    scans: tuple[int, ...] = (0,)
+    scan_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

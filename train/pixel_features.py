@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,7 +56,9 @@ class PixelFeatures(Protocol):
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
         """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs."""
 
-    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+    def mean_by_segment(
+        self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module, encoder: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again.
 
         Args:
@@ -63,6 +66,11 @@ class PixelFeatures(Protocol):
             number: int64 [I, H, W], each pixel's segment from 0 over all these images, −1 = none.
             count: S.
             head: a linear layer E → p.
+            encoder: the mean of the encoder's own features as well.
+
+        Returns:
+            the means; and [S, E], the mean feature before the head over the map's cells whose pixel (nearest, rounded
+            down) is the segment's, 0 for a segment without one; without ``encoder`` [0, E].
         """
 
 
@@ -91,15 +99,34 @@ class EncodedFeatures:
             self._at_once,
         )
 
-    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+    def mean_by_segment(
+        self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module, encoder: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`PixelFeatures`. Image by image: the full-size map of one alone is kept, and made again for the gradient."""
         pixels = torch.bincount(number[number >= 0], minlength=count)
         sums = torch.zeros((), device=number.device)
+        features = torch.zeros(count if encoder else 0, self.channels, device=number.device)
+        cells = torch.zeros(len(features), 1, device=number.device)
         for i, segment in enumerate(number):
             feature_map = self._encoder(batch.image[images][i : i + 1])[0].permute(1, 2, 0)
             embedding = head(feature_map.to(next(head.parameters()).dtype))
             sums = sums + checkpoint(_sums_by_segment, embedding, segment, count, self._grid, use_reentrant=False)
-        return sums / (pixels[:, None].to(sums.dtype) + 1e-6)
+            if encoder:
+                row = _at_cells(segment, feature_map.shape[:2]).flatten()
+                kept = torch.nonzero(row >= 0)[:, 0]
+                value = feature_map.flatten(0, 1).index_select(0, kept)
+                features = features.to(torch.promote_types(features.dtype, value.dtype))
+                features.index_add_(0, row[kept], value.to(features.dtype))
+                cells += torch.bincount(row[kept], minlength=count)[:, None]
+        return sums / (pixels[:, None].to(sums.dtype) + 1e-6), features / (cells + 1e-6)
+
+
+def _at_cells(segment: Tensor, size: Sequence[int]) -> Tensor:
+    """The segment at each cell of a smaller map, by nearest as the public code resizes: [H, W] → [h, w]."""
+    rows, columns = (
+        torch.arange(n, device=segment.device) * whole // n for n, whole in zip(size, segment.shape, strict=True)
+    )
+    return segment.index_select(0, rows).index_select(1, columns)
 
 
 def _sums_by_segment(embedding: Tensor, segment: Tensor, count: int, grid: FeatureGrid) -> Tensor:
@@ -170,7 +197,9 @@ class StoredFeatures:
                 features.index_copy_(0, members, torch.from_numpy(found))
         return features.to(pairs.device)
 
-    def mean_by_segment(self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module) -> Tensor:
+    def mean_by_segment(
+        self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module, encoder: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`PixelFeatures`.
 
         Raises:

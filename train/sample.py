@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ class Sample:
     Attributes:
         frame: position in the shard set; ``token`` its name.
         columns: arrays by name, see :data:`COLUMNS`: those that the method needs.
+        scans: other scans of its scene, by how many frames they are after it; None where the scene has no such frame.
     """
 
     frame: int
     token: str
     columns: dict[str, NDArray[Any]]
+    scans: dict[int, Sample | None] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         value: NDArray[Any] = column_of(self.__dict__.get("columns", {}), name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from olivine.pairs.shards import open_shards
-from olivine.train.augment import AugmentSettings, generator_of, make_sample
+from olivine.train.augment import AugmentSettings, generator_of, make_sample, make_scan, scan_columns
 from olivine.train.batch import Batch, collate
 from olivine.train.sample import Sample
 
@@ -59,3 +59,24 @@ def test_choosing_pairs_takes_the_same_rows_of_every_column_over_pairs(batch: Ba
     assert torch.equal(some.points, batch.points) and torch.equal(some.class_count, batch.class_count)
     with pytest.raises(AttributeError, match="no column 'segment' here"):
         _ = batch.segment
+
+
+def test_other_scans_are_joined_to_batches_of_their_own(small_shards: Path) -> None:
+    shards, settings = open_shards(small_shards), AugmentSettings(cuboid=0.0)
+    columns = scan_columns(("pair_label",))
+    samples = [make_sample(shards[i], i, (40, 72), settings, generator_of(0, 0, i), ("image",)) for i in (0, 2, 3)]
+    for sample, other in zip(samples, (1, None, 4)):
+        sample.scans[1], sample.scans[2] = None, None
+        if other is not None:
+            generator = generator_of(0, 0, sample.frame, 1)
+            sample.scans[1] = make_scan(shards[other], other, settings, generator, columns)
+    batch = collate(samples)
+    assert list(batch.scans) == [1]
+    scan = batch.scans[1]
+    assert (scan.owner, scan.frames, scan.image_count) == ((0, 2), (1, 4), (0, 0))
+    points, count = batch.clouds()
+    assert count == [*batch.point_count, *scan.point_count] and len(points) == sum(count)
+    assert torch.equal(points[len(batch.points) :], scan.points)
+    second = scan.pair_frame == 1
+    expected = shards[4].points[shards[4].pair_point, 3]
+    np.testing.assert_array_equal(scan.points[scan.pair_point[second], 3].numpy(), expected)

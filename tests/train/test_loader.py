@@ -157,3 +157,92 @@ def test_shards_from_before_the_intensity_rule_are_refused_before_a_frame_is_rea
     monkeypatch.setattr("olivine.pairs.shards.read_manifest", before)
     with pytest.raises(OlivineError, match=r"intensity rule.*olivine build-pairs"):
         FrameStream(kitti_world.splits[0], StreamSettings(0, 1, (0, 1), (40, 72), AUGMENT))
+
+
+SCANS = StreamSettings(
+    3, 2, (0, 2), (40, 72), AUGMENT, columns=("image",), scans=(1, -1), scan_columns=("pair_label", "point_label")
+)
+
+
+@pytest.fixture(scope="module")
+def split_shards(make_shards: Callable[..., Path]) -> Path:
+    """Scenes of five frames and of one, two frames a shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 2)
+        return make_shards({"a": 5, "b": 1})
+
+
+def test_a_frame_comes_with_the_scans_after_and_before_it_across_shards(split_shards: Path) -> None:
+    from olivine.pairs.shards import open_shards
+
+    shards = open_shards(split_shards)
+    assert [len(frames) for frames in shards.shard_ranges] == [2, 2, 1, 1]
+    # A cuboid is dropped; the other points are those of the other frame, by their intensity.
+    seen = 0
+    for batch in FrameStream(split_shards, SCANS).batches(0, 3):
+        for sample in batch:
+            scene, number = sample.token.split("-")
+            for after in (1, -1):
+                scan, wanted = sample.scans[after], int(number) + after
+                if scene == "b" or not 0 <= wanted < 5:
+                    assert scan is None
+                    continue
+                assert scan is not None and scan.token == f"a-{wanted:04d}"
+                record = shards[scan.frame]
+                assert record.token == scan.token
+                place = {value: row for row, value in enumerate(record.points[:, 3])}
+                row = np.array([place[value] for value in scan.points[:, 3]])
+                assert len(row) > 0.5 * len(place)
+                np.testing.assert_array_equal(scan.point_label, record.point_label[row])
+                pairs = np.flatnonzero(np.isin(record.pair_point, row))
+                np.testing.assert_array_equal(row[scan.pair_point], record.pair_point[pairs])
+                np.testing.assert_array_equal(scan.pair_label, record.pair_label[pairs])
+                seen += 1
+    assert seen == 8
+
+
+def test_scans_are_the_same_with_workers_and_from_any_step_and_leave_the_frame_as_it_is(split_shards: Path) -> None:
+    from dataclasses import replace
+
+    with FrameStream(split_shards, SCANS) as alone:
+        expected, resumed = list(alone.batches(0, 4)), list(alone.batches(2, 4))
+    with FrameStream(split_shards, SCANS, workers=1) as helped:
+        found = list(helped.batches(0, 4))
+    single = list(FrameStream(split_shards, replace(SCANS, scans=())).batches(0, 4))
+    for batch, other in [*zip(expected, found), *zip(expected[2:], resumed)]:
+        for a, b in zip(batch, other):
+            assert a.token == b.token and a.scans.keys() == b.scans.keys() == {1, -1}
+            for after in (1, -1):
+                one, two = a.scans[after], b.scans[after]
+                assert (one is None) == (two is None)
+                if one is not None and two is not None:
+                    assert one.columns.keys() == two.columns.keys()
+                    for name in one.columns:
+                        np.testing.assert_array_equal(one.columns[name], two.columns[name], err_msg=name)
+    for batch, other in zip(expected, single):
+        for a, b in zip(batch, other):
+            assert not b.scans
+            for name in a.columns:
+                np.testing.assert_array_equal(a.columns[name], b.columns[name], err_msg=name)
+
+
+def test_of_another_scan_nothing_is_read_but_its_points_and_what_is_asked_for(
+    split_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from olivine.pairs.shards import Shard
+
+    read: list[str] = []
+    whole = Shard.frame
+    monkeypatch.setattr(Shard, "frame", lambda self, name, *rest: read.append(name) or whole(self, name, *rest))
+
+    def names(scans: tuple[int, ...], columns: tuple[str, ...] = ()) -> Counter[str]:
+        settings = replace(SCANS, batch=6, part=(0, 6), columns=(), scans=scans, scan_columns=columns)
+        read.clear()
+        assert len(next(iter(FrameStream(split_shards, settings).batches(0, 1)))) == 6
+        return Counter(read)
+
+    alone = names(())
+    assert names((1,)) - alone == Counter({"points": 4})
+    assert names((1,), ("pair_label",)) - alone == Counter({"points": 4, "pair_point": 4, "pair_tag": 4})

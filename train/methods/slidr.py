@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...common.settings import check_ranges
 from ..group import Group
@@ -42,7 +42,7 @@ class Slidr(Method):
 
     Settings = SlidrSettings
     exported: ClassVar[dict[str, str]] = {"final": "point_head"}
-    terms = ("superpixel",)
+    terms: tuple[str, ...] = ("superpixel",)
 
     def __init__(self, settings: SlidrSettings, context: Context) -> None:
         super().__init__(settings, context)
@@ -57,12 +57,25 @@ class Slidr(Method):
 
     def forward(self, group: Group) -> dict[str, Term]:
         """InfoNCE of the superpoints of the group's images with their superpixels."""
-        segment = group.pixels.segment_of_pairs()
-        _, count = group.pixels.segments()
+        superpoint, superpixel, _ = self.pooled(group)
+        if not len(superpoint):
+            return {}
+        return {"superpixel": Term(info_nce(superpoint, superpixel, self.temperature), 1.0)}
+
+    def pooled(self, group: Group, encoder: bool = False, uncovered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The superpixels that hold a point: superpoints [S, p], superpixels [S, p]; with ``encoder`` features [S, E].
+
+        Args:
+            encoder, uncovered: see :class:`~olivine.train.group.Pixels`.
+        """
+        segment = group.pixels.segment_of_pairs(uncovered)
+        _, count = group.pixels.segments(uncovered)
         held = torch.bincount(segment[segment >= 0], minlength=count).nonzero()[:, 0]
         if not len(held):
-            return {}
+            none = self.pixel_head.weight.new_zeros(0, 1)
+            return none, none, none
         superpoint = group.points.mean_by(segment, count, self.point_head)
-        superpixel = group.pixels.mean_by_segment(self.pixel_head)
-        value = info_nce(superpoint.index_select(0, held), superpixel.index_select(0, held), self.temperature)
-        return {"superpixel": Term(value, 1.0)}
+        superpixel, feature = group.pixels.means_by_segment(self.pixel_head, encoder, uncovered)
+        if encoder:
+            feature = feature.index_select(0, held)
+        return superpoint.index_select(0, held), superpixel.index_select(0, held), feature

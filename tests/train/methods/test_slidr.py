@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from olivine.common import OlivineError
-from olivine.labelgen.run import generate_labels
-from olivine.labelgen.settings import LabelSettings
-from olivine.labelgen.store import open_store
-from olivine.pairs.build import build_pairs
-from olivine.pairs.settings import PairSettings
-from olivine.readers import index_dataset
-from olivine.synthetic.settings import SyntheticSettings
-from olivine.synthetic.write import write_dataset
 from olivine.train.batch import Batch
 from olivine.train.group import Group
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
 from olivine.train.methods.slidr import Slidr, SlidrSettings
 from olivine.train.pixel_features import EncodedFeatures
-from olivine.train.settings import load_settings
+from olivine.train.settings import PretrainSettings
 
 
 class Given:
@@ -140,33 +132,10 @@ def test_pixels_and_pairs_without_a_segment_belong_to_none() -> None:
     assert nothing.item() == 0
 
 
-@pytest.fixture(scope="module")
-def slic_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two synthetic streets with SLIC segments."""
-    folder = tmp_path_factory.mktemp("slic")
-    write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
-    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
-    generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
-    summary = build_pairs(open_store(folder / "labels"), folder / "pairs", PairSettings(segments=True), split="train")
-    assert not summary.failures
-    return folder / "pairs"
-
-
-def settings_of(shards: Path, *changes: str):  # type: ignore[no-untyped-def]
-    quick = ["backbone.name=srunet-small", "image.encoder=small", "image.height=56", "image.width=104", "run.batch=2"]
-    quick += ["run.group=2", "data.workers=0", "voxels.size_m=0.4", "augment.crop_min_pairs=50", "optimizer.lr=0.1"]
-    quick += ["augment.cuboid_min_pairs=50", "run.accelerator=cpu", "run.steps=12", f"data.shards={shards}"]
-    return load_settings("slidr", [*quick, *changes])
-
-
-def test_the_preset_trains_on_slic_segments_and_its_loss_falls(slic_shards: Path, tmp_path: Path) -> None:
-    pretrain(settings_of(slic_shards), tmp_path / "run")
-    with open(tmp_path / "run" / "steps.csv", newline="") as handle:
-        loss = [float(row["loss_superpixel"]) for row in csv.DictReader(handle)]
-    assert np.mean(loss[-4:]) < np.mean(loss[:4]) - 0.1
-
-
-def test_shards_without_segments_name_the_commands(small_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["slidr", "st-slidr"])
+def test_shards_without_segments_name_the_commands(
+    preset: str, small_shards: Path, quick: Callable[..., PretrainSettings], tmp_path: Path
+) -> None:
     with pytest.raises(OlivineError, match=r"hold no 'segment'.*--segments slic.*build-pairs --segments"):
-        pretrain(settings_of(small_shards), tmp_path / "run")
+        pretrain(quick(preset, small_shards), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,46 @@
+"""What the tests of methods share: streets with segments, and quick settings of a preset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+from olivine.pairs.build import build_pairs
+from olivine.pairs.settings import PairSettings
+from olivine.readers import index_dataset
+from olivine.synthetic.settings import SyntheticSettings
+from olivine.synthetic.write import write_dataset
+from olivine.train.settings import PretrainSettings, load_settings
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic streets with SLIC segments, each frame in a shard of its own."""
+    folder = tmp_path_factory.mktemp("streets")
+    write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
+    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
+    generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 1)
+        settings = PairSettings(segments=True)
+        summary = build_pairs(open_store(folder / "labels"), folder / "pairs", settings, split="train")
+    assert not summary.failures
+    return folder / "pairs"
+
+
+@pytest.fixture(scope="session")
+def quick() -> Callable[..., PretrainSettings]:
+    """``quick("slidr", shards, "run.steps=3", …)``: a preset with a small network, small images and two frames a step."""
+
+    def make(preset: str, shards: Path, *changes: str) -> PretrainSettings:
+        small = ["backbone.name=srunet-small", "image.encoder=small", "image.height=56", "image.width=104"]
+        small += ["run.batch=2", "run.group=2", "run.steps=12", "run.accelerator=cpu", "data.workers=0"]
+        small += ["voxels.size_m=0.4", "augment.crop_min_pairs=50", "augment.cuboid_min_pairs=50"]
+        return load_settings(preset, [*small, f"data.shards={shards}", *changes])
+
+    return make
