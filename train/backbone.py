@@ -73,10 +73,16 @@ class Features:
     def __init__(self, cells: SparseTensor, place: Tensor, to_places: Callable[[Tensor], Tensor] | None = None) -> None:
         self.cells, self.place = cells, place
         self._to_places = to_places or (lambda value: value)
+        self._embedded: dict[nn.Module, Tensor] = {}
 
     def embed(self, head: nn.Module) -> Tensor:
-        """Embeddings at every place, [places, p]: rows of unit length in the cells, then brought to places."""
-        return self._to_places(unit_rows(head(self.cells).feature))
+        """Embeddings at every place, [places, p]: rows of unit length in the cells, then brought to places.
+
+        Each head's are made when first asked for, and kept.
+        """
+        if head not in self._embedded:
+            self._embedded[head] = self._to_places(unit_rows(head(self.cells).feature))
+        return self._embedded[head]
 
     def raw(self) -> Tensor:
         """The features themselves at every place, [places, C]."""

@@ -68,6 +68,14 @@ class Batch:
         points = torch.cat([batch.points for batch in every]) if self.scans else self.points
         return points, [count for batch in every for count in batch.point_count]
 
+    def part(self, name: str, frames: slice, pairs: slice) -> Tensor:
+        """A column of some frames, whose pairs these are."""
+        over, value = COLUMNS[name].over, getattr(self, name)
+        count = {"points": self.point_count, "images": self.image_count}.get(over, (1,) * len(self.tokens))
+        first, last = sum(count[: frames.start]), sum(count[: frames.stop])
+        part: Tensor = value[pairs] if over == "pairs" else value[first:last]
+        return part
+
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
         over_pairs = tuple(name for name in self.columns if COLUMNS[name].over == "pairs")

@@ -35,11 +35,6 @@ def columns_of(settings: PretrainSettings) -> tuple[str, ...]:
     return (*needs.columns, *images)
 
 
-def _scans_of(settings: PretrainSettings) -> dict[str, Any]:
-    needs = needs_of(settings)
-    return {"scans": tuple(n for n in needs.scans if n), "scan_columns": needs.scan_columns}
-
-
 def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameStream:
     """The training frames.
 
@@ -62,6 +57,7 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
 
 
 def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, int]) -> StreamSettings:
+    needs = needs_of(settings)
     return StreamSettings(
         settings.seed,
         batch,
@@ -70,7 +66,8 @@ def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, in
         settings.augment,
         columns=columns_of(settings),
         labels=settings.data.labels,
-        **_scans_of(settings),
+        scans=tuple(n for n in needs.scans if n),
+        scan_columns=needs.scan_columns,
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..common import OlivineError
 from .backbone import Backbone, Clouds, Features
 from .batch import Batch, attach_to_places
-from .group import Embeddings, Group
+from .group import Group
 from .method import Method
+from .scan import scans_of
 from .voxelize import VoxelSettings, voxelize
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ class Distiller(nn.Module):
         clouds, features = self._encode(batch)
         batch, place = attach_to_places(batch, clouds.voxels, features.place)
         _check_labels(batch, len(class_count))
-        embeddings = Embeddings(features)
-        scans = _scans(batch, clouds, features)
+        scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0
         for parameter in self.method.parameters():
@@ -79,7 +79,7 @@ class Distiller(nn.Module):
                 counts["groups_empty"] += 1
                 continue
             key = (self.seed, step, first_group + number)
-            group = Group(batch, frames, rows, place[rows], embeddings, pixels, class_count, key, scans)
+            group = Group(batch, frames, rows, place[rows], features, pixels, class_count, key, scans)
             for name, term in self.method(group).items():
                 found.setdefault(name, []).append(term.value)
                 total = total + term.weight * term.value
@@ -98,14 +98,6 @@ class Distiller(nn.Module):
         of_point = torch.bucketize(of_point, present.long()).clamp(max=len(present) - 1)
         clouds = Clouds(points, of_point, voxels.replace(coordinate, feature), self.voxels, self.engine)
         return clouds, self.backbone.encode(clouds)
-
-
-def _scans(batch: Batch, clouds: Clouds, features: Features) -> dict[int, tuple[Batch, Tensor]]:
-    """The frames' own scans (0) and the others, each with the place of its points, −1 outside the voxels' range."""
-    place = torch.where(clouds.voxels.inverse >= 0, features.place, -1)
-    scans = {0: batch, **batch.scans}
-    parts = place.split([sum(scan.point_count) for scan in scans.values()])
-    return {after: (scan, part) for (after, scan), part in zip(scans.items(), parts)}
 
 
 def _check_labels(batch: Batch, classes: int) -> None:
