@@ -71,7 +71,8 @@ class Batch:
     def part(self, name: str, frames: slice, pairs: slice) -> Tensor:
         """A column of some frames, whose pairs these are."""
         over, value = COLUMNS[name].over, getattr(self, name)
-        count = {"points": self.point_count, "images": self.image_count}.get(over, (1,) * len(self.tokens))
+        images = self.image_count
+        count = {"points": self.point_count, "images": images, "regions": images}.get(over, (1,) * len(self.tokens))
         first, last = sum(count[: frames.start]), sum(count[: frames.stop])
         part: Tensor = value[pairs] if over == "pairs" else value[first:last]
         return part
