@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from olivine.common import write_json
+from olivine.labelgen.regions import Regions, encode_regions
 from olivine.labelgen.store import LabelStore, encode_label_map, encode_segment_map, open_store
+from olivine.labelgen.text_table import TextTable, unit_rows, write_text_table
 from olivine.readers import open_dataset
 from olivine.readers.frame import Camera, Frame
 from olivine.readers.index import write_index
@@ -145,3 +147,32 @@ def make_frame() -> Callable[..., Frame]:
 def make_manifest() -> Callable[[Path], LabelStore]:
     """A label store of the made-up classes in a folder that holds the label maps."""
     return lambda folder: write_store(folder, CLASSES)
+
+
+def with_regions(store: LabelStore, seed: int = 0) -> LabelStore:
+    """The store with region maps of 0 to 4 regions, and a text table of five phrases."""
+    rng = np.random.default_rng(seed)
+    names = ("car", "jeep", "road", "house", "sky")
+    text = TextTable(
+        "CLIP", names, names, ("car", "car", "road", "building", ""), unit_rows(rng.normal(size=(5, 6)), "")
+    )
+    write_text_table(store.root, text)
+    for frame in store.index().frames():
+        for camera in frame.cameras:
+            count = int(rng.integers(0, 5))
+            segment = rng.integers(0, count + 1, (camera.height, camera.width)).astype(np.uint16)
+            store.segment_path(camera).write_bytes(encode_segment_map(segment))
+            feature = unit_rows(rng.normal(size=(count, 6)), "").astype(np.float16)
+            path = store.root / "regions" / f"{camera.key}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_regions(Regions(rng.integers(0, 5, count).astype(np.uint8), feature)))
+    manifest = {"schema": "1.0", "classes": list(store.classes)}
+    manifest["settings"] = {"segments": "regions", "regions": text.identity()}
+    write_json(store.root / "manifest.json", manifest)
+    return open_store(store.root)
+
+
+@pytest.fixture
+def add_regions() -> Callable[..., LabelStore]:
+    """``add_regions(store, seed)``: the store with regions."""
+    return with_regions

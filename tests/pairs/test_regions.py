@@ -12,8 +12,7 @@ import zarr
 from PIL import Image
 
 from olivine.common import OlivineError, write_json
-from olivine.labelgen.regions import Regions, encode_regions
-from olivine.labelgen.store import LabelStore, encode_segment_map, open_store
+from olivine.labelgen.store import LabelStore, open_store
 from olivine.labelgen.text_table import TextTable, unit_rows, write_text_table
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards
@@ -23,34 +22,14 @@ from olivine.pairs.shard_writer import file_table
 from olivine.pairs.shards import open_shards
 
 MakeStore = Callable[..., LabelStore]
+AddRegions = Callable[..., LabelStore]
 SETTINGS = PairSettings(segments=True, regions=True)
 
 
-def with_regions(store: LabelStore, seed: int = 0) -> LabelStore:
-    """The store with region maps of 0 to 4 regions, and a text table of five phrases."""
-    rng = np.random.default_rng(seed)
-    names = ("car", "jeep", "road", "house", "sky")
-    text = TextTable(
-        "CLIP", names, names, ("car", "car", "road", "building", ""), unit_rows(rng.normal(size=(5, 6)), "")
-    )
-    write_text_table(store.root, text)
-    for frame in store.index().frames():
-        for camera in frame.cameras:
-            count = int(rng.integers(0, 5))
-            segment = rng.integers(0, count + 1, (camera.height, camera.width)).astype(np.uint16)
-            store.segment_path(camera).write_bytes(encode_segment_map(segment))
-            feature = unit_rows(rng.normal(size=(count, 6)), "").astype(np.float16)
-            path = store.root / "regions" / f"{camera.key}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_regions(Regions(rng.integers(0, 5, count).astype(np.uint8), feature)))
-    manifest = {"schema": "1.0", "classes": list(store.classes)}
-    manifest["settings"] = {"segments": "regions", "regions": text.identity()}
-    write_json(store.root / "manifest.json", manifest)
-    return open_store(store.root)
-
-
-def test_every_region_comes_back_with_its_phrase_and_feature(make_store: MakeStore, tmp_path: Path) -> None:
-    store = with_regions(make_store({"a": 3, "b": 1}))
+def test_every_region_comes_back_with_its_phrase_and_feature(
+    make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
+) -> None:
+    store = add_regions(make_store({"a": 3, "b": 1}))
     build_pairs(store, tmp_path / "out", SETTINGS, split="train")
     shards = open_shards(tmp_path / "out")
     assert shards.has_regions and all(shards.has(f"region_{name}") for name in ("phrase", "feature", "count"))
@@ -77,15 +56,19 @@ def test_every_region_comes_back_with_its_phrase_and_feature(make_store: MakeSto
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "out").glob("text.*")} and len(before) == 2
 
 
-def test_a_region_without_a_feature_leaves_its_frame_out(make_store: MakeStore, tmp_path: Path) -> None:
-    store = with_regions(make_store({"a": 2}))
+def test_a_region_without_a_feature_leaves_its_frame_out(
+    make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
+) -> None:
+    store = add_regions(make_store({"a": 2}))
     camera = next(store.index().frames()).cameras[0]
     Image.fromarray(np.full((36, 64), 7, np.uint8)).save(store.segment_path(camera))
     (failure,) = build_pairs(store, tmp_path / "out", SETTINGS, split="train").failures
     assert "holds the region 7, and there are" in failure.reason and f"{camera.key}.png" in failure.reason
 
 
-def test_a_store_or_set_without_regions_says_what_makes_them(make_store: MakeStore, tmp_path: Path) -> None:
+def test_a_store_or_set_without_regions_says_what_makes_them(
+    make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
+) -> None:
     store = make_store({"a": 1})
     with pytest.raises(OlivineError, match=r"no regions.*--labeler regions --regions DIR"):
         build_pairs(store, tmp_path / "out", SETTINGS, split="train")
@@ -99,9 +82,9 @@ def test_a_store_or_set_without_regions_says_what_makes_them(make_store: MakeSto
 
 
 def test_another_text_table_beside_the_shards_is_refused_by_name_and_digest(
-    make_store: MakeStore, tmp_path: Path
+    make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
 ) -> None:
-    store, out = with_regions(make_store({"a": 1})), tmp_path / "out"
+    store, out = add_regions(make_store({"a": 1})), tmp_path / "out"
     build_pairs(store, out, SETTINGS, split="train")
     known = store.text
     narrow = TextTable("SigLIP", known.phrases, known.categories, known.classes, unit_rows(np.eye(5, 5), ""))
@@ -126,10 +109,10 @@ def test_another_text_table_beside_the_shards_is_refused_by_name_and_digest(
     ],
 )
 def test_regions_that_cannot_be_are_found_by_the_check(
-    array: str, place: tuple, value: float, said: str, make_store: MakeStore, tmp_path: Path
+    array: str, place: tuple, value: float, said: str, make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    build_pairs(with_regions(make_store({"a": 1}), seed=2), out, SETTINGS, split="train")
+    build_pairs(add_regions(make_store({"a": 1}), seed=2), out, SETTINGS, split="train")
     folder = out / "shard-00000.zarr"
     stored = zarr.open_group(str(folder), mode="a")[array]
     values = stored[...]
@@ -143,8 +126,10 @@ def test_regions_that_cannot_be_are_found_by_the_check(
     assert any(said in reason for reason in reasons), reasons
 
 
-def test_sets_of_another_text_table_are_not_mixed(make_store: MakeStore, tmp_path: Path) -> None:
-    build_pairs(with_regions(make_store({"a": 2})), tmp_path / "out", SETTINGS, split="train")
+def test_sets_of_another_text_table_are_not_mixed(
+    make_store: MakeStore, add_regions: AddRegions, tmp_path: Path
+) -> None:
+    build_pairs(add_regions(make_store({"a": 2})), tmp_path / "out", SETTINGS, split="train")
     store = open_store(tmp_path / "labels")
     manifest = json.loads((store.root / "manifest.json").read_text())
     text = store.text

@@ -30,12 +30,14 @@ from olivine.pairs.shard_writer import write_shard
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers import open_dataset
 
-SETTINGS = PairSettings(segments=True, clusters=1)
+SETTINGS = PairSettings(segments=True, regions=True, clusters=1)
 
 
 @pytest.fixture
-def built(make_store: Callable[..., LabelStore], tmp_path: Path) -> tuple[LabelStore, ShardSet]:
-    store = make_store({"a": 3, "b": 2})
+def built(
+    make_store: Callable[..., LabelStore], add_regions: Callable[..., LabelStore], tmp_path: Path
+) -> tuple[LabelStore, ShardSet]:
+    store = add_regions(make_store({"a": 3, "b": 2}))
     build_pairs(store, tmp_path / "pairs", SETTINGS, split="train")
     return store, open_shards(tmp_path / "pairs")
 
