@@ -2,14 +2,14 @@
 
 NumPy and numba only; the loader's workers import this file and no torch. Every random number comes from a generator made of
 (seed, epoch, frame), so that neither the number of workers nor the order of frames changes anything. The order is the
-public code's: rotation, flips, cuboid, crop, image flip.
+public code's: points outside a circle, rotation, flips, cuboid, crop, image flip.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """What is done to a training frame; validation frames are only resized.
+    """What is done to a training frame; validation frames are only resized (see :func:`without_augmentation`).
 
     Attributes:
+        circle: (radius, lowest z, highest z) in metres: points outside are left out first, with their pairs, as the
+            public code does it for VoxelNet; None leaves out none.
         rotate: rotation about z by a uniform angle in [0, 2π).
         flip_axes: flip of x and of y, each with probability ½.
         cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
@@ -46,6 +48,7 @@ class AugmentSettings:
             :func:`~olivine.train.augment_kernels.move_pairs`.
     """
 
+    circle: tuple[float, float, float] | None = None
     rotate: bool = True
     flip_axes: bool = True
     cuboid: float = 0.2
@@ -69,9 +72,19 @@ class AugmentSettings:
                     f"augment.{name} is {low:g} to {high:g}",
                     remedy=f"give least and largest, over 0{' and at most 1' if most == 1 else ''}",
                 )
+        if self.circle is not None and not (self.circle[0] > 0 and self.circle[1] < self.circle[2]):
+            raise OlivineError(
+                f"augment.circle is {list(self.circle)}", remedy="give a radius and two heights, as [51.2, -5, 3]"
+            )
 
 
 NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, crop=False, flip_image=0.0)
+
+
+def without_augmentation(settings: AugmentSettings) -> AugmentSettings:
+    """Whole clouds and pictures; the circle and the rounding of pixels stay."""
+    return replace(NO_AUGMENTATION, circle=settings.circle, round_pixels=settings.round_pixels)
+
 
 _CROP_ATTEMPTS = 100
 
@@ -95,6 +108,16 @@ def rotate_and_flip(
         matrix[:2] *= flips[:, None]
     moved: NDArray[np.float32] = turn(points, matrix[:2, :2])
     return moved
+
+
+def inside_circle(points: NDArray[np.float32], circle: tuple[float, float, float] | None) -> NDArray[np.bool_]:
+    """Which points [N, ≥3] lie in a circle around the sensor and between two heights, borders included; bool [N]."""
+    if circle is None:
+        return np.ones(len(points), bool)
+    radius, low, high = circle
+    x, y, z = points[:, :3].T
+    inside: NDArray[np.bool_] = (x * x + y * y <= np.float32(radius * radius)) & (z >= low) & (z <= high)
+    return inside
 
 
 def cuboid_members(xyz: NDArray[np.float32], largest: float, generator: np.random.Generator) -> NDArray[np.bool_]:
@@ -246,11 +269,11 @@ def make_sample(
         OlivineError: an image cannot be decoded, or there is no ground truth.
     """
     points = rotate_and_flip(record.points, settings, generator)
-    stays = np.ones(len(points), bool)
-    if settings.cuboid > 0:
-        stays = drop_cuboid(
-            points[:, :3], record.pair_point, record.pair_camera, len(record.image_size), settings, generator
-        )
+    stays = inside_circle(record.points, settings.circle)
+    if settings.cuboid > 0 and stays.any():
+        held, number = stays[record.pair_point], np.cumsum(stays) - 1
+        left = points[stays, :3], number[record.pair_point[held]], record.pair_camera[held]
+        stays[stays] = drop_cuboid(*left, len(record.image_size), settings, generator)
     images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
     made = {"points": points, "image": images.image, "segment": images.segment, "pair_uv": images.uv}
     return Sample(frame, record.token, _columns(record, (*BASE, *columns), made, stays, images.kept, labels))
@@ -276,10 +299,10 @@ def make_scan(
         columns: wanted, see :func:`scan_columns`.
     """
     points = rotate_and_flip(record.points, settings, generator)
-    stays = np.ones(len(points), bool)
+    stays = inside_circle(record.points, settings.circle)
     if settings.cuboid > 0:
-        dropped = cuboid_members(points[:, :3], settings.cuboid, generator)
-        stays = stays if dropped.all() else ~dropped
+        left = stays & ~cuboid_members(points[:, :3], settings.cuboid, generator)
+        stays = left if left.any() else stays
     pairs = stays[record.pair_point] if "pair_point" in columns else np.zeros(0, bool)
     return Sample(frame, record.token, _columns(record, columns, {"points": points}, stays, pairs, labels))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError, gains_by_bfloat16
-from .augment import NO_AUGMENTATION
+from .augment import without_augmentation
 from .backbone import Backbone, build_backbone
 from .devices import Share
 from .encoder import ImageEncoder
@@ -76,7 +76,9 @@ def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[
     group = settings.run.group
     assert settings.data.validation is not None
     what = _stream_settings(settings, group * world, (group * rank, group * (rank + 1)))
-    stream = FrameStream(settings.data.validation, replace(what, augment=NO_AUGMENTATION, shuffle=False))
+    stream = FrameStream(
+        settings.data.validation, replace(what, augment=without_augmentation(settings.augment), shuffle=False)
+    )
     frames = min(stream.count, settings.run.validate_frames)
     return stream, max(1, frames // (group * world))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -33,7 +32,7 @@ from ..common import (
     write_json,
 )
 from ..pairs.shards import ShardSet
-from .augment import BASE, NO_AUGMENTATION, AugmentSettings, augment_images, generator_of
+from .augment import BASE, augment_images, generator_of, without_augmentation
 from .backbone import unit_rows
 from .batch import Batch
 from .build import build_encoder
@@ -289,7 +288,7 @@ def store_pixel_features(
             record,
             np.ones(len(record.pair_uv), bool),
             (settings.image.height, settings.image.width),
-            _whole_images(settings),
+            without_augmentation(settings.augment),
             generator_of(0, 0, index),
         )
         assert images.image is not None
@@ -322,10 +321,6 @@ def _identity(settings: PretrainSettings, shards: ShardSet, encoder: ImageEncode
         "feature_grid": image.feature_grid,
         "round_pixels": settings.augment.round_pixels,
     }
-
-
-def _whole_images(settings: PretrainSettings) -> AugmentSettings:
-    return replace(NO_AUGMENTATION, round_pixels=settings.augment.round_pixels)
 
 
 def _is_stored(folder: Path, frame: int) -> bool:

@@ -19,6 +19,7 @@ from olivine.train.augment import (
     choose_crop,
     generator_of,
     rotate_and_flip,
+    without_augmentation,
 )
 from olivine.train.augment_kernels import move_pairs
 from olivine.train.decode import decode_crop
@@ -208,6 +209,39 @@ def test_a_cuboid_takes_its_points_and_their_pairs_and_is_put_back_when_it_costs
     strict = replace(NO_AUGMENTATION, cuboid=1.0, cuboid_min_pairs=limit)
     kept = [len(make_sample(record, 0, SIZE, strict, generator_of(0, e, 0)).points) for e in range(5)]  # type: ignore[arg-type]
     assert 2000 in kept
+
+
+def test_a_circle_is_taken_before_the_augmentation_as_the_public_code_does_for_voxelnet() -> None:
+    """The same sample as of a frame that never held the other points: cuboid, crops and numbers of pairs included."""
+    record = frame()
+    x, y, z = record.points[:, :3].astype(np.float64).T
+    inside = (np.sqrt(x**2 + y**2) <= 22) & (z >= -15) & (z <= 12)
+    held = inside[record.pair_point]
+    assert 300 < inside.sum() < 1500 and 300 < held.sum() < 2500
+    pairs = ("pair_camera", "pair_label", "pair_uv", "pair_density")
+    smaller = replace(
+        record,
+        points=record.points[inside],
+        point_label=record.point_label[inside],  # type: ignore[index]
+        pair_point=(np.cumsum(inside) - 1)[record.pair_point[held]].astype(np.int32),
+        **{name: getattr(record, name)[held] for name in pairs},
+    )
+    settings = AugmentSettings(cuboid=0.6, cuboid_min_pairs=200, crop_min_pairs=300, cuboid_keeps="all images")
+    circle = replace(settings, circle=(22, -15, 12))
+    dropped = 0
+    for epoch in range(8):
+        expected = make_sample(smaller, 0, SIZE, settings, generator_of(0, epoch, 0))
+        found = make_sample(record, 0, SIZE, circle, generator_of(0, epoch, 0))
+        for name, value in expected.columns.items():
+            np.testing.assert_array_equal(found.columns[name], value)
+        dropped += len(expected.points) < inside.sum()
+    assert dropped > 0  # some of the cuboids stayed
+    # Held-out frames are cut by it too, and are whole otherwise.
+    sample = make_sample(record, 0, SIZE, without_augmentation(circle), generator_of(0, 0, 0))
+    np.testing.assert_array_equal(sample.points, record.points[inside])
+    # A frame with nothing inside has no points and no pairs.
+    nothing = make_sample(record, 0, SIZE, replace(settings, circle=(1, 1e3, 1e4)), generator_of(0, 0, 0))
+    assert len(nothing.points) == len(nothing.pair_point) == 0
 
 
 def test_rounded_pixels_are_the_public_codes() -> None:

@@ -60,6 +60,31 @@ def test_20_steps_on_a_keyframe_and_every_loss_falls(keyframe_shards: Path, tmp_
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_voxelnets_reference_runs_and_its_pairs_are_those_in_the_circle(small_shards: Path, tmp_path: Path) -> None:
+    quick = [
+        "run.steps=2",
+        "run.batch=5",
+        "run.group=5",
+        "run.accelerator=cpu",
+        "method.warmup=0.5",
+        "method.pairs=100",
+    ]
+    quick += ["image.encoder=small", "image.height=40", "image.width=72", "augment.cuboid=0", "augment.crop=false"]
+    quick += ["voxels.size_m=0.4", "voxels.range_m=[-12.8, -12.8, -5, 12.8, 12.8, 3]", "augment.circle=[8, -1.5, 1]"]
+    settings = load_settings("voxelnet-reference", [*quick, f"data.shards={small_shards}"])
+    pretrain(settings, tmp_path / "run")
+    shards, count = open_shards(small_shards), 0
+    for frame in (shards[i] for i in range(len(shards))):
+        x, y, z = frame.points[frame.pair_point, :3].astype(np.float64).T
+        # Whole pictures whose pixels are rounded keep every pair but those that round to beyond the border.
+        u, v = np.rint(np.rint(frame.pair_uv) * (72 / 128, 40 / 72)).T
+        count += int(((np.hypot(x, y) <= 8) & (z >= -1.5) & (z <= 1) & (u < 72) & (v < 40)).sum())
+    table = rows(tmp_path / "run" / "steps.csv")
+    assert [float(row["pairs"]) for row in table] == [count] * 2
+    assert all(np.isfinite(float(row["loss"])) for row in table)
+    assert float(table[1]["loss_scr"]) and not table[0]["loss_scr"]
+
+
 @pytest.fixture(scope="module")
 def whole_run(small_shards: Path, small_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 steps that nothing stopped."""

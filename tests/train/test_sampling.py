@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from olivine.common import OlivineError
+from olivine.train.methods._batch_density import batch_density
 from olivine.train.sampling import draw_without_replacement, generator_of, sampling_probability
 
 D = torch.tensor([0.5, 0.1, 0.01, 0.2, 0.2, 1e-8])
@@ -42,6 +43,17 @@ def test_bad_inputs_are_named() -> None:
         sampling_probability(D * 0, S, F)
     with pytest.raises(OlivineError, match="count 0"):
         sampling_probability(D, S * 0 + 2, F)
+
+
+@pytest.mark.parametrize("voxel_size", [0.1, None])
+def test_the_density_over_a_batch_is_scipys_of_whole_distances(voxel_size: float | None) -> None:
+    """Of whole voxels, or rounded to a metre (None); Silverman's bandwidth as the public code writes it."""
+    xy = np.random.default_rng(0).normal(0, 20, (3000, 2)).astype(np.float32)
+    distance = np.hypot(*xy.T.astype(np.float64))
+    whole = np.rint(distance) if voxel_size is None else np.floor(distance / voxel_size)
+    # SciPy's factor times the unbiased standard deviation is the bandwidth.
+    expected = stats.gaussian_kde(whole, 1.06 * len(whole) ** -0.2)(whole)
+    np.testing.assert_allclose(batch_density(torch.from_numpy(xy), voxel_size).numpy(), expected, rtol=1e-10)
 
 
 def test_a_draw_repeats_and_has_no_pair_twice() -> None:

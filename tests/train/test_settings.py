@@ -12,7 +12,7 @@ from olivine.common.settings import flat_values, settings_to_plain, settings_to_
 from olivine.train.settings import load_settings, preset_names, read_settings
 
 
-@pytest.mark.parametrize("preset", ["paper", "reference", "cpu"])
+@pytest.mark.parametrize("preset", ["paper", "reference", "voxelnet", "voxelnet-reference", "cpu"])
 def test_every_preset_loads_and_survives_printing(preset: str) -> None:
     assert preset in preset_names()
     settings = load_settings(preset)
@@ -70,6 +70,17 @@ def test_the_reference_preset_differs_where_the_public_code_does() -> None:
     }
 
 
+def test_voxelnets_reference_differs_from_voxelnet_as_the_public_code_does() -> None:
+    paper, reference = (flat_values(load_settings(name)) for name in ("paper", "reference"))
+    plain, theirs = (flat_values(load_settings(name)) for name in ("voxelnet", "voxelnet-reference"))
+    different = {key for key in plain if plain[key] != theirs[key]}
+    shared = {key for key in paper if paper[key] != reference[key]} - {"voxels.grid", "voxels.crop"}
+    assert different == shared | {"augment.circle"}
+    assert all(theirs[key] == reference[key] for key in shared - {"name", "method.density"})
+    assert theirs["augment.circle"] == (51.2, -5, 3) and theirs["method.density"] == "batch metres"
+    assert theirs["method.kl_average"] == "classes"
+
+
 def test_set_changes_a_value_by_its_full_or_its_only_name() -> None:
     settings = load_settings("cpu", ["optimizer.lr=1e-3", "method.scr=false", "epochs=7", "augment.crop_area=[0.5, 1]"])
     assert settings.optimizer.lr == 1e-3
@@ -90,6 +101,7 @@ def test_set_changes_a_value_by_its_full_or_its_only_name() -> None:
         ("method.scr=3", "expected true or false"),
         ("method.mode=uniform", r"expected random \| density"),
         ("augment.crop_area=[1]", "list of 2"),
+        ("augment.circle=[51.2, 3, -5]", r"augment.circle is \[51.2, 3.0, -5.0\]. Give a radius and two heights"),
         ("run.batch=2.5", "whole number"),
         ("run=3", "no setting 'run'"),
         ("run.epochs", "not key=value"),

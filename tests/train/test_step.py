@@ -204,6 +204,7 @@ def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(
         ["method.mode=density"],
         ["method.mode=category", "method.frequency=frame"],
         ["method.density=batch", "method.frequency=batch"],
+        ["method.density=batch metres", "method.frequency=batch"],
         ["image.feature_grid=stride"],
     ],
 )

@@ -42,7 +42,8 @@ class OlivineSettings(MethodSettings):
         background: label 0 is one more class, or is left out of those terms.
         mode: of the draw for ``wcd``; that for ``ppkt`` is uniform.
         frequency: class frequency over the data set, each frame, or the group at hand.
-        density: as stored in the shards, or over the group's pairs as the public code makes it.
+        density: as stored in the shards, or over the group's pairs as the public code makes it: of distances in whole
+            voxels (SR-UNet) or in whole metres (VoxelNet).
         distribution: of each class in ``scr``.
         kl_average: over pairs, or in each class and then over classes.
         warmup: fraction of all steps in which only the class statistics run; then ``scr`` begins.
@@ -64,7 +65,7 @@ class OlivineSettings(MethodSettings):
     background: Literal["class", "ignored"] = "class"
     mode: Literal["random", "density", "category", "dcas"] = "dcas"
     frequency: Literal["dataset", "frame", "batch"] = "dataset"
-    density: Literal["shard", "batch"] = "shard"
+    density: Literal["shard", "batch", "batch metres"] = "shard"
     scr: bool = True
     scr_weight: float = 1.0
     distribution: Literal["vmf", "dirac"] = "vmf"
@@ -185,7 +186,7 @@ class Olivine(Method):
             return torch.ones(group.size, device=group.class_count.device)
         if self.settings.density == "shard":
             return group.column("pair_density")
-        return batch_density(group.points_of_pairs(), self.voxel_size)
+        return batch_density(group.points_of_pairs(), self.voxel_size if self.settings.density == "batch" else None)
 
     def _consistency(self, group: Group) -> Tensor | None:
         """L_kl of the group's pairs once the warm-up is over; before, and where they move on, their class sums."""
