@@ -58,8 +58,11 @@ def labelgen(
     root: Annotated[Path | None, typer.Option(help="The data set's folder [data/<dataset>].")] = None,
     version: Annotated[str | None, typer.Option(help="nuScenes version [the largest present].")] = None,
     out: Annotated[Path | None, typer.Option(help="Label folder [data/labels/<dataset>].")] = None,
-    labeler: Annotated[str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle or import.")] = "auto",
+    labeler: Annotated[
+        str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import or regions.")
+    ] = "auto",
     camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,
+    regions: Annotated[Path | None, typer.Option(help="regions: the folder of regions, see docs/regions.md.")] = None,
     classes: Annotated[Path | None, typer.Option(help="import: a file with each value's meaning, or seem.")] = None,
     error: Annotated[str, typer.Option(help="oracle: its errors; none for exact labels.")] = "default",
     prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
@@ -78,7 +81,7 @@ def labelgen(
     overlap: Annotated[str, typer.Option(help="layered (stuff, then things) or reference.")] = "layered",
     min_area: Annotated[int, typer.Option(help="Drop masks under this many pixels.")] = 0,
     max_components: Annotated[int, typer.Option(help="Drop masks of more pieces; 0 for no limit.")] = 0,
-    segments: Annotated[str, typer.Option(help="Segment maps too: none, masks, sam or slic.")] = "none",
+    segments: Annotated[str, typer.Option(help="Segment maps too: none, masks, sam, slic or regions.")] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
@@ -110,6 +113,7 @@ def labelgen(
     settings = LabelSettings(
         labeler=labeler,
         camseg=camseg,
+        regions=regions,
         classes=classes,
         error=error,
         prompts=prompts,
@@ -128,13 +132,13 @@ def labelgen(
         overlap=overlap,
         min_area=min_area,
         max_components=max_components,
-        segments=segments,
+        segments="regions" if labeler == "regions" else segments,
         device=device,
         precision=precision,
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
         seed=seed,
     )
-    check_output(out, inputs=(root, camseg, weights), known=("frames",))
+    check_output(out, inputs=(root, camseg, regions, weights), known=("frames",))
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
@@ -223,6 +227,7 @@ def build_pairs(
     jpeg_quality: Annotated[int, typer.Option(help="Of the stored images.")] = 90,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Store the images.")] = True,
     segments: Annotated[bool, typer.Option("--segments", help="Carry the label store's segment maps.")] = False,
+    regions: Annotated[bool, typer.Option("--regions", help="Carry the label store's regions.")] = False,
     clusters: Annotated[int, typer.Option(help="Cluster each scan with the one so many frames later; 0: none.")] = 0,
     visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
     distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
@@ -258,7 +263,8 @@ def build_pairs(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
         images=images,
         jpeg_quality=jpeg_quality,
-        segments=segments,
+        segments=segments or regions,
+        regions=regions,
         clusters=clusters,
         visibility=visibility,
         distance=distance,

@@ -48,7 +48,8 @@ def memory_error(error: BaseException) -> OlivineError | None:
     Python, NumPy, numba, PyTorch and the system each have one of their own.
     """
     what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    signs = ("can't start new thread", "out of memory", "can't allocate memory", "Cannot allocate memory")
+    # The last is oneDNN's, for whatever it could not allocate.
+    signs = ("can't start new thread", "out of memory", "can't allocate memory", "could not create a primitive")
     if not (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..readers.frame import Camera, Frame
 from .prompts import Vocabulary
+from .regions import RegionLabeler, Regions
 from .settings import LabelSettings
 
 
@@ -61,11 +62,13 @@ class Labelled:
         label: uint8 [H, W], values 0..K.
         detections: in the labeler's order.
         segment: uint16 [H, W] or None.
+        regions: phrase and feature of each segment, or None.
     """
 
     label: NDArray[np.uint8]
     detections: tuple[Detection, ...] = ()
     segment: NDArray[np.uint16] | None = None
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def make_labeler(name: str, settings: LabelSettings, vocabulary: Vocabulary, roo
         from .import_labels import ImportLabeler
 
         return ImportLabeler(settings, vocabulary)
+    if name == "regions":
+        return RegionLabeler(settings, vocabulary)
     if name == "hf-grounded-sam":
         from .hf_grounded_sam import make_hf_grounded_sam
 

@@ -16,8 +16,10 @@ from ..common import OlivineError, demand, read_json
 from ..common.settings import read_yaml_file
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import Vocabulary
+from .regions import Regions
 from .settings import LabelSettings
 from .store import read_values
+from .text_table import MAX_PHRASES, TextTable, unit_rows
 
 _REMAKE = "make the data set again with olivine synth"
 
@@ -52,6 +54,7 @@ class ErrorModel:
         confusion_matrix: class → {class: probability}, instead of ``confusion`` where given.
         leakage: probability that a region of stuff spills over unlabelled pixels and other stuff around it.
         leakage_distance: how far it spills, in pixels.
+        feature: length of the random vector that is added to the unit feature of a region.
     """
 
     boundary: float = 2.0
@@ -61,12 +64,15 @@ class ErrorModel:
     confusion_matrix: dict[str, dict[str, float]] = field(default_factory=dict)
     leakage: float = 0.1
     leakage_distance: float = 16.0
+    feature: float = 0.5
 
     def __post_init__(self) -> None:
         for key in ("missed", "confusion", "leakage"):
             if not 0 <= getattr(self, key) <= 1:
                 raise OlivineError(f"error model: {key} is {getattr(self, key)}", remedy="give a probability")
         # Written so that a NaN fails every test.
+        if not 0 <= self.feature <= 100:
+            raise OlivineError(f"error model: feature is {self.feature}", remedy="give a length from 0 to 100")
         for key in ("boundary", "leakage_distance"):
             if not 0 <= getattr(self, key) <= MAX_PIXELS:
                 what = "is negative" if getattr(self, key) < 0 else f"is {getattr(self, key)}"
@@ -94,7 +100,7 @@ class ErrorModel:
         return {c: self.confusion / len(others) for c in others}
 
 
-NO_ERROR = ErrorModel(boundary=0, missed=0, confusion=0, leakage=0)
+NO_ERROR = ErrorModel(boundary=0, missed=0, confusion=0, leakage=0, feature=0)
 
 
 def parse_error_model(text: str) -> ErrorModel:
@@ -254,7 +260,8 @@ class OracleLabeler:
     def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, root: Path) -> None:
         self.model = parse_error_model(settings.error)
         self.seed = settings.seed
-        self.segments = settings.segments == "masks"
+        self.segments = settings.segments
+        self.text = oracle_text(vocabulary)
         self.vocabulary = vocabulary
         path = root / "synthetic.json"
         if not path.exists():
@@ -275,8 +282,12 @@ class OracleLabeler:
             self._lookup[position] = vocabulary.value(name) if name in vocabulary.classes else 0
 
     def resolved(self) -> dict[str, Any]:
-        """The error model and its seed."""
-        return {"error": asdict(self.model), "seed": self.seed}
+        """The error model and its seed, and the text table where there are regions."""
+        error = asdict(self.model)
+        if self.segments == "regions":
+            return {"error": error, "seed": self.seed, "regions": self.text.identity()}
+        del error["feature"]  # without regions it decides nothing, and stores from before it stay the same stores
+        return {"error": error, "seed": self.seed}
 
     def weights(self) -> dict[str, str]:
         """None."""
@@ -305,7 +316,10 @@ class OracleLabeler:
             exact, regions, self.model, self.vocabulary, image_generator(self.seed, task.camera.key)
         )
         detections, segment = describe(spoilt, regions)
-        return Labelled(spoilt, detections, segment if self.segments else None)
+        if self.segments == "regions":
+            generator = image_generator(self.seed, f"{task.camera.key} regions")
+            return Labelled(spoilt, detections, *oracle_regions(spoilt, self.text, self.model.feature, generator))
+        return Labelled(spoilt, detections, segment if self.segments == "masks" else None)
 
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
         """Spoil one batch of exact masks."""
@@ -316,6 +330,46 @@ class OracleLabeler:
             except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
                 results.append(error)
         return BatchResult(tuple(results))
+
+
+TEXT_DIMENSION = 64
+
+
+def oracle_text(vocabulary: Vocabulary) -> TextTable:
+    """Two phrases of each class, with random embeddings that are alike within a class; they depend on the names alone."""
+
+    def direction(name: str) -> NDArray[np.float64]:
+        vector = image_generator(0, name).standard_normal(TEXT_DIMENSION)
+        unit: NDArray[np.float64] = vector / np.linalg.norm(vector)
+        return unit
+
+    phrases = [(phrase, name) for name in vocabulary.classes for phrase in (name, f"another {name}")][:MAX_PHRASES]
+    rows = np.stack([direction(name) + 0.5 * direction(f"the phrase {phrase}") for phrase, name in phrases])
+    names = tuple(name for _, name in phrases)
+    return TextTable("oracle", tuple(phrase for phrase, _ in phrases), names, names, unit_rows(rows, "oracle"))
+
+
+def oracle_regions(
+    label: NDArray[np.uint8], text: TextTable, noise: float, generator: np.random.Generator
+) -> tuple[NDArray[np.uint16], Regions]:
+    """One region for each class in an image, as an open-vocabulary network gives one for each phrase.
+
+    Args:
+        label: uint8 [H, W].
+        noise: length of the random vector that is added to each feature.
+
+    Returns:
+        the region map, uint16 [H, W], and the regions: a phrase of the class each, and its embedding with noise.
+    """
+    values = [int(value) for value in np.unique(label) if value]
+    number = np.zeros(256, np.uint16)
+    number[values] = np.arange(1, len(values) + 1)
+    chosen = [2 * (value - 1) + int(generator.integers(2)) for value in values]
+    phrase = np.array([min(row, len(text.phrases) - 1) for row in chosen], np.uint8)
+    random = generator.standard_normal((len(values), text.dimension))
+    random *= noise / np.maximum(np.linalg.norm(random, axis=1, keepdims=True), 1e-12)
+    feature = unit_rows(text.embedding[phrase] + random, "oracle").astype(np.float16)
+    return number[label], Regions(phrase, feature)
 
 
 def describe(label: NDArray[np.uint8], regions: NDArray[np.int32]) -> tuple[tuple[Detection, ...], NDArray[np.uint16]]:

@@ -182,8 +182,9 @@ def generate_labels(
     start = time.monotonic()
     labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
     _check_part(part)
-    if settings.camseg is not None and settings.camseg.resolve() == labels.resolve():
-        raise OlivineError("is both --camseg and --out", where=labels, remedy="choose another --out folder")
+    for option, folder in (("--camseg", settings.camseg), ("--regions", settings.regions)):
+        if folder is not None and folder.resolve() == labels.resolve():
+            raise OlivineError(f"is both {option} and --out", where=labels, remedy="choose another --out folder")
     vocabulary = load_vocabulary(settings.prompts)
     name, reason = choose_labeler(settings.labeler, index.root)
     path = labels / MANIFEST
@@ -278,7 +279,7 @@ def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, sum
     """Enter into ``summary`` what of the scenes is finished, byte for byte as recorded, and what is not."""
     segments = settings.segments != "none"
     for scene in track(scenes, "check", unit="scene"):
-        unit = Unit.of_scene(labels, scene, 1)
+        unit = Unit.of_scene(labels, scene, 1, settings.segments == "regions")
         record = unit.finished(segments)
         if record is None:
             summary.failures.append(Failure(scene.name, "not finished; run labelgen again, its log says why it failed"))

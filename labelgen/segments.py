@@ -169,6 +169,12 @@ def add_segments(labeler: Labeler, settings: LabelSettings) -> Labeler:
         return WithSegments(labeler, SlicSegments())
     if settings.segments == "sam":
         return WithSegments(labeler, SamSegments(settings))
+    if settings.segments == "regions" and labeler.name not in ("regions", "oracle"):
+        raise OlivineError(
+            f"{labeler.name} makes no regions", remedy="use --labeler regions --regions DIR, or the oracle"
+        )
+    if settings.segments == "masks" and labeler.name == "regions":
+        raise OlivineError("imported regions have no other masks", remedy="leave out --segments")
     if settings.segments == "masks" and labeler.name == "import":
         raise OlivineError(
             "imported label maps have no masks of instances, which --segments masks stores",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common import OlivineError
 
-LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import")
+LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions")
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),
@@ -16,7 +16,7 @@ _CHOICES = {
     "prompting": ("combined", "separate"),
     "overlap": ("layered", "reference"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
-    "segments": ("none", "masks", "sam", "slic"),
+    "segments": ("none", "masks", "sam", "slic", "regions"),
 }
 
 
@@ -33,6 +33,7 @@ class LabelSettings:
         labeler: ``auto`` takes the oracle on a synthetic data set, else grounded-sam.
         prompts: vocabulary file (YAML or JSON); the 13 prompts without one.
         camseg: folder of label maps to import.
+        regions: folder of regions to import, see docs/regions.md.
         classes: file that maps the imported values to class names, or ``seem`` (the authors' SEEM label maps).
         error: the oracle's error model: ``default``, ``none``, a file, or ``boundary=2,missed=0.1,...``.
         seed: of the oracle's errors.
@@ -51,13 +52,15 @@ class LabelSettings:
         precision: of the encoders; ``auto`` is bfloat16 on a GPU or a CPU with units for it.
         batch_size: images at once; ``auto`` follows the device's memory.
         boxes_per_call: boxes in one mask-decoder call; 0 for the device's default.
-        segments: also store each pixel's segment: ``masks``, ``sam``, ``slic`` or ``none``.
+        segments: also store each pixel's segment: ``masks``, ``sam``, ``slic`` or ``none``; ``regions`` store a phrase
+            and a feature of each too.
     """
 
     labeler: str = "auto"
     prompts: Path | None = None
     camseg: Path | None = None
     classes: Path | None = None
+    regions: Path | None = None
     error: str = "default"
     seed: int = 0
     weights: Path | None = None

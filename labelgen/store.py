@@ -6,6 +6,8 @@
 | `frames/` | the index of the data set's frames |
 | `<camera key>.png` | the label map: palette PNG, uint8, the image's size, 0 = no label, then the classes |
 | `segments/<camera key>.png` | optional: 16-bit PNG, each pixel's segment, 0 = none |
+| `regions/<camera key>.npz` | optional: phrase and feature of each segment, see :mod:`olivine.labelgen.regions` |
+| `text.json`, `text.npy` | optional: the phrases and their embeddings, see :mod:`olivine.labelgen.text_table` |
 | `units/<scene>.json` | a finished unit: its images, the SHA-256 of their maps, detections, pixel counts |
 | `units/.<scene>/` | an unfinished unit's finished batches |
 """
@@ -17,7 +19,7 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, 
 from ..common.images import VALUES, open_image
 from ..readers.frame import Camera
 from ..readers.index import FrameIndex, open_index
+from .regions import Regions, check_map, decode_regions
+from .text_table import TextTable, check_text, read_text_table
 
 SCHEMA = "1.0"
 MANIFEST = "manifest.json"
@@ -166,6 +170,41 @@ class LabelStore:
         path = self.segment_path(camera)
         return read_values(path, _AGAIN, camera, self._recorded(scene, "segment_sha256", camera)).astype(np.uint16)
 
+    @cached_property
+    def text(self) -> TextTable:
+        """The phrases and embeddings of the store's regions.
+
+        Raises:
+            OlivineError: the store has no regions, or their text table is missing, damaged or another one.
+        """
+        known = self.manifest["settings"].get("regions")
+        if known is None:
+            raise OlivineError(
+                "the label store has no regions", where=self.root, remedy="make them: see docs/regions.md"
+            )
+        table = read_text_table(self.root, _AGAIN)
+        check_text(table, known, self.root)
+        return table
+
+    def regions(self, camera: Camera, segment: NDArray[np.uint16], scene: str | None = None) -> Regions:
+        """Phrase and feature of each region of an image.
+
+        Args:
+            segment: the image's segment map, whose values must have a row each.
+            scene: as for :meth:`label_map`.
+
+        Raises:
+            OlivineError: the file is missing, damaged or of another dimension, or a region has no row.
+        """
+        path = self.root / "regions" / f"{camera.key}.npz"
+        data = read_bytes(path, _AGAIN, what="file of regions")
+        known = self._recorded(scene, "region_sha256", camera)
+        if known is not None and hashlib.sha256(data).hexdigest() != known:
+            raise OlivineError("has other bytes than its record says", where=path, remedy=_REDO)
+        regions = decode_regions(data, self.text, path, _REDO)
+        check_map(segment, regions, self.segment_path(camera))
+        return regions
+
     def _recorded(self, scene: str | None, column: str, camera: Camera) -> str | None:
         """The SHA-256 on record; None while the scene is not finished, and for what an older olivine did not note."""
         units = self.root / "units"
@@ -192,10 +231,12 @@ class LabelStore:
         return read_record(path) if path.exists() else None
 
 
+_DIGESTS = ("sha256", "segment_sha256", "region_sha256")
 _RECORD = {
     "images": [str],
     "sha256": [str],
     "segment_sha256?": [str],
+    "region_sha256?": [str],
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
@@ -228,7 +269,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def _digests(path: Path, modified: int, size: int) -> dict[str, dict[str, str]]:
     """The SHA-256 of each label map and segment map of a unit, by the image's key; ``modified``, ``size``: of its record."""
     record = read_record(path)
-    return {c: dict(zip(record["images"], record.get(c, []))) for c in ("sha256", "segment_sha256")}
+    return {c: dict(zip(record["images"], record.get(c, []))) for c in _DIGESTS}
 
 
 _MANIFEST = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from ..common import OlivineError, inside, sha256_file, write_bytes
 from ..readers.index import Scene
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
+from .regions import encode_regions
 from .store import encode_label_map, encode_segment_map, read_record, write_record
 
+_DIGESTS = ("sha256", "segment_sha256", "region_sha256")
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
 
 
@@ -41,17 +43,19 @@ class Unit:
         root: the label folder.
         scene: the scene's name.
         batches: from :func:`unit_batches`.
+        regions: whether its segments are regions, with a phrase and a feature each.
     """
 
     root: Path
     scene: str
     batches: list[list[ImageTask]]
+    regions: bool = False
 
     @classmethod
-    def of_scene(cls, root: Path, scene: Scene, batch_size: int) -> Unit:
+    def of_scene(cls, root: Path, scene: Scene, batch_size: int, regions: bool = False) -> Unit:
         """The unit of a scene of the frame index."""
         tasks = [ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))]
-        return cls(root, scene.name, unit_batches(tasks, batch_size))
+        return cls(root, scene.name, unit_batches(tasks, batch_size), regions)
 
     @property
     def record_path(self) -> Path:
@@ -71,7 +75,7 @@ class Unit:
         return sum(len(batch) for batch in self.batches)
 
     def files(self, task: ImageTask, segments: bool, *, write: bool = False) -> list[Path]:
-        """The files of one image: its label map, and its segment map where it has one.
+        """The files of one image: its label map, its segment map where it has one, and its regions' phrases and features.
 
         Raises:
             OlivineError: with ``write``, a link leads one of them out of the label folder.
@@ -79,6 +83,8 @@ class Unit:
         names = [f"{task.camera.key}.png"]
         if segments:
             names.append(f"segments/{task.camera.key}.png")
+            if self.regions:
+                names.append(f"regions/{task.camera.key}.npz")
         return [inside(self.root, name, task.path, write=write) for name in names]
 
     def _keys(self, batch: Sequence[ImageTask]) -> list[str]:
@@ -102,7 +108,7 @@ class Unit:
             position: of the image in the record.
         """
         lines = []
-        for file, column in zip(self.files(task, segments), ("sha256", "segment_sha256")):
+        for file, column in zip(self.files(task, segments), _DIGESTS):
             expected = record.get(column, [])[position : position + 1]  # an older olivine noted no segments
             try:
                 if expected and sha256_file(file) != expected[0]:
@@ -141,6 +147,10 @@ class Unit:
                 data = encode_segment_map(labelled.segment)
                 write_bytes(files[1], data)
                 record.setdefault("segment_sha256", []).append(hashlib.sha256(data).hexdigest())
+            if labelled.regions is not None:
+                data = encode_regions(labelled.regions)
+                write_bytes(files[2], data)
+                record.setdefault("region_sha256", []).append(hashlib.sha256(data).hexdigest())
             counts += _count_values(labelled.label, len(counts))
             table = record["detections"]
             for found in labelled.detections:
@@ -166,7 +176,7 @@ class Unit:
             "batches": [len(record["images"]) for record in records],
             "detections": {c: [] for c in _COLUMNS},
             "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
-            **({"segment_sha256": segments} if (segments := _joined(records, "segment_sha256")) else {}),
+            **{column: found for column in _DIGESTS[1:] if (found := _joined(records, column))},
             "notes": {str(i): record["notes"] for i, record in enumerate(records) if record["notes"]},
         }
         offset = 0
@@ -184,7 +194,7 @@ class Unit:
         shutil.rmtree(self._parts, ignore_errors=True)
         for batch in self.batches:
             for task in batch:
-                for file in self.files(task, segments=True, write=True):
+                for file in replace(self, regions=True).files(task, segments=True, write=True):
                     file.unlink(missing_ok=True)
 
 

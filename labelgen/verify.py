@@ -14,6 +14,7 @@ from ..readers.index import FrameIndex, Scene
 from .images import read_image
 from .labeler import Labelled, choose_labeler, make_labeler
 from .prompts import load_vocabulary
+from .regions import encode_regions
 from .run import adopt_settings, make_manifest, manifest_difference
 from .segments import add_segments
 from .settings import LabelSettings
@@ -78,7 +79,7 @@ def verify_labels(
     segments = settings.segments != "none"
 
     def finished(scene: Scene) -> Unit | None:
-        unit = Unit.of_scene(labels, scene, labeler.batch_size)
+        unit = Unit.of_scene(labels, scene, labeler.batch_size, settings.segments == "regions")
         return unit if unit.finished(segments) is not None else None
 
     generator = np.random.default_rng(seed)
@@ -117,6 +118,8 @@ def verify_labels(
             again = [encode_label_map(labelled.label, vocabulary.classes)]
             if labelled.segment is not None:
                 again.append(encode_segment_map(labelled.segment))
+            if labelled.regions is not None:
+                again.append(encode_regions(labelled.regions))
             reasons = unit.differs(task, record["images"].index(task.camera.key), record, segments)
             for file, data in zip(unit.files(task, segments), again):
                 if not reasons and file.read_bytes() != data:

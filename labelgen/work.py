@@ -20,6 +20,7 @@ from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
+from .text_table import write_text_table
 from .units import Unit
 
 
@@ -82,7 +83,8 @@ class SceneLabeler:
 
     def __call__(self, scene: Scene, step: Callable[[int], None]) -> SceneResult:
         """Do what is left of a scene; ``step`` is told of the images of each batch."""
-        unit = Unit.of_scene(self._work.labels, scene, self._labeler.batch_size)
+        labels, regions = self._work.labels, self._work.settings.segments == "regions"
+        unit = Unit.of_scene(labels, scene, self._labeler.batch_size, regions)
         if self._work.overwrite:
             unit.discard()
         result = SceneResult()
@@ -97,6 +99,8 @@ class SceneLabeler:
         left = [n for n in range(count) if n not in records]
         if left and not self._prepared:
             self._labeler.prepare()
+            if regions:
+                write_text_table(labels, self._labeler.text)  # type: ignore[attr-defined]
             self._prepared = True
         # On the way out of this block, also by Ctrl-C, a batch that is labelled gets written.
         with ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="labelgen") as pool:

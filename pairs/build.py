@@ -16,6 +16,7 @@ from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
 from ..common import Failure, OlivineError, PathLike, remove_leftovers
 from ..labelgen.store import LabelStore
+from ..labelgen.text_table import write_text_table
 from ..readers.index import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
 from .manifest import merge_manifest, refuse_other_recipe
@@ -115,6 +116,8 @@ def build_pairs(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
     removed = _clean(out)
+    if settings.regions:
+        write_text_table(out, store.text)
 
     mine = units[i::n]
     waiting = mine if overwrite else [unit for unit in mine if not finished(out, unit)]
@@ -209,7 +212,10 @@ def _clean(out: Path, writer: str | None = None) -> list[Path]:
 
 def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, split: str) -> dict[str, Any]:
     """What shards are made of and how: two sets with the same recipe hold the same frames."""
+    # What is off is not named, so that sets from before it existed are still the same sets.
+    regions = {"regions": store.text.identity()} if settings.regions else {}
     return {
+        **regions,
         "schema": SCHEMA,
         "dataset": index.dataset,
         "version": index.version,
@@ -230,6 +236,12 @@ def _check_labels(store: LabelStore, settings: PairSettings) -> None:
             "the label store has no segment maps",
             where=store.root,
             remedy="leave out --segments, or make them with labelgen",
+        )
+    if settings.regions and "regions" not in store.manifest["settings"]:
+        raise OlivineError(
+            "the label store has no regions",
+            where=store.root,
+            remedy="leave out --regions, or make them with olivine labelgen --labeler regions --regions DIR",
         )
     if not 1 <= len(store.classes) <= 255:
         raise OlivineError(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..common import Failure, OlivineError, PathLike, sha256_file, track
-from ..common.images import open_image
+from ..common.images import VALUES, open_image
+from ..labelgen.text_table import TEXT_FILES
 from ..readers.frame import MAX_DISTANCE
 from .layout import MANIFEST, UNITS
 from .shards import FrameRecord, ShardSet, open_shards
@@ -77,6 +78,11 @@ def check_shards(path: PathLike) -> CheckSummary:
                 failures.append(Failure(entry["name"], f"{name} is {found}, the manifest says {entry[name]}"))
     if not failures and class_count.tolist() != shards.class_count.tolist():
         failures.append(Failure(MANIFEST, "its class counts are not the sum of the shards'"))
+    if shards.has_regions:
+        try:
+            _ = shards.text
+        except OlivineError as error:
+            failures.append(Failure(TEXT_FILES[0], str(error)))
     return CheckSummary(len(entries), frames, pairs, size, shards.complete, _strangers(shards), failures)
 
 
@@ -111,6 +117,7 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
             yield f"{name} is {'missing' if column is None else 'there, and the manifest has no clusters'}"
         elif column is not None and not -1 <= column.min(initial=0) <= column.max(initial=0) < shards.cluster_count:
             yield f"{name} holds {column.min()} to {column.max()}, clusters are numbered 0 to {shards.cluster_count - 1}"
+    yield from _wrong_regions(record, shards)
     if not np.array_equal(np.bincount(record.pair_label, minlength=len(shards.classes) + 1), record.class_count):
         yield "class_count is not what the pairs' labels count to"
     if not record.pair_count:
@@ -137,6 +144,36 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
             yield wrong
 
 
+def _wrong_regions(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
+    known = shards.manifest["recipe"].get("regions")
+    columns = (record.region_count, record.region_phrase, record.region_feature)
+    if known is None or any(column is None for column in columns):
+        if known is not None:
+            yield "the regions are missing, and the manifest has some"
+        return
+    count, phrase, feature = columns
+    if feature.shape[2] != known["dimension"]:
+        yield f"regions' features are of dimension {feature.shape[2]}, the text table of {known['dimension']}"
+    if phrase.max(initial=0) >= known["phrases"]:
+        yield f"a region has the phrase {phrase.max()}, the text table {known['phrases']}, from 0"
+    for c, data in enumerate(record.segment or []):
+        if not 0 <= count[c] <= phrase.shape[1]:
+            yield f"camera {shards.cameras[c]} has {count[c]} regions, there is room for {phrase.shape[1]}"
+            continue
+        length = np.linalg.norm(feature[c, : count[c]].astype(np.float64), axis=1)
+        if not (np.abs(length - 1) < 0.01).all():
+            yield f"a feature of camera {shards.cameras[c]} is not of length 1"
+        try:
+            where = f"the region map of camera {shards.cameras[c]}"
+            with open_image(data, where=where, formats=("PNG",), modes=VALUES) as image:
+                largest = int(np.asarray(image, np.int32).max(initial=0))
+        except OlivineError as error:
+            yield str(error)
+            continue
+        if largest > count[c]:
+            yield f"the map of camera {shards.cameras[c]} holds the region {largest}, and there are {count[c]} features"
+
+
 def _wrong_image(data: bytes, size: tuple[int, int], where: str) -> str:
     try:
         with open_image(data, where=where, formats=("JPEG",), size=size):
@@ -159,7 +196,12 @@ def _reprojection_error(record: FrameRecord) -> float:
 
 
 def _strangers(shards: ShardSet) -> list[str]:
-    known = {MANIFEST, UNITS, *(entry["name"] for entry in shards.manifest["shards"])}
+    known = {
+        MANIFEST,
+        UNITS,
+        *(TEXT_FILES if shards.has_regions else ()),
+        *(entry["name"] for entry in shards.manifest["shards"]),
+    }
     return sorted(path.name for path in shards.path.iterdir() if path.name not in known)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +72,7 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
         ]
         if settings.images
         else None,
-        "segment": _segments(frame, store, size) if settings.segments else None,
+        **_segments(frame, store, size, settings),
         "class_count": np.bincount(label, minlength=len(store.classes) + 1).astype(np.int64),
         "timestamp": np.int64(frame.timestamp),
         "pose": frame.pose,
@@ -94,11 +96,23 @@ def _point_label(frame: Frame, count: int) -> NDArray[np.uint8] | None:
     return label
 
 
-def _segments(frame: Frame, store: LabelStore, size: list[tuple[int, int]]) -> list[bytes]:
-    files = []
+def _segments(frame: Frame, store: LabelStore, size: list[tuple[int, int]], settings: PairSettings) -> dict[str, Any]:
+    """The segment maps at the stored size, and the regions' phrases and features padded to the frame's fullest image."""
+    if not settings.segments:
+        return {}
+    files, regions = [], []
     for c, view in enumerate(frame.cameras):
         segment = store.segment_map(view, frame.scene)
         if segment is None:
             raise OlivineError("the label store has no segment maps", where=store.root, remedy="leave out --segments")
         files.append(encode_segments(segment, size[c]))
-    return files
+        if settings.regions:
+            regions.append(store.regions(view, segment, frame.scene))
+    if not settings.regions:
+        return {"segment": files}
+    count = np.array([len(r.phrase) for r in regions], np.int64)
+    phrase = np.zeros((len(regions), max(1, count.max())), np.uint8)
+    feature = np.zeros((*phrase.shape, store.text.dimension), np.float16)
+    for c, found in enumerate(regions):
+        phrase[c, : count[c]], feature[c, : count[c]] = found.phrase, found.feature
+    return {"segment": files, "region_count": count, "region_phrase": phrase, "region_feature": feature}

@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 UNITS = "units"
 FRAMES_PER_SHARD = 64
 COMPRESSION_LEVEL = 1
-Over = Literal["points", "pairs", "images", "frame"]
+Over = Literal["points", "pairs", "images", "regions", "frame"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Column:
 
     Attributes:
         name, dtype: as users see them.
-        over: what the rows are: ``points``, ``pairs``, ``images`` (one encoded file for each camera), or ``frame`` (one
-            value of a fixed shape, not ragged).
+        over: what the rows are: ``points``, ``pairs``, ``images`` (one encoded file for each camera), ``regions`` (a row
+            for each camera, of as many regions as the shard's fullest image has), or ``frame`` (one value of a fixed
+            shape, not ragged).
         shape: of one row, None where it is not fixed; of a column over frames that of the value.
         counts: what the values of a column over pairs number, ``points`` or ``images``: when frames are joined they
             are shifted by as many.
@@ -47,6 +48,7 @@ class Column:
     slot: int = 0
 
 
+_REGIONS = "olivine labelgen --labeler regions --regions DIR, then olivine build-pairs --regions"
 COLUMNS = {
     column.name: column
     for column in (
@@ -76,6 +78,9 @@ COLUMNS = {
             optional=True,
             added_by="olivine labelgen --segments slic (or sam), then olivine build-pairs --segments",
         ),
+        Column("region_phrase", "uint8", "regions", (None,), optional=True, added_by=_REGIONS),
+        Column("region_feature", "float16", "regions", (None, None), optional=True, added_by=_REGIONS),
+        Column("region_count", "int64", "frame", (None,), optional=True, added_by=_REGIONS),
         Column("class_count", "int64", "frame", (None,)),
         Column("timestamp", "int64", "frame"),
         Column("pose", "float64", "frame", (4, 4)),

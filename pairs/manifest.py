@@ -65,6 +65,7 @@ _MANIFEST = {
         "classes": [str],
         "point_classes": [str],
         "labels": str,
+        "regions?": {"model": str, "dimension": Whole(1), "phrases": Whole(1), "digest": str},
         "settings": {
             "images": bool,
             "segments": bool,

@@ -19,6 +19,7 @@ class PairSettings:
         images: store the images; without them a set can be probed, not pre-trained on.
         jpeg_quality: of the stored images, 1..95.
         segments: carry the label store's segment maps.
+        regions: carry the phrases and features of the store's regions, whose maps are its segment maps.
         clusters: n, to cluster each scan together with the scan n frames later, see :mod:`olivine.pairs.clusters`;
             0 for none.
         min_depth: metres; nearer points are seen by no camera.
@@ -32,6 +33,7 @@ class PairSettings:
     images: bool = True
     jpeg_quality: int = 90
     segments: bool = False
+    regions: bool = False
     clusters: int = 0
     min_depth: float = 1.0
     distance: str = "3d"
@@ -52,6 +54,8 @@ class PairSettings:
             raise OlivineError(f"bandwidth {rule!r}", remedy="choose silverman, scott or a positive number of metres")
         if self.visibility not in ("none", "occlusion"):
             raise OlivineError(f"visibility {self.visibility!r}", remedy="choose none or occlusion")
+        if self.regions and not self.segments:
+            raise OlivineError("regions without segments", remedy="regions need their maps: set segments too")
         if not 0 <= self.clusters <= 1000:
             raise OlivineError(f"clusters {self.clusters}", remedy="give the frames from a scan to its partner, or 0")
         if not self.min_depth > 0:
@@ -68,4 +72,6 @@ class PairSettings:
             plain["cluster_settings"] = asdict(ClusterSettings())
         else:
             del plain["clusters"]
+        if not self.regions:
+            del plain["regions"]
         return plain

@@ -54,6 +54,9 @@ def write_shard(folder: Path, frames: list[ShardFrame], attributes: dict[str, An
             _check_chunk(name, frames, len(files[0]) * max(len(data) for row in files for data in row))
             _write(group, name, _pad_bytes(files))
             _write(group, f"{name}_bytes", np.array([[len(data) for data in row] for row in files], np.int64))
+        elif columns[0].over == "regions":
+            most = max(1, *(value.shape[1] for (value,) in rows)) if len(rows) > 1 else max(1, rows[0][0].shape[1])
+            _write(group, name, np.stack([pad_regions(value, most) for (value,) in rows]))
         elif columns[0].over == "frame":
             _write(group, name, np.stack([row[0] for row in rows]))
         else:
@@ -88,6 +91,13 @@ def _pad(rows: list[NDArray[Any]]) -> NDArray[Any]:
     padded = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
     for target, row in zip(padded, rows):
         target[: len(row)] = row
+    return padded
+
+
+def pad_regions(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Columns over regions, [C, R, …], with zeros up to ``count`` regions."""
+    padded = np.zeros((len(values), count, *values.shape[2:]), values.dtype)
+    padded[:, : values.shape[1]] = values
     return padded
 
 

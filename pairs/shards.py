@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
+from ..labelgen.text_table import TextTable, check_text, read_text_table
 from ..readers.index import REVISED
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
 from .manifest import read_manifest
 
-__all__ = ["COLUMNS", "Column", "FrameRecord", "Shard", "ShardSet", "open_shards"]
+__all__ = ["COLUMNS", "Column", "FrameRecord", "Shard", "ShardSet", "TextTable", "open_shards"]
 
 
 class _Counts:
@@ -107,6 +108,9 @@ else:
         pair_density: float32 [M], distance density at the point, 1 / metre.
         image: C JPEG files.
         segment: C 16-bit PNG files.
+        region_phrase: uint8 [C, R], a row of the set's text table for each region of ``segment``, 1 first.
+        region_feature: float16 [C, R, E], unit rows.
+        region_count: int64 [C], regions of each image; what is beyond is zeros.
         class_count: int64 [K + 1], pairs of each weak label.
         timestamp: microseconds.
         pose: float64 [4, 4], LiDAR to world.
@@ -116,6 +120,7 @@ else:
     """
 
 
+_TEXT_AGAIN = "put back the set's text.json and text.npy, or run olivine build-pairs again"
 _AGAIN = "delete this shard's folder and run olivine build-pairs again"
 _ATTRIBUTES = {
     "schema": str,
@@ -303,6 +308,28 @@ class ShardSet(Sequence[FrameRecord]):
         return bool(self.manifest["recipe"]["settings"]["segments"])
 
     @property
+    def has_regions(self) -> bool:
+        """Whether the set's segments are regions, with phrases and features (``build-pairs --regions``)."""
+        return "regions" in self.manifest["recipe"]
+
+    @cached_property
+    def text(self) -> TextTable:
+        """The phrases and embeddings of the set's regions, from the files beside the manifest.
+
+        Raises:
+            OlivineError: the set has no regions, or the files are missing, damaged, or of another model or dimension.
+        """
+        if not self.has_regions:
+            raise OlivineError(
+                "the shards hold no regions",
+                where=self.path,
+                remedy=f"make them with: {COLUMNS['region_phrase'].added_by}",
+            )
+        table = read_text_table(self.path, _TEXT_AGAIN)
+        check_text(table, self.manifest["recipe"]["regions"], self.path)
+        return table
+
+    @property
     def cluster_gap(self) -> int:
         """Frames from a scan to the one it was clustered with (``build-pairs --clusters``); 0 where there are no clusters."""
         return int(self.manifest["recipe"]["settings"].get("clusters", 0))
@@ -381,6 +408,8 @@ class ShardSet(Sequence[FrameRecord]):
                 found[column.name] = shard.files(array, i)
             elif column.over == "frame":
                 found[column.name] = shard.table(array)[i]
+            elif column.over == "regions":
+                found[column.name] = shard.frame(array, i)
             elif column.array:
                 if array not in tags:
                     tags[array] = shard.frame(array, i, count[column.over])
@@ -403,6 +432,7 @@ class ShardSet(Sequence[FrameRecord]):
         if not COLUMNS[column].optional:
             return True
         known = {"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}
+        known |= dict.fromkeys(("region_phrase", "region_feature", "region_count"), self.has_regions)
         known |= dict.fromkeys(("cluster_previous", "cluster_next"), self.cluster_gap > 0)
         return known[column]
 

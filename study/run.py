@@ -5,7 +5,7 @@ never takes a row of another configuration. :func:`run_study` runs, :func:`merge
 
 What the folder holds: ``study.json`` (the study as read), ``rows/`` (see ``rows.py``), ``runs/`` (a run folder
 for each pre-training, named with its digest), ``features/`` (the frozen encoder's, see ``train/pixel_features.py``),
-``table.md``, ``table.csv``, ``table.png``, and ``times.csv``.
+``table.md``, ``table.csv``, ``table.png``, ``cost.md`` (of the pre-trainings made here), and ``times.csv``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ from ..pairs.shards import ShardSet, open_shards
 from ..train.build import backbone_arguments, build_encoder, seeded_backbone
 from ..train.checkpoint import save_checkpoint
 from ..train.loop import pretrain
+from ..train.metrics_log import forget_peak_memory
 from ..train.pixel_features import store_pixel_features
 from ..train.settings import INCIDENTAL, PretrainSettings
 from .config import StudySettings, slug, study_from_plain
+from .cost import cost_table
 from .picture import draw_study
 from .rows import Row, Run, find_row, read_rows, write_row
 from .table import as_csv, as_markdown, scores_of
@@ -180,9 +182,14 @@ def run_study(
         _note_time(out, run, time.monotonic() - started, f"{number}/{len(runs)}")
         done += 1
     # Rows of other seeds that this very study made earlier belong into the table as well.
-    every = plan_study(study, ground, sorted({*study.seeds, *seeds}))
+    every = list(plan_study(study, ground, sorted({*study.seeds, *seeds})))
     finished = [row for row in (find_row(out, run) for run in every) if row is not None]
     table, picture = write_table(study, finished, out)
+    costs: dict[str, list[Path]] = {}
+    for run in every:
+        if run.stage == "pretrain":
+            costs.setdefault(run.row, []).append(out / "runs" / _folder_name(study, ground, run))
+    write_bytes(out / "cost.md", cost_table(costs).encode())
     return StudySummary(out, len(runs), done, kept, table, picture, failures)
 
 
@@ -276,6 +283,7 @@ def _pretrain(
         encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         stored = store_pixel_features(ground.train, settings, encoder, out / "features")
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))
+    forget_peak_memory()
     summary = pretrain(settings, folder)
     if summary.interrupted:
         raise KeyboardInterrupt

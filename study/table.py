@@ -65,14 +65,14 @@ def as_markdown(study: StudySettings, scores: Scores, facts: Sequence[str] = ())
     parts = [_table_markdown(table, scores) for table in study.tables]
     claims = [_claim_cells(claim, scores) for claim in study.claims]
     if claims:
-        parts.append(_markdown(["claim", "difference", "95 % interval", "seeds", "result"], claims))
+        parts.append(markdown(["claim", "difference", "95 % interval", "seeds", "result"], claims))
     return "\n".join([f"# {study.name}", "", *("\n".join(part) + "\n" for part in parts), *facts]).rstrip() + "\n"
 
 
 def _table_markdown(table: Table, scores: Scores) -> list[str]:
     head = [STAGE_NAMES[table.stage], "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", "note"]
     lines = [f"## {table.title}", ""] if table.title else []
-    return lines + _markdown(head, [_table_cells(table, row, scores) for row in table.rows])
+    return lines + markdown(head, [_table_cells(table, row, scores) for row in table.rows])
 
 
 def _table_cells(table: Table, row: str, scores: Scores) -> list[str]:
@@ -106,7 +106,8 @@ def _interval(difference: Difference) -> str:
     return f"{difference.low:+.2f} to {difference.high:+.2f}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, names to the left and figures to the right."""
     width = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

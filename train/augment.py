@@ -63,6 +63,11 @@ class AugmentSettings:
     round_pixels: bool = False
 
     def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            OlivineError: one is out of its range, or the circle holds nothing.
+        """
         check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
         check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
         for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
@@ -82,7 +87,7 @@ NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, cro
 
 
 def without_augmentation(settings: AugmentSettings) -> AugmentSettings:
-    """Whole clouds and pictures; the circle and the rounding of pixels stay."""
+    """Whole clouds and images; the circle and the rounding of pixels stay."""
     return replace(NO_AUGMENTATION, circle=settings.circle, round_pixels=settings.round_pixels)
 
 
@@ -301,8 +306,8 @@ def make_scan(
     points = rotate_and_flip(record.points, settings, generator)
     stays = inside_circle(record.points, settings.circle)
     if settings.cuboid > 0:
-        left = stays & ~cuboid_members(points[:, :3], settings.cuboid, generator)
-        stays = left if left.any() else stays
+        dropped = cuboid_members(points[:, :3], settings.cuboid, generator)
+        stays = stays if dropped.all() else stays & ~dropped
     pairs = stays[record.pair_point] if "pair_point" in columns else np.zeros(0, bool)
     return Sample(frame, record.token, _columns(record, columns, {"points": points}, stays, pairs, labels))
 

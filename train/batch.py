@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common import OlivineError
 from .sample import COLUMNS, Sample, column_of
 from .voxelize import Voxels
 
@@ -25,8 +26,8 @@ class Batch:
         point_count: points of each cloud; ``image_count`` images of each frame.
         pair_frame: int64 [M], the frame of each pair, ascending.
         columns: by name, those of the samples: over points [N, …], all clouds one after the other; over pairs [M, …],
-            with ``pair_point`` a row of the points and ``pair_camera`` a row of the images; over images [I, …]; of
-            frames [B, …].
+            with ``pair_point`` a row of the points and ``pair_camera`` a row of the images; over images and
+            regions [I, …]; of frames [B, …].
         scans: other scans of the frames, by how many frames they come after: batches without images, of the frames
             that have one.
         owner: of such a batch: the frame in the main batch that each of its frames belongs to, ascending.
@@ -71,7 +72,8 @@ class Batch:
     def part(self, name: str, frames: slice, pairs: slice) -> Tensor:
         """A column of some frames, whose pairs these are."""
         over, value = COLUMNS[name].over, getattr(self, name)
-        count = {"points": self.point_count, "images": self.image_count}.get(over, (1,) * len(self.tokens))
+        images = self.image_count
+        count = {"points": self.point_count, "images": images, "regions": images}.get(over, (1,) * len(self.tokens))
         first, last = sum(count[: frames.start]), sum(count[: frames.stop])
         part: Tensor = value[pairs] if over == "pairs" else value[first:last]
         return part
@@ -110,6 +112,9 @@ def _join(samples: Sequence[Sample], owner: tuple[int, ...] = ()) -> Batch:
             parts = [part.astype(np.int64) for part in parts]
         if column.counts is not None:
             parts = [part + first[column.counts][number] for number, part in enumerate(parts)]
+        if column.over == "regions":  # as wide as the fullest image of the batch
+            width = max(part.shape[1] for part in parts)
+            parts = [np.pad(part, ((0, 0), (0, width - part.shape[1]), *((0, 0),) * (part.ndim - 2))) for part in parts]
         columns[name] = torch.from_numpy(np.stack(parts) if column.over == "frame" else np.concatenate(parts))
     pairs = [len(sample.columns.get("pair_point", ())) for sample in samples]
     pair_frame = torch.from_numpy(np.repeat(np.arange(len(samples)), pairs))
@@ -130,3 +135,17 @@ def attach_to_places(batch: Batch, voxels: Voxels, place: Tensor) -> tuple[Batch
     if len(kept) < len(batch.pair_point):
         batch = batch.select_pairs(kept)
     return batch, place.index_select(0, batch.pair_point)
+
+
+def check_labels(batch: Batch, classes: int) -> None:
+    """Check that the pairs' labels are in [0, classes).
+
+    Raises:
+        OlivineError: one is not; names the first frame.
+    """
+    if "pair_label" in batch.columns and len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
+        raise OlivineError(
+            f"a pair carries class {int(batch.pair_label.max())}, the shards name {classes - 1}",
+            where=batch.tokens[0],
+            remedy="build the shards again",
+        )

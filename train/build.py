@@ -20,7 +20,7 @@ from .settings import PretrainSettings
 from .sparse.engines import engine_problem
 
 if TYPE_CHECKING:
-    from ..pairs.shards import ShardSet
+    from ..pairs.shards import ShardSet, TextTable
 
 
 def needs_of(settings: PretrainSettings) -> Needs:
@@ -83,6 +83,29 @@ def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[
     return stream, max(1, frames // (group * world))
 
 
+def open_text(settings: PretrainSettings, shards: ShardSet) -> TextTable | None:
+    """The text table of the regions, where the run's method needs it.
+
+    Raises:
+        OlivineError: there is none, or the held-out shards have another one.
+    """
+    if not needs_of(settings).text:
+        return None
+    text = shards.text
+    if settings.data.validation:
+        from ..pairs.shards import open_shards
+
+        other = open_shards(settings.data.validation).text
+        if other.digest != text.digest:
+            raise OlivineError(
+                f"regions with the text table of {other.model} (digest {other.digest[:12]}), the training shards have that "
+                f"of {text.model} (digest {text.digest[:12]})",
+                where=settings.data.validation,
+                remedy="build both from one label folder",
+            )
+    return text
+
+
 def pair_class_count(shards: ShardSet, settings: PretrainSettings) -> Tensor:
     """Pairs of each class over the data set, label 0 first, int64 [C].
 
@@ -127,13 +150,20 @@ def seeded_backbone(settings: PretrainSettings, seed: int | torch.Generator) -> 
     return build_backbone(**backbone_arguments(settings), seed=seed)
 
 
-def build_model(settings: PretrainSettings, pixel_channels: int, labels: tuple[str, ...], steps: int) -> Distiller:
+def build_model(
+    settings: PretrainSettings,
+    pixel_channels: int,
+    labels: tuple[str, ...],
+    steps: int,
+    text: TextTable | None = None,
+) -> Distiller:
     """The network and the method to train, initialised from the run's seed.
 
     Args:
         pixel_channels: of the image encoder; 0 without one.
         labels: see :func:`label_names`.
         steps: of the run.
+        text: of the shards' regions; None where the method needs none.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     backbone = seeded_backbone(settings, generator)
@@ -143,6 +173,7 @@ def build_model(settings: PretrainSettings, pixel_channels: int, labels: tuple[s
         labels,
         steps,
         settings.voxels.size_m,
+        text,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -65,6 +65,11 @@ class Group:
         """
         return Scan.of_frames(self._frames, *self._scans[after], self._features) if after in self._scans else None
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Its frames' names."""
+        return self._batch.tokens[self._frames]
+
     def frame_of_pairs(self) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
         return self._batch.pair_frame[self._rows] - self._frames.start
@@ -129,9 +134,12 @@ class Pixels:
 
     def segment_of_pairs(self, uncovered: bool = False) -> Tensor:
         """The segment of each pair's pixel, int64 [M]; −1 where there is none."""
-        number, _ = self.segments(uncovered)
+        return self.of_pairs(self.segments(uncovered)[0])
+
+    def of_pairs(self, maps: Tensor) -> Tensor:
+        """The values of the group's images' maps, [I, H, W], at the pairs' pixels, [M]."""
         image = self._batch.pair_camera[self._rows] - self._images.start
-        return at_pixels(number, image, self._batch.pair_uv[self._rows])
+        return at_pixels(maps, image, self._batch.pair_uv[self._rows])
 
     def means_by_segment(
         self, head: nn.Module, encoder: bool = False, uncovered: bool = False

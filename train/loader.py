@@ -109,6 +109,13 @@ class FrameStream:
                     where=shards,
                     remedy=f"make them with: {STORED[column].added_by}",
                 )
+        gap = self.shards.cluster_gap
+        if "cluster_next" in settings.columns and gap not in settings.scans:
+            raise OlivineError(
+                f"the clusters join scans {gap} frames apart, this run takes them {settings.scans[0]} apart",
+                where=shards,
+                remedy=f"set method.interval={gap}, or make others: olivine build-pairs --clusters {settings.scans[0]}",
+            )
         _ = self.shards.intensity_offset  # shards from before the rule are refused now
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None

@@ -27,6 +27,7 @@ from .build import (
     label_names,
     needs_of,
     open_stream,
+    open_text,
     open_validation,
     pair_class_count,
 )
@@ -146,7 +147,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
 
         channels = 0 if pixels is None else pixels.channels
-        model = build_model(settings, channels, label_names(shards, settings), steps).to(fabric.device)
+        text = open_text(settings, shards)
+        model = build_model(settings, channels, label_names(shards, settings), steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         state = RunState(model, optimizer)
         if rank_zero:  # only now, when everything else has been found right

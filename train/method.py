@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from ..common.plugins import find
+from ..pairs.shards import TextTable
 from .group import Group
 
 Reduce = Callable[[Tensor], Tensor]
@@ -40,12 +41,14 @@ class Needs:
         scans: the scans of each frame, by how many frames of its scene they come after it. 0 is the frame itself; of the
             others the clouds alone are read, and ``scan_columns``.
         scan_columns: columns of the other scans, over points, pairs or frames.
+        text: the phrases of the shards' regions and their embeddings, in :attr:`Context.text`.
     """
 
     columns: tuple[str, ...] = ()
     encoder: bool = True
     scans: tuple[int, ...] = (0,)
     scan_columns: tuple[str, ...] = ()
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Context:
         label_names: classes of the pairs' labels, "none" first.
         steps: of the run.
         voxel_size: metres.
+        text: of the shards' regions, where the method needs it.
     """
 
     point_head: Callable[[int], nn.Module]
@@ -65,6 +69,7 @@ class Context:
     label_names: tuple[str, ...]
     steps: int
     voxel_size: float
+    text: TextTable | None = None
 
 
 class Term(NamedTuple):

@@ -68,7 +68,7 @@ def test_detections_tell_the_instances(make_world, tmp_path):
 
 
 CAR, ROAD, TRUCK = (DEFAULT_VOCABULARY.value(n) for n in ("car", "road", "truck"))
-EXACT = ErrorModel(boundary=0, missed=0, confusion=0, leakage=0)
+EXACT = ErrorModel(boundary=0, missed=0, confusion=0, leakage=0, feature=0)
 
 
 def _cars(side: int, count: int = 400):

@@ -172,6 +172,23 @@ def test_the_synthetic_study_is_the_papers_tables(ground):
     assert not study.rows["shared heads"].method.decoupled_heads
 
 
+def test_the_studies_of_methods_differ_in_the_method_alone(ground):
+    for name in ("study-methods", "study-methods-small"):
+        study = load_study(name)
+        rows = {row: settings for row, settings in study.rows.items() if settings is not None}
+        assert {s.method.name for s in rows.values()} == {"olivine", "slidr", "st-slidr", "seal", "distil"}
+        first = rows["PPKT"]
+        assert (first.method.wcd, first.method.scr) == (False, False)
+        for settings in rows.values():
+            for part in ("backbone", "voxels", "image", "augment", "run", "data"):
+                assert getattr(settings, part) == getattr(first, part), part
+        assert study.features == "encoder"
+        assert "--segments --clusters 1" in study.ground
+        assert len({run.digest for run in plan_study(study, ground, (0,))}) == len(
+            list(plan_study(study, ground, (0,)))
+        )
+
+
 # -- what is run
 
 
@@ -242,6 +259,20 @@ def test_a_row_of_another_configuration_is_never_taken(small, counted, tmp_path)
     summary = run_study(other, tmp_path, (0,))
     assert counted == [("whole", 0, "pretrain"), ("whole", 0, "probe")]
     assert (summary.kept, summary.done) == (3, 2)
+
+
+def test_what_a_row_costs_stands_beside_its_scores(small, counted, ground, tmp_path):
+    for run in plan_study(small, ground, (0, 1), ("base",)):
+        if run.stage == "pretrain":
+            folder = tmp_path / "runs" / study_module._folder_name(small, ground, run)
+            folder.mkdir(parents=True)
+            lines = [f"{step},0,{seconds},{100 + run.seed}" for step, seconds in enumerate((9.0, 0.25, 0.5))]
+            (folder / "steps.csv").write_text("\n".join(["step,epoch,seconds,memory_mib", *lines]) + "\n")
+    run_study(small, tmp_path)
+    table = (tmp_path / "cost.md").read_text()
+    (row,) = [line for line in table.splitlines() if line.startswith("| base")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["base", "0.500", "101", "6"]
+    assert "whole" not in table
 
 
 def test_one_seed_a_call_ends_in_the_table_of_all(small, counted, tmp_path):

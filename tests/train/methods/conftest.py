@@ -20,14 +20,14 @@ from olivine.train.settings import PretrainSettings, load_settings
 
 @pytest.fixture(scope="session")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic streets with SLIC segments, each frame in a shard of its own."""
+    """Synthetic streets with SLIC segments and clusters of scans, each frame in a shard of its own."""
     folder = tmp_path_factory.mktemp("streets")
     write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
     index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
     generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 1)
-        settings = PairSettings(segments=True)
+        settings = PairSettings(segments=True, clusters=1)
         summary = build_pairs(open_store(folder / "labels"), folder / "pairs", settings, split="train")
     assert not summary.failures
     return folder / "pairs"

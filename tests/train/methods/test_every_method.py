@@ -27,6 +27,7 @@ METHODS = {
     "ppkt": ("method.pairs=300", "optimizer.lr=0.1"),
     "slidr": ("optimizer.lr=0.1",),
     "st-slidr": ("optimizer.lr=0.1", "method.quantile=0.05"),
+    "seal": ("optimizer.lr=0.1", "method.classes_weight=0.5"),
     "distil": ("optimizer.lr=0.003",),
 }
 
