@@ -229,8 +229,8 @@ def images(scale: float, folder: Path) -> Iterator[Line]:
             return f"{len(encode_image(path, camera, stored_size(side, side), 90)) / 1e6:,.1f} MB"
 
         def write(camera: Camera = camera, side: int = side, labels: Path = labels) -> str:
-            row = np.arange(side, dtype=np.uint32) // 16 % 256
-            data = encode_label_map((row[:, None] ^ row).astype(np.uint8), CLASSES)
+            row = (np.arange(side) // 16 % 256).astype(np.uint8)
+            data = encode_label_map(row[:, None] ^ row, CLASSES)
             target = labels / f"{camera.key}.png"
             target.parent.mkdir(parents=True)
             target.write_bytes(data)

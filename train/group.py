@@ -30,7 +30,7 @@ class Group:
         scans: the pass's scans, by how many frames they come after its frames, each with its points' places.
 
     Attributes:
-        step: of the run.
+        step: of the run; ``tokens`` the frames' names.
         size: M, its pairs; at least one. ``frames`` the number of its frames.
         class_count: int64 [C], pairs of each class in the whole data set, "none" first; zeros where it is not known.
         points, pixels: the two sides.
@@ -50,6 +50,7 @@ class Group:
     ) -> None:
         self._batch, self._frames, self._rows, self._key = batch, frames, rows, key
         self.step, self.size, self.class_count = key[1], rows.stop - rows.start, class_count
+        self.tokens = batch.tokens[frames]
         self.frames, self._scans, self._features = frames.stop - frames.start, dict(scans or {}), features
         self.points = Points(features, place)
         self.pixels = Pixels(batch, frames, rows, pixels)
@@ -64,11 +65,6 @@ class Group:
         None where no frame of the group has it.
         """
         return Scan.of_frames(self._frames, *self._scans[after], self._features) if after in self._scans else None
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """Its frames' names."""
-        return self._batch.tokens[self._frames]
 
     def frame_of_pairs(self) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
@@ -132,12 +128,8 @@ class Pixels:
             self._segments[uncovered] = number_through(self._batch.segment[self._images].long() + uncovered)
         return self._segments[uncovered]
 
-    def segment_of_pairs(self, uncovered: bool = False) -> Tensor:
-        """The segment of each pair's pixel, int64 [M]; −1 where there is none."""
-        return self.of_pairs(self.segments(uncovered)[0])
-
     def of_pairs(self, maps: Tensor) -> Tensor:
-        """The values of the group's images' maps, [I, H, W], at the pairs' pixels, [M]."""
+        """The values of maps of the group's images, [I, H, W], at the pairs' pixels, [M]."""
         image = self._batch.pair_camera[self._rows] - self._images.start
         return at_pixels(maps, image, self._batch.pair_uv[self._rows])
 

@@ -137,7 +137,7 @@ class Olivine(Method):
         terms: dict[str, Term] = {}
         ppkt = draw_without_replacement(None, group.size, s.pairs, group.generator(_PPKT_DRAW))
         ppkt = ppkt.to(group.class_count.device)
-        wcd = self._draw_by_label(group) if s.wcd else ppkt[:0]
+        wcd = self.draw_by_label(group) if s.wcd else ppkt[:0]
         ppkt_feature, wcd_feature = group.pixels.at(ppkt, wcd, dtype=self.pixel_head.weight.dtype)
 
         g = group.points.at(ppkt, self.point_head)
@@ -157,7 +157,7 @@ class Olivine(Method):
             self.notes.draw(label, len(ppkt), *((len(wcd),) if s.wcd else ()))
         return terms
 
-    def _draw_by_label(self, group: Group) -> Tensor:
+    def draw_by_label(self, group: Group) -> Tensor:
         """The pairs of ``wcd`` (eq. 15), rows of the group's pairs."""
         s, label = self.settings, group.column("pair_label")
         candidates = torch.arange(group.size, device=label.device)

@@ -68,8 +68,8 @@ class Slidr(Method):
         Args:
             encoder, uncovered: see :class:`~olivine.train.group.Pixels`.
         """
-        segment = group.pixels.segment_of_pairs(uncovered)
-        _, count = group.pixels.segments(uncovered)
+        number, count = group.pixels.segments(uncovered)
+        segment = group.pixels.of_pairs(number)
         held = torch.bincount(segment[segment >= 0], minlength=count).nonzero()[:, 0]
         if not len(held):
             none = self.pixel_head.weight.new_zeros(0, 1)

@@ -187,10 +187,10 @@ def test_uncovered_pixels_are_none_or_one_more_segment_of_each_image() -> None:
     pixels = Pixels(batch, slice(0, 1), slice(0, 4), None)
     number, count = pixels.segments()
     assert (count, number.tolist()) == (4, [[[-1, 1], [0, 0]], [[3, -1], [-1, 2]]])
-    assert pixels.segment_of_pairs().tolist() == [-1, 1, 3, 2]
+    assert pixels.of_pairs(number).tolist() == [-1, 1, 3, 2]
     number, count = pixels.segments(uncovered=True)
     assert (count, number.tolist()) == (6, [[[0, 2], [1, 1]], [[5, 3], [3, 4]]])
-    assert pixels.segment_of_pairs(uncovered=True).tolist() == [0, 2, 5, 4]
+    assert pixels.of_pairs(number).tolist() == [0, 2, 5, 4]
 
 
 def test_it_asks_for_what_its_terms_read_and_no_more() -> None:
