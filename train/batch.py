@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common import OlivineError
 from .sample import COLUMNS, Sample, column_of
 from .voxelize import Voxels
 
@@ -134,3 +135,17 @@ def attach_to_places(batch: Batch, voxels: Voxels, place: Tensor) -> tuple[Batch
     if len(kept) < len(batch.pair_point):
         batch = batch.select_pairs(kept)
     return batch, place.index_select(0, batch.pair_point)
+
+
+def check_labels(batch: Batch, classes: int) -> None:
+    """Check that the pairs' labels are in [0, classes).
+
+    Raises:
+        OlivineError: one is not; names the first frame.
+    """
+    if "pair_label" in batch.columns and len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
+        raise OlivineError(
+            f"a pair carries class {int(batch.pair_label.max())}, the shards name {classes - 1}",
+            where=batch.tokens[0],
+            remedy="build the shards again",
+        )

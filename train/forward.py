@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError
 from .backbone import Backbone, Clouds, Features
-from .batch import Batch, attach_to_places
+from .batch import Batch, attach_to_places, check_labels
 from .group import Group
 from .method import Method
 from .scan import scans_of
@@ -59,7 +58,7 @@ class Distiller(nn.Module):
         """
         clouds, features = self._encode(batch)
         batch, place = attach_to_places(batch, clouds.voxels, features.place)
-        _check_labels(batch, len(class_count))
+        check_labels(batch, len(class_count))
         scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0
@@ -98,12 +97,3 @@ class Distiller(nn.Module):
         of_point = torch.bucketize(of_point, present.long()).clamp(max=len(present) - 1)
         clouds = Clouds(points, of_point, voxels.replace(coordinate, feature), self.voxels, self.engine)
         return clouds, self.backbone.encode(clouds)
-
-
-def _check_labels(batch: Batch, classes: int) -> None:
-    if "pair_label" in batch.columns and len(batch.pair_label) and int(batch.pair_label.max()) >= classes:
-        raise OlivineError(
-            f"a pair carries class {int(batch.pair_label.max())}, the shards name {classes - 1}",
-            where=batch.tokens[0],
-            remedy="build the shards again",
-        )

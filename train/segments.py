@@ -1,4 +1,4 @@
-"""Segment maps of several images: their numbers, and the segment at a pixel."""
+"""Segment maps of several images: their numbers, and what a map says at a pixel."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def number_through(segment: Tensor) -> tuple[Tensor, int]:
     return number - none, len(known) - none
 
 
-def at_pixels(segment: Tensor, image: Tensor, uv: Tensor) -> Tensor:
-    """The segment at the rounded pixels, int64 [M].
+def at_pixels(maps: Tensor, image: Tensor, uv: Tensor) -> Tensor:
+    """The values of images' maps at rounded pixels, [M].
 
     Args:
-        segment: int64 [I, H, W].
+        maps: [I, H, W].
         image: of each pixel, int64 [M].
         uv: float [M, 2]; those outside are taken at the border.
     """
-    (height, width), (u, v) = segment.shape[1:], uv.round().long().unbind(1)
-    return segment[image, v.clamp(0, height - 1), u.clamp(0, width - 1)]
+    (height, width), (u, v) = maps.shape[1:], uv.round().long().unbind(1)
+    return maps[image, v.clamp(0, height - 1), u.clamp(0, width - 1)]

@@ -32,7 +32,7 @@ class Given:
         self.image = self.frame * CAMERAS + torch.from_numpy(rng.integers(0, CAMERAS, PAIRS))
         self.asked = torch.arange(0)
 
-    def by(self, head: nn.Module) -> Tensor:
+    def embed(self, head: nn.Module) -> Tensor:
         return self.points
 
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:

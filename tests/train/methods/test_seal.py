@@ -42,7 +42,7 @@ class Given:
     def __init__(self, value: Array) -> None:
         self.value = torch.from_numpy(value)
 
-    def by(self, head: nn.Module) -> Tensor:
+    def embed(self, head: nn.Module) -> Tensor:
         return self.value
 
 

@@ -29,7 +29,7 @@ class Given:
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
-    def by(self, head: nn.Module) -> Tensor:
+    def embed(self, head: nn.Module) -> Tensor:
         return self.value
 
     def __call__(self, image: Tensor) -> Tensor:  # the maps of images numbered by their first pixel

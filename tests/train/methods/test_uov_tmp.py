@@ -40,7 +40,7 @@ class Given:
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
-    def by(self, head: nn.Module) -> Tensor:
+    def embed(self, head: nn.Module) -> Tensor:
         return self.value
 
 
