@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from olivine.train.backbones import build_backbone
 from olivine.train.sparse import Conv3d, ConvTranspose3d, SparseTensor
@@ -98,6 +99,56 @@ def peer_network() -> torch.nn.Module:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.minkowski_srunet34()
+
+
+FIRST = {
+    "3": (Conv3d, {"kernel_size": 3, "bias": True}),
+    "3x1x5": (Conv3d, {"kernel_size": (3, 1, 5)}),
+    "1 with bias": (Conv3d, {"kernel_size": 1, "bias": True}),
+    "1 down": (Conv3d, {"kernel_size": 1, "stride": 2}),
+    "2 down": (Conv3d, {"kernel_size": 2, "stride": 2}),
+    "2 up": (ConvTranspose3d, {"kernel_size": 2, "stride": 2}),
+    "3 up with bias": (ConvTranspose3d, {"kernel_size": 3, "stride": 2, "bias": True}),
+}
+
+
+def same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Mean, variance and range agree as those of two samples of one uniform distribution do, and so do their quantiles."""
+    assert ours.shape == theirs.shape
+    a, b = (value.detach().double().flatten() for value in (ours, theirs))
+    count, bound = len(a), float(b.abs().max())
+    assert abs(float(a.mean() - b.mean())) < 6 * bound / (3 * count / 2) ** 0.5
+    # The fourth moment of a uniform distribution is 9/5 of the squared variance.
+    assert float(a.var() / b.var()) == pytest.approx(1, abs=6 * (2 * 0.8 / count) ** 0.5)
+    assert float(a.abs().max()) == pytest.approx(bound, rel=20 / count)
+    assert stats.ks_2samp(a.numpy(), b.numpy()).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("widths", [(40, 90), (90, 40)])
+@pytest.mark.parametrize("name", FIRST)
+def test_every_layer_starts_with_weights_as_minkowski_engines_own_module(name, widths):
+    package, (kind, options) = import_minkowski(), FIRST[name]
+    peer = {Conv3d: package.MinkowskiConvolution, ConvTranspose3d: package.MinkowskiConvolutionTranspose}[kind]
+    found: dict[str, list[torch.Tensor]] = {}
+    torch.manual_seed(11)
+    for draw in range(10):  # a bias has few values
+        layer, other = kind(*widths, **options), peer(*widths, dimension=3, **options)
+        layer.reset_parameters(torch.Generator().manual_seed(draw))
+        for key, value in layer.state_dict().items():
+            found.setdefault(key, []).append(torch.stack([value, other.state_dict()[key]]))
+    assert set(found) == ({"kernel", "bias"} if options.get("bias") else {"kernel"})
+    for values in found.values():
+        same_distribution(*torch.stack(values, 1))
+
+
+def test_srunet34_and_its_heads_start_with_weights_as_minkowski_engines_modules():
+    ours, theirs = published_network().state_dict(), peer_network().state_dict()
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        if name.endswith((".kernel", ".bias")) and ".bn." not in name:
+            same_distribution(ours[name], value)
+        else:
+            assert torch.equal(ours[name], value), name
 
 
 def keyframe_voxels(folder, grid: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,12 +156,13 @@ def test_an_unknown_backbone_names_the_known_ones():
 
 @pytest.mark.parametrize("first_weights", ["minkowski", "kaiming"])
 def test_first_weights_are_those_that_the_setting_names(first_weights: str) -> None:
-    """MinkowskiEngine's default: uniform in ± (cells · inputs)^(−1/2), kernels and biases, heads too."""
+    """MinkowskiEngine's default: uniform in ± (cells · inputs)^(−1/2), of transposed layers outputs; heads too."""
     net = build_backbone("srunet34", first_weights=first_weights, seed=3)
     heads = [net.new_head(64, torch.Generator().manual_seed(5))]
     for module in [m for root in (net, *heads) for m in root.modules() if isinstance(m, Conv3d | ConvTranspose3d)]:
         kernel = module.kernel.detach()
-        bound = (kernel.numel() // module.out_channels) ** -0.5
+        transposed = isinstance(module, ConvTranspose3d)
+        bound = (kernel.numel() // (module.in_channels if transposed else module.out_channels)) ** -0.5
         expected = bound / 3**0.5
         if first_weights == "kaiming" and isinstance(module, Conv3d):
             expected = (2 * module.in_channels / kernel.numel()) ** 0.5

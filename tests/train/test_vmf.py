@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -130,6 +133,19 @@ def test_after_a_warm_up_kappa_is_at_most_67_however_long_and_however_tight(step
     assert seen.all() and kappa.max() <= 67
     # At R̄ = 0.63 the pull of L_kl on an embedding is κ over the number of pairs; L_ppkt's is at most 2 / τ = 28.6.
     assert kappa.max() / (2 / 0.07) < 2.4
+
+
+def test_over_a_run_of_the_papers_schedule_kappa_stays_bounded() -> None:
+    """The program compares R̄, κ and both gradients with other evaluations of them at every step."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "scr_schedule.py"
+    spec = importlib.util.spec_from_file_location("scr_schedule", path)
+    assert spec is not None and spec.loader is not None
+    program = sys.modules["scr_schedule"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    moments, warmup = program.run("paper", 100, 1.0, 2400, 256)
+    assert warmup == 11 and [math.isnan(m.pull) for m in moments] == [True] * 11 + [False] * 89
+    assert moments[-1].length > 0.95 and max(m.average for m in moments) <= 0.63
+    assert max(m.kappa for m in moments) <= 67
 
 
 def test_the_public_codes_average_over_gpus_of_which_one_lacks_a_class() -> None:

@@ -66,7 +66,8 @@ class SRUNetSettings(BackboneSettings):
 
     Attributes:
         first_weights: ``minkowski`` as MinkowskiEngine draws them, which is what SLidR and OLIVINE start from: uniform in
-            ± (cells · inputs)^(−1/2); ``kaiming`` normal with variance 2 / (cells · outputs), about 2.4 times as wide.
+            ± (cells · inputs)^(−1/2), of transposed layers outputs; ``kaiming`` normal with variance 2 / (cells · outputs),
+            about 2.4 times as wide, but for transposed layers.
     """
 
     first_weights: Literal["minkowski", "kaiming"] = "minkowski"

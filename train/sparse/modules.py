@@ -30,9 +30,13 @@ class _Convolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Uniform within 1 / sqrt(kernel cells x input channels); without a generator, of the seed 0."""
+        """Uniform within 1 / sqrt(kernel cells x input channels), in a transposed layer output channels.
+
+        As MinkowskiEngine's layers start. Without a generator, of the seed 0.
+        """
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        bound = (self.kernel.numel() // self.out_channels) ** -0.5
+        other = self.in_channels if self.shape.transposed else self.out_channels
+        bound = (self.kernel.numel() // other) ** -0.5
         with torch.no_grad():
             self.kernel.uniform_(-bound, bound, generator=generator)
             if self.bias is not None:
