@@ -48,12 +48,17 @@ def memory_error(error: BaseException) -> OlivineError | None:
     Python, NumPy, numba, PyTorch and the system each have one of their own.
     """
     what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    # The last is oneDNN's, for whatever it could not allocate.
-    signs = ("can't start new thread", "out of memory", "can't allocate memory", "could not create a primitive")
+    signs = (
+        "can't start new thread",
+        "out of memory",
+        "can't allocate memory",
+        "could not create a primitive",  # oneDNN's, for whatever it could not allocate
+        "failed to map segment",  # of a library that is loaded late
+    )
     if not (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and any(sign in what for sign in signs))
+        or (isinstance(error, (RuntimeError, ImportError)) and any(sign in what for sign in signs))
     ):
         return None
     return OlivineError(

@@ -326,6 +326,7 @@ def test_a_damaged_picture_of_a_shard_is_one_line(data):
         MemoryError("Unable to allocate 3 GiB"),
         RuntimeError("can't start new thread"),
         RuntimeError("could not create a primitive"),
+        ImportError("x.so: failed to map segment from shared object"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
