@@ -69,7 +69,8 @@ class MadeUpGroup:
         assert name == "pair_label"
         return self.label
 
-    def places(self) -> Tensor:
+    @property
+    def place(self) -> Tensor:
         """A voxel for each pair."""
         return torch.arange(self.size)
 

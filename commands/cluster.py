@@ -22,12 +22,12 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     command: Annotated[list[str], typer.Argument(help="labelgen, build-pairs or pretrain, with its options.")],
-    partition: Annotated[str | None, typer.Option(help="SLURM's partition [its default].")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM's partition (default: its default).")] = None,
     nodes: Annotated[int, typer.Option(help="Machines at once.")] = 1,
     gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
     cpus: Annotated[int, typer.Option(help="Cores of one task.")] = 1,
     parts: Annotated[int, typer.Option(help="Array tasks; 0 for four a place.")] = 0,
-    time: Annotated[str | None, typer.Option(help="Limit of one job [the partition's].")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit of one job (default: the partition's).")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Come back when the last job has ended.")] = False,
     as_json: Json = False,
 ) -> None:

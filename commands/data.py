@@ -26,7 +26,7 @@ def register(app: typer.Typer, weights: typer.Typer) -> None:
 
 
 def synth(
-    out: Annotated[Path | None, typer.Option(help="Folder of the new data set [data/<format>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new data set (default: data/<format>).")] = None,
     format: Annotated[str, typer.Option(help="nuscenes or semantickitti.")] = "nuscenes",
     scenes: Annotated[int, typer.Option(help="Scenes; about a quarter of them for validation.")] = 10,
     frames: Annotated[int, typer.Option(help="Frames in each scene.")] = 6,
@@ -54,10 +54,12 @@ def synth(
 
 
 def labelgen(
-    dataset: Annotated[str | None, typer.Option(help="nuscenes, semantickitti, kitti [what data/ holds].")] = None,
-    root: Annotated[Path | None, typer.Option(help="The data set's folder [data/<dataset>].")] = None,
-    version: Annotated[str | None, typer.Option(help="nuScenes version [the largest present].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Label folder [data/labels/<dataset>].")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="nuscenes, semantickitti, kitti (default: what data/ holds).")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The data set's folder (default: data/<dataset>).")] = None,
+    version: Annotated[str | None, typer.Option(help="nuScenes version (default: the largest present).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Label folder (default: data/labels/<dataset>).")] = None,
     labeler: Annotated[
         str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import or regions.")
     ] = "auto",
@@ -155,7 +157,7 @@ def labelgen(
 
 def score_labels(
     labels: Labels = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the scores [<labels>-scores].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <labels>-scores).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
     root: Moved = None,
@@ -221,8 +223,8 @@ def build_pairs(
     labels: Labels = None,
     dataset: Annotated[str | None, typer.Option(help="Take the labels of this data set.")] = None,
     root: Moved = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the shards [data/pairs/<dataset>].")] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test [every split with frames].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards (default: data/pairs/<dataset>).")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test (default: every split with frames).")] = None,
     image_scale: Annotated[str, typer.Option(help="Size of the stored images: auto, or a number up to 1.")] = "auto",
     jpeg_quality: Annotated[int, typer.Option(help="Of the stored images.")] = 90,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Store the images.")] = True,

@@ -17,12 +17,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what other settings made.")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 for one a core.")]
-Address = Annotated[str | None, typer.Option(help="ray: the cluster's host:port, or auto [starts one here].")]
-Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder [~/.cache/olivine/weights].")]
+Address = Annotated[str | None, typer.Option(help="ray: the cluster's host:port, or auto (default: starts one here).")]
+Folder = Annotated[Path | None, typer.Option("--weights", help="Weights folder (default: ~/.cache/olivine/weights).")]
 Names = Annotated[list[str] | None, typer.Argument(help="Models, as `olivine weights list` names them.")]
 Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
-Labels = Annotated[Path | None, typer.Option(help="Label folder [the largest in data/labels].")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or checkpoint [the newest in runs/].")]
+Labels = Annotated[Path | None, typer.Option(help="Label folder (default: the largest in data/labels).")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or checkpoint (default: the newest in runs/).")]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,13 @@ class Scoring:
     """What probe and fine-tuning are given."""
 
     checkpoint: Checkpoint = None
-    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [data/pairs/…].")] = None
+    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards (default: data/pairs/…).")] = (
+        None
+    )
     fraction: Annotated[float, typer.Option(help="Percent of the training labels: 1, 5, 10, 25 or 100.")] = 100
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames [50; 100 at 1 %].")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames (default: 50; 100 at 1 %).")] = (
+        None
+    )
     seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and random weights.")] = 0
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as lr=0.5.")

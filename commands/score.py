@@ -39,7 +39,7 @@ def probe(
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
     ] = True,
-    out: Annotated[Path | None, typer.Option(help="Folder of the scores [<run>/probe].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <run>/probe).")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
 
@@ -58,7 +58,7 @@ def probe(
 def finetune(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [<run>/finetune-<fraction>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: <run>/finetune-<fraction>).")] = None,
 ) -> None:
     """Train the whole network on a fraction of the labels and score it.
 
@@ -113,9 +113,15 @@ def _score(
 
 
 def predict(
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a fine-tuning [the newest].")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Shards, labelled or not [the test split, or val].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the submission [<run>/predictions-<split>].")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder or file of a fine-tuning (default: the newest).")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards, labelled or not (default: the test split, or val).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the submission (default: <run>/predictions-<split>).")
+    ] = None,
     smooth: Annotated[
         str, typer.Option(help="none, or afi: smooth each frame's predictions over its surfaces.")
     ] = "none",
@@ -154,10 +160,14 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
 def study(
     folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
     config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
-    seed: Annotated[int | None, typer.Option(help="Run this seed alone [all of the study's].")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="Run this row alone; give it again for more [all].")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Folder with train/ and val/ shards [the study's].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study [runs/<name>].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Run this seed alone (default: all of the study's).")] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Run this row alone; give it again for more (default: all).")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Folder with train/ and val/ shards (default: the study's).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study (default: runs/<name>).")] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the rows of FOLDERS, for example one seed each.")
     ] = False,
@@ -200,9 +210,9 @@ def study(
 def export(
     checkpoint: Checkpoint = None,
     layout: Annotated[
-        str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict [by the backbone].")
+        str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict (default: by the backbone).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file [<run>/<layout>.pt].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file (default: <run>/<layout>.pt).")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -220,10 +230,11 @@ def export(
 def import_weights(
     file: Annotated[Path, typer.Argument(help="A checkpoint of SLidR, OLIVINE or OpenPCDet, or an export.")],
     config: Annotated[
-        str | None, typer.Option(help="Preset or YAML file with its backbone and voxels [reference, or voxelnet].")
+        str | None,
+        typer.Option(help="Preset or YAML file with its backbone and voxels (default: reference, or voxelnet)."),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The checkpoint [runs/<file>/last.pt].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint (default: runs/<file>/last.pt).")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -240,9 +251,11 @@ def import_weights(
 
 
 def report(
-    run: Annotated[Path | None, typer.Option(help="Run folder [the newest in runs/].")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
     labels: Labels = None,
-    shards: Annotated[Path | None, typer.Option(help="Shards to draw [the largest val split in data/pairs].")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards to draw (default: the largest val split in data/pairs).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("report"),
     frames: Annotated[int, typer.Option(help="Frames to draw.")] = 3,
     as_json: Json = False,

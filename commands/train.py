@@ -21,14 +21,18 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     shards: Annotated[
-        Path | None, typer.Option(help="Training shards [the largest train split in data/pairs].")
+        Path | None, typer.Option(help="Training shards (default: the largest train split in data/pairs).")
     ] = None,
-    validation: Annotated[Path | None, typer.Option(help="Held-out shards [the val folder beside them].")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Held-out shards (default: the val folder beside them).")
+    ] = None,
     config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Sparse engine: torch or minkowski [the preset's].")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run [the preset's].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [runs/<name>].")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Sparse engine: torch or minkowski (default: the preset's).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run (default: the preset's).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<name>).")] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the run's last checkpoint.")] = True,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print every setting, and stop.")] = False,
     as_json: Json = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +18,21 @@ from .errors import OlivineError, PathLike
 from .files import write_bytes
 
 
+def _alike(value: Any) -> Any:
+    """A copy whose equal strings are one object, and whose containers are nobody else's.
+
+    A pickle names an object that it has met before: without this, equal contents that came about in other ways (a run
+    that was resumed) would be other bytes.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_alike(key): _alike(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_alike, value))
+    return value
+
+
 def write_tensors(path: PathLike, content: Any) -> None:
     """Write tensors and plain values as PyTorch does, whole or not at all.
 
@@ -25,7 +41,7 @@ def write_tensors(path: PathLike, content: Any) -> None:
     """
     # Through memory: torch's own writer turns a full disk into an error that does not say so.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_alike(content), buffer)
     write_bytes(path, buffer.getvalue())
 
 

@@ -380,4 +380,4 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
     # A second seed reads the features that the first one stored.
     monkeypatch.setattr(encoder.ImageEncoder, "forward", None)
     assert run_study(study, tmp_path / "study", (1,)).done == 8
-    assert "pictures are not augmented" in summary.table.read_text()
+    assert "images are not augmented" in summary.table.read_text()

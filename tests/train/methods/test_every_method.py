@@ -110,6 +110,7 @@ def together(streets: Path, quick: Quick, tmp_path_factory: pytest.TempPathFacto
     return folder / "one", folder / "two"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("preset", METHODS)
 def test_two_processes_of_one_group_are_one_process_of_two_groups(preset: str, together: tuple[Path, Path]) -> None:
     one, two = (load_checkpoint(folder / preset) for folder in together)

@@ -18,7 +18,7 @@ from olivine.labelgen.store import open_store
 from olivine.pairs.build import build_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.readers import open_dataset
-from olivine.readers.frame import write_index
+from olivine.readers.index import write_index
 from olivine.study.config import load_study
 from olivine.study.rows import read_rows
 from olivine.study.run import run_study
