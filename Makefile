@@ -9,7 +9,7 @@ PACKAGES := common commands cluster readers synthetic labelgen pairs train downs
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
-.PHONY: help setup demo study-ground test soak lint bench minkowski clean
+.PHONY: help setup demo study-ground test unit soak lint bench minkowski clean
 
 help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
@@ -61,8 +61,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) -m olivine.cli
 
+# Types are checked beside the tests: mypy has one core, and tests that wait leave some of theirs.
+test: setup
+	@$(MAKE) --no-print-directory -j2 lint unit
+
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
-test: lint
+unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n auto --maxprocesses 4 --dist loadfile
 
 soak: setup $(VENV)/.installed-cluster

@@ -267,7 +267,10 @@ def test_ground_truth_labels_take_the_place_of_weak_ones(small_shards: Path) -> 
 
 
 @pytest.mark.frames("synthetic")
-@pytest.mark.parametrize("preset", [p for p in preset_names() if load_settings(p).method.name == "olivine"])
+@pytest.mark.parametrize(
+    "preset",  # ppkt runs in methods/test_every_method.py
+    [p for p in preset_names() if load_settings(p).method.name == "olivine" and p != "ppkt"],
+)
 def test_every_preset_runs_two_steps(preset: str, keyframe_shards: Path, tmp_path: Path) -> None:
     """On the keyframe, with random encoder weights, a small encoder and few pairs, so that it is quick."""
     changes = [
