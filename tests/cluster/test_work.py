@@ -52,7 +52,7 @@ def test_what_no_unit_can_do_without_stops_the_job_at_once(
     job: Job, units: Units, tmp_path: Path, processes: int
 ) -> None:
     with pytest.raises(OlivineError, match=r"the weights are missing\. Fetch them"):
-        list(execute(job, units(50, {0: "stop"}, seconds=0.05), Local(processes)))
+        list(execute(job, units(50, {0: "stop"}, seconds=0.5), Local(processes)))
     assert len(list((tmp_path / "out").glob("*.attempts"))) <= 4
 
 

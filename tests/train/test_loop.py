@@ -154,14 +154,15 @@ def run_in_a_process(settings: PretrainSettings, out: Path, killed_at: int = -1)
 
 
 def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
-    whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path
+    small_shards: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     """SIGKILL after its first epoch's checkpoint."""
     settings = small_settings(small_shards)
+    run_in_a_process(settings, tmp_path / "whole")
     run_in_a_process(settings, tmp_path / "killed", killed_at=4)
     assert 0 < load_checkpoint(tmp_path / "killed")["step"] < 4  # an epoch's end; five frames in batches of two
     run_in_a_process(settings, tmp_path / "killed")
-    expected, found = tensors(whole_run / "last.pt"), tensors(tmp_path / "killed" / "last.pt")
+    expected, found = tensors(tmp_path / "whole" / "last.pt"), tensors(tmp_path / "killed" / "last.pt")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [row["step"] for row in rows(tmp_path / "killed" / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
 
