@@ -84,9 +84,12 @@ def test_20_steps_on_the_keyframe_run_and_the_loss_falls(olivine, keyframe):
     done = olivine("pretrain", *SMALL_RUN, "--name", "keyframe", cwd=keyframe)
     assert "there is no train split" in done.stdout  # the keyframe's scene is a validation scene
     with open(keyframe / "runs/keyframe/steps.csv", newline="") as handle:
-        losses = [float(row["loss_ppkt"]) for row in csv.DictReader(handle)]
-    assert len(losses) == 20
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+        table = list(csv.DictReader(handle))
+    assert [int(row["step"]) for row in table] == list(range(20))
+    for name in ("loss_ppkt", "loss_wcd"):
+        loss = [float(row[name]) for row in table]
+        assert np.mean(loss[-5:]) < np.mean(loss[:5]), name
+    assert list((keyframe / "runs/keyframe/tensorboard").iterdir())
 
 
 @pytest.mark.frames("synthetic")

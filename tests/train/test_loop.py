@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -42,47 +41,6 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as handle:
         return list(csv.DictReader(handle))
-
-
-@pytest.mark.frames("synthetic")
-def test_20_steps_on_a_keyframe_and_every_loss_falls(keyframe_shards: Path, tmp_path: Path) -> None:
-    settings = load_settings(
-        "cpu",
-        [f"data.shards={keyframe_shards}", "run.steps=20", "run.batch=1", "run.group=1", "run.accelerator=cpu"],
-    )
-    summary = pretrain(settings, tmp_path / "run")
-    assert (summary.step, summary.steps, summary.interrupted) == (20, 20, False)
-    table = rows(tmp_path / "run" / "steps.csv")
-    assert [int(row["step"]) for row in table] == list(range(20))
-    for name in ("loss_ppkt", "loss_wcd"):
-        loss = [float(row[name]) for row in table]
-        assert np.mean(loss[-5:]) < np.mean(loss[:5]) - 0.05, name
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
-
-
-def test_voxelnets_reference_runs_and_its_pairs_are_those_in_the_circle(small_shards: Path, tmp_path: Path) -> None:
-    quick = [
-        "run.steps=2",
-        "run.batch=5",
-        "run.group=5",
-        "run.accelerator=cpu",
-        "method.warmup=0.5",
-        "method.pairs=100",
-    ]
-    quick += ["image.encoder=small", "image.height=40", "image.width=72", "augment.cuboid=0", "augment.crop=false"]
-    quick += ["voxels.size_m=0.4", "voxels.range_m=[-12.8, -12.8, -5, 12.8, 12.8, 3]", "augment.circle=[8, -1.5, 1]"]
-    settings = load_settings("voxelnet-reference", [*quick, f"data.shards={small_shards}"])
-    pretrain(settings, tmp_path / "run")
-    shards, count = open_shards(small_shards), 0
-    for frame in (shards[i] for i in range(len(shards))):
-        x, y, z = frame.points[frame.pair_point, :3].astype(np.float64).T
-        # Whole pictures whose pixels are rounded keep every pair but those that round to beyond the border.
-        u, v = np.rint(np.rint(frame.pair_uv) * (72 / 128, 40 / 72)).T
-        count += int(((np.hypot(x, y) <= 8) & (z >= -1.5) & (z <= 1) & (u < 72) & (v < 40)).sum())
-    table = rows(tmp_path / "run" / "steps.csv")
-    assert [float(row["pairs"]) for row in table] == [count] * 2
-    assert all(np.isfinite(float(row["loss"])) for row in table)
-    assert float(table[1]["loss_scr"]) and not table[0]["loss_scr"]
 
 
 @pytest.fixture(scope="module")
