@@ -14,7 +14,7 @@ class VmfStatistics(nn.Module):
 
     z̄_c ← (1−α) z̄_c + α · mean{ g'_i : s_i = c }, from zero, in float64. A class moves only in a step that
     holds it, and one that was seen in fewer than two voxels has no distribution. R̄ stays under 1 − (1−α)^n, n the
-    class's number of updates: 0.632 and κ ≤ 67 for p = 64 after 1/α steps, whatever the run's length. With
+    class's number of updates: after 1/α steps 0.632 and κ ≤ 67 for p = 64 (68 where that is 50 steps, 72 at 10). With
     ``bias_correction``, which neither paper nor public code has, the mean is divided by that bound.
 
     Args:

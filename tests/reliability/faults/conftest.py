@@ -270,20 +270,7 @@ def _everything() -> None:
     import olivine
 
     names = [module.name for module in pkgutil.walk_packages(olivine.__path__, "olivine.")]
-    rooms = (
-        "common",
-        "commands",
-        "cluster",
-        "readers",
-        "synthetic",
-        "labelgen",
-        "pairs",
-        "train",
-        "downstream",
-        "study",
-        "report",
-    )
-    ours = [name for name in names if name.split(".")[1] in rooms and "ray" not in name]
+    ours = [name for name in names if name.split(".")[1] not in ("tests", "benchmarks") and "ray" not in name]
     others = [
         "nuscenes.nuscenes", "zarr.codecs", "matplotlib.figure", "matplotlib.backends.backend_agg", "scipy.stats", "lightning_fabric",
         "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "skimage.segmentation",
