@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from olivine.cluster.journal import Journal
+from olivine.cluster.work import Job, Reply, WorkUnit, execute
 from olivine.common import Failure, OlivineError, atomic_directory
 
 
@@ -63,3 +66,40 @@ def nothing(task: Task, step: Callable[[int], None]) -> Made:
 def make_nothing() -> Callable[[Task, Callable[[int], None]], Made]:
     """For jobs that measure their engine."""
     return nothing
+
+
+class Instant:
+    """A pool of 100 workers that are done at once."""
+
+    def __init__(self) -> None:
+        self.units: list[WorkUnit] = []
+
+    @property
+    def room(self) -> bool:
+        return len(self.units) < 100
+
+    def submit(self, unit: WorkUnit) -> None:
+        self.units.append(unit)
+
+    def wait(self, step: Callable[[str, int], None]) -> list[tuple[WorkUnit, Reply]]:
+        answers, self.units = [(unit, Reply(nothing(unit.content, lambda _: None))) for unit in self.units], []
+        return answers
+
+    def close(self) -> list[str]:
+        return []
+
+    def pool(self, job: Job, logs: Path | None) -> Instant:
+        return self
+
+
+def peak_memory(count: int, logs: Path) -> int:
+    """Bytes that the driver of a job of ``count`` units holds at most."""
+    job = Job("test", make_nothing)
+    with Journal(logs, "test", logs, count) as journal:
+        row = (WorkUnit(f"unit-{k}", 1, Task(k)) for k in range(count))
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in execute(job, row, Instant(), total=count, journal=journal)) == count  # type: ignore[arg-type]
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
