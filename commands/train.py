@@ -53,8 +53,14 @@ def pretrain(
     if print_config and shards is None:
         print(settings_to_yaml(load_settings(preset, changes)), end="")
         return
-    shards, why = defaults.choose_shards(shards, "train")
-    if validation is None and (shards.parent / "val" / "manifest.json").is_file() and shards.name != "val":
+    named = load_settings(preset, changes).data
+    if shards is None and named.shards is not None:
+        shards, why = Path(named.shards), "data.shards"
+    else:
+        shards, why = defaults.choose_shards(shards, "train")
+    if validation is None and named.validation is not None:
+        validation = Path(named.validation)
+    elif validation is None and (shards.parent / "val" / "manifest.json").is_file() and shards.name != "val":
         validation = shards.parent / "val"
     changes += [f"data.shards={json.dumps(str(shards))}"]
     changes += [f"data.validation={json.dumps(str(validation))}"] if validation else []

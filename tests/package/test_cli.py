@@ -24,6 +24,7 @@ def olivine(*arguments, cwd):
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
+        (["pretrain", "--set", "data.shards=elsewhere"], "elsewhere"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),
         (["study"], "no shards here. Make them: olivine synth"),
