@@ -8,11 +8,15 @@ where that is at hand. ``@pytest.mark.frames("real")`` is for tests of the real 
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +104,26 @@ def make_kitti_frame(folder: Path) -> None:
     shutil.rmtree(folder / "world")
 
 
-def synthetic_frame(name: str, temporary: pytest.TempPathFactory) -> Path:
-    """The synthetic folder of a fixture of FRAMES, made once in a run by whichever process needs it first."""
+def made_once(name: str, make: Callable[[Path], object], temporary: pytest.TempPathFactory) -> Path:
+    """A folder that ``make`` fills, once in a run: by whichever process needs it first."""
     base = temporary.getbasetemp()
     # Each worker of pytest-xdist has a folder of its own inside the run's.
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample-data" / name
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once" / name
+    finished = folder.with_suffix(".finished")  # made in place: what is made may hold its own path
     folder.parent.mkdir(exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            {"nuscenes_keyframe": make_keyframe, "kitti_frame": make_kitti_frame}[name](part)
-            part.rename(folder)
-    return folder / FRAMES[name]
+        if not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            finished.touch()
+    return folder
+
+
+def synthetic_frame(name: str, temporary: pytest.TempPathFactory) -> Path:
+    """The synthetic folder of a fixture of FRAMES."""
+    make = {"nuscenes_keyframe": make_keyframe, "kitti_frame": make_kitti_frame}[name]
+    return made_once(name, make, temporary) / FRAMES[name]
 
 
 def _frame(request: pytest.FixtureRequest, temporary: pytest.TempPathFactory) -> Path:
@@ -189,6 +199,42 @@ def srunet34_shapes() -> dict[str, list[int]]:
     return shapes
 
 
+@pytest.fixture(scope="session")
+def olivine() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``olivine("labelgen", "--out", "x", cwd=folder)``: run a command there; a traceback is always a failure.
+
+    It runs in this process, which has imported what a new one would take seconds to import; ``process=True`` is as a
+    user runs it. With ``check=True`` it must end well.
+    """
+    from olivine import cli
+    from olivine.readers.nuscenes import _open_devkit
+
+    def here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        _open_devkit.cache_clear()  # its key is the path, and data/nuscenes is another data set in each folder
+        out, errors = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.chdir(cwd)
+            patch.setattr("sys.argv", command)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+                cli.main()
+        return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), errors.getvalue())
+
+    def run(
+        *arguments: object, cwd: Path, process: bool = False, check: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        if process:
+            command = [sys.executable, "-m", "olivine.cli", *words]
+            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        else:
+            done = here(["olivine", *words], cwd)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert not check or done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
 @dataclass(frozen=True)
 class World:
     """A synthetic data set and its shards, ``pairs/train`` and ``pairs/val``."""
@@ -230,12 +276,14 @@ def build_world() -> Callable[..., World]:
 @pytest.fixture(scope="session")
 def nuscenes_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The ten scenes of v1.0-mini, a frame each: eight to train on, two to score on."""
-    return make_world(tmp_path_factory.mktemp("nuscenes"), "nuscenes", 10, 1)
+    folder = made_once("nuscenes-world", lambda f: make_world(f, "nuscenes", 10, 1), tmp_path_factory)
+    return World(folder / "nuscenes", folder / "pairs")
 
 
 @pytest.fixture(scope="session")
 def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("kitti"), "semantickitti", 2, 2)
+    folder = made_once("kitti-world", lambda f: make_world(f, "semantickitti", 2, 2), tmp_path_factory)
+    return World(folder / "semantickitti", folder / "pairs")
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,8 @@
 """The command line's manners: one line for what is wrong, exit codes 0, 1, 2, no traceback."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-
-def olivine(*arguments, cwd):
-    command = [sys.executable, "-m", "olivine.cli", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.mark.parametrize(
@@ -38,13 +29,19 @@ def olivine(*arguments, cwd):
         (["synth", "--scenes", "many"], "a valid integer"),
     ],
 )
-def test_a_wrong_call_is_one_line_that_says_what_to_do(arguments, says, tmp_path):
+def test_a_wrong_call_is_one_line_that_says_what_to_do(arguments, says, olivine, tmp_path):
     done = olivine(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("olivine: ")
     assert says.lower() in lines[-1].lower()
     assert len([line for line in lines if line.startswith("olivine: ")]) == 1
+
+
+def test_a_process_of_its_own_ends_with_the_same_line_and_exit_code(olivine, tmp_path):
+    there, here = (olivine("pretrain", cwd=tmp_path, process=process) for process in (True, False))
+    assert (there.returncode, there.stderr) == (here.returncode, here.stderr)
+    assert there.returncode == 2
 
 
 def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch):
@@ -66,7 +63,7 @@ def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch)
     assert why == "the largest of nuscenes (3 frames), semantickitti (4 frames)"
 
 
-def test_doctor_finds_this_installation_in_order(tmp_path):
+def test_doctor_finds_this_installation_in_order(olivine, tmp_path):
     done = olivine("doctor", "--json", cwd=tmp_path)
     findings = {f["topic"]: f for f in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
@@ -85,7 +82,7 @@ def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, mon
     assert "opencv-python-headless==" in finding.remedy
 
 
-def test_every_command_has_an_example_in_its_help(tmp_path):
+def test_every_command_has_an_example_in_its_help():
     from olivine.cli import app
 
     for command in app.registered_commands:
@@ -93,14 +90,14 @@ def test_every_command_has_an_example_in_its_help(tmp_path):
         assert f"Example: olivine {name}" in command.callback.__doc__, name
 
 
-def test_dry_run_writes_nothing(tmp_path):
+def test_dry_run_writes_nothing(olivine, tmp_path):
     done = olivine("synth", "--dry-run", "--out", "world", cwd=tmp_path)
     assert done.returncode == 0
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["labelgen", "build-pairs"])
-def test_a_stage_takes_the_same_options_of_its_units(command, tmp_path):
+def test_a_stage_takes_the_same_options_of_its_units(command, olivine, tmp_path):
     said = olivine(command, "--help", cwd=tmp_path).stdout
     for option in ("--executor", "--address", "--merge", "--shard", "--workers"):
         assert option in said

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from olivine import cli
-from olivine.commands import console
 from olivine.common import OlivineError, atomic_directory, check_replaceable, files
 
 # Each with the folder it reads from, which --out names in one of the cases.
@@ -33,14 +31,6 @@ COMMANDS = {
 }
 
 
-def run(arguments, folder: Path, monkeypatch) -> int:
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["olivine", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        console.run(cli.app)
-    return int(ended.value.code or 0)
-
-
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder with its SHA-256, every link with its target."""
     found = {}
@@ -54,20 +44,18 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(olivine, tmp_path_factory):
     """A folder with all that the commands make, by their default paths."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        steps = [
-            COMMANDS["synth"][0],
-            ["labelgen"],
-            ["build-pairs", "--workers", 1],
-            ["pretrain", *SHORT],
-            ["finetune", "--epochs", "1"],
-            ["export", "--out", "backbone.pt"],
-        ]
-        for arguments in steps:
-            assert run(arguments, folder, patch) == 0, arguments
+    for arguments in [
+        COMMANDS["synth"][0],
+        ["labelgen"],
+        ["build-pairs", "--workers", 1],
+        ["pretrain", *SHORT],
+        ["finetune", "--epochs", "1"],
+        ["export", "--out", "backbone.pt"],
+    ]:
+        assert olivine(*arguments, cwd=folder).returncode == 0, arguments
     (folder / "runs/study").mkdir()
     (folder / "runs/study/study.json").write_text("{}")
     (folder / "foreign").mkdir()
@@ -83,12 +71,12 @@ def world(made, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("where", ["foreign", "input", ".", "link"])
-def test_out_never_costs_a_file_that_was_there(command, where, world, monkeypatch):
+def test_out_never_costs_a_file_that_was_there(command, where, world, olivine):
     arguments, source = COMMANDS[command]
     before = contents(world)
     is_file = command in ("export", "import-weights")
     out = {"input": source, "foreign": "foreign/thesis.pt" if is_file else "foreign"}.get(where, where)
-    code = run([*arguments, "--out", out], world, monkeypatch)
+    code = olivine(*arguments, "--out", out, cwd=world).returncode
     after = contents(world)
     gone = [name for name in before if name not in after]
     changed = [name for name in before if name in after and before[name] != after[name]]
@@ -98,47 +86,47 @@ def test_out_never_costs_a_file_that_was_there(command, where, world, monkeypatc
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("export", "import-weights")])
-def test_the_root_folder_is_refused_before_anything_is_written(command, world, monkeypatch):
+def test_the_root_folder_is_refused_before_anything_is_written(command, world, olivine, monkeypatch):
     written = []
     monkeypatch.setattr(files, "_partial_name", lambda path: written.append(path) or world / "x")
     dry = ["--dry-run"] if command in ("synth", "labelgen", "build-pairs", "pretrain", "probe", "finetune") else []
-    assert run([*COMMANDS[command][0], *dry, "--out", "/"], world, monkeypatch) in (
+    assert olivine(*COMMANDS[command][0], *dry, "--out", "/", cwd=world).returncode in (
         (0,) if "build" in command else (2,)
     )
     assert not written
 
 
-def test_an_imported_checkpoint_never_takes_the_place_of_a_run(world, monkeypatch):
+def test_an_imported_checkpoint_never_takes_the_place_of_a_run(world, olivine):
     shutil.copy(world / "backbone.pt", world / "cpu.pt")
     before = contents(world / "runs")
-    assert run(["import-weights", "cpu.pt", "--config", "cpu"], world, monkeypatch) == 2
-    assert run(["import-weights", "cpu.pt", "--config", "cpu", "--overwrite"], world, monkeypatch) == 2
+    assert olivine("import-weights", "cpu.pt", "--config", "cpu", cwd=world).returncode == 2
+    assert olivine("import-weights", "cpu.pt", "--config", "cpu", "--overwrite", cwd=world).returncode == 2
     assert contents(world / "runs") == before
 
 
-def test_a_report_and_a_data_set_of_ours_are_replaced_and_foreign_files_in_them_stay(world, monkeypatch):
-    assert run(["report"], world, monkeypatch) == 0
-    assert run(["report"], world, monkeypatch) == 0
+def test_a_report_and_a_data_set_of_ours_are_replaced_and_foreign_files_in_them_stay(world, olivine):
+    assert olivine("report", cwd=world).returncode == 0
+    assert olivine("report", cwd=world).returncode == 0
     (world / "report/notes.txt").write_text("mine")
-    assert run(["report"], world, monkeypatch) == 2
+    assert olivine("report", cwd=world).returncode == 2
     assert (world / "report/notes.txt").read_text() == "mine"
     (world / "data/nuscenes/samples/mine.jpg").write_text("mine")
-    assert run([*COMMANDS["synth"][0], "--seed", 1, "--out", "data/nuscenes"], world, monkeypatch) == 2
+    assert olivine(*COMMANDS["synth"][0], "--seed", 1, "--out", "data/nuscenes", cwd=world).returncode == 2
     assert (world / "data/nuscenes/samples/mine.jpg").read_text() == "mine"
 
 
-def test_a_finetuning_begun_anew_keeps_foreign_files_in_its_folder(world, monkeypatch):
+def test_a_finetuning_begun_anew_keeps_foreign_files_in_its_folder(world, olivine):
     folder = world / "runs/cpu/finetune-100"
     (folder / "notes.txt").write_text("mine")
-    assert run(["finetune", "--overwrite", "--epochs", "2"], world, monkeypatch) == 0
+    assert olivine("finetune", "--overwrite", "--epochs", "2", cwd=world).returncode == 0
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_a_shard_that_is_a_link_or_holds_foreign_files_is_left_alone(world, monkeypatch):
+def test_a_shard_that_is_a_link_or_holds_foreign_files_is_left_alone(world, olivine):
     shard = world / "data/pairs/nuscenes/train/shard-00000.zarr"
     (shard / "mine.txt").write_text("mine")
     before = contents(world / "data/pairs/nuscenes/train")
-    assert run(["build-pairs", "--workers", 1, "--jpeg-quality", 50, "--overwrite"], world, monkeypatch) == 2
+    assert olivine("build-pairs", "--workers", 1, "--jpeg-quality", 50, "--overwrite", cwd=world).returncode == 2
     assert contents(world / "data/pairs/nuscenes/train") == before
 
 

@@ -22,8 +22,8 @@ def keyframe(olivine, nuscenes_keyframe, keyframe_camseg, tmp_path_factory):
     (folder / "data").mkdir()
     (folder / "data" / "nuscenes").symlink_to(nuscenes_keyframe)
     camseg = ("--labeler", "import", "--camseg", keyframe_camseg)
-    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=folder)
-    olivine("build-pairs", cwd=folder)
+    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=folder, check=True)
+    olivine("build-pairs", cwd=folder, check=True)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_cla
 
 @pytest.mark.frames("synthetic")
 def test_20_steps_on_the_keyframe_run_and_the_loss_falls(olivine, keyframe):
-    done = olivine("pretrain", *SMALL_RUN, "--name", "keyframe", cwd=keyframe)
+    done = olivine("pretrain", *SMALL_RUN, "--name", "keyframe", cwd=keyframe, process=True, check=True)
     assert "there is no train split" in done.stdout  # the keyframe's scene is a validation scene
     with open(keyframe / "runs/keyframe/steps.csv", newline="") as handle:
         table = list(csv.DictReader(handle))
@@ -99,8 +99,8 @@ def test_running_every_stage_again_does_nothing(olivine, keyframe, keyframe_cams
     before = {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*") if p.is_file()}
     assert len(before) > 10
     camseg = ("--labeler", "import", "--camseg", keyframe_camseg)
-    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=keyframe)
-    olivine("build-pairs", cwd=keyframe)
+    olivine("labelgen", "--dataset", "nuscenes", *camseg, cwd=keyframe, check=True)
+    olivine("build-pairs", cwd=keyframe, check=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -114,8 +114,8 @@ def kitti(olivine, kitti_frame, tmp_path_factory):
     label[:, :621], label[:, 621:] = 9, 13
     Image.fromarray(label).save(maps / "000000.png")
     root = ("--dataset", "kitti", "--root", kitti_frame)
-    olivine("labelgen", *root, "--labeler", "import", "--camseg", folder / "maps", cwd=folder)
-    olivine("build-pairs", cwd=folder)
+    olivine("labelgen", *root, "--labeler", "import", "--camseg", folder / "maps", cwd=folder, check=True)
+    olivine("build-pairs", cwd=folder, check=True)
     return folder
 
 
@@ -144,7 +144,7 @@ def test_the_real_kitti_frame_gives_17238_points_and_17186_pairs(kitti):
 
 @pytest.mark.frames("synthetic")
 def test_a_summary_for_machines_is_one_json_object(olivine, keyframe):
-    done = olivine("build-pairs", "--json", cwd=keyframe)
+    done = olivine("build-pairs", "--json", cwd=keyframe, check=True)
     summary = json.loads(done.stdout)
     assert summary["command"] == "build-pairs"
     assert summary["failures"] == []
