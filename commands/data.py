@@ -1,4 +1,4 @@
-"""The commands that make data sets, label maps and shards, and fetch the labellers' weights."""
+"""The commands that make data sets, label maps and shards, and fetch published weights."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def score_labels(
 
 
 def weights_list(weights: Folder = None, as_json: Json = False) -> None:
-    """Every model whose weights olivine can use: source, licence, size, whether it is here.
+    """Every model whose weights olivine can use: source, licence, size, whether it is gated, whether it is here.
 
     Example: olivine weights list
     """
@@ -195,11 +195,14 @@ def weights_list(weights: Folder = None, as_json: Json = False) -> None:
         known = [f["size"] for f in files if f["size"]]
         size = f"{sum(known) / 2**20:,.0f} MiB" if len(known) == len(files) else "size unknown"
         here = "here" if all(f["present"] for f in files) else "not here"
-        print(f"{row['name']:18} {size:>13}  {here:9} {row['licence']:11} {row['role']}; {row['source']}")
+        licence = f"{row['licence']}, gated" if row["gated"] else row["licence"]
+        print(f"{row['name']:18} {size:>13}  {here:9} {licence:21} {row['role']}; {row['source']}")
 
 
 def weights_fetch(names: Names = None, weights: Folder = None, as_json: Json = False) -> None:
     """Fetch weights, going on where an earlier call stopped, and verify them.
+
+    Gated files need a token: accept the licence on the page that `olivine weights list` names, and set HF_TOKEN.
 
     Example: olivine weights fetch swin-t bert-base-uncased vit-h
     """

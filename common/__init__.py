@@ -18,6 +18,7 @@ from .files import (
     is_relative_name,
     remove_leftovers,
     sha256_file,
+    weights_folder,
     write_bytes,
     write_json,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "sha256_file",
     "stop_signals",
     "track",
+    "weights_folder",
     "write_bytes",
     "write_json",
     "writer_name",

@@ -291,6 +291,11 @@ def inside(folder: PathLike, name: object, where: object, *, write: bool = False
     return path
 
 
+def weights_folder() -> Path:
+    """Where ``olivine weights fetch`` puts published weights: ``$OLIVINE_WEIGHTS``, else ``~/.cache/olivine/weights``."""
+    return Path(os.environ.get("OLIVINE_WEIGHTS") or Path.home() / ".cache" / "olivine" / "weights")
+
+
 def sha256_file(path: PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:

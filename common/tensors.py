@@ -46,7 +46,8 @@ def write_tensors(path: PathLike, content: Any) -> None:
 
 
 def read_tensors(path: PathLike, remedy: str) -> Any:
-    """A file of tensors and plain values, on the CPU, loaded with ``weights_only=True``.
+    """A file of tensors and plain values, on the CPU: of safetensors, which holds no code, or one of PyTorch's, loaded with
+    ``weights_only=True``.
 
     Args:
         remedy: what to do where it cannot be read.
@@ -57,6 +58,8 @@ def read_tensors(path: PathLike, remedy: str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise OlivineError("no such file", where=path, remedy=remedy)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, remedy)
     _check_archive(path, remedy)
     try:
         try:
@@ -85,6 +88,17 @@ def read_tensors(path: PathLike, remedy: str) -> Any:
         raise OlivineError(
             f"cannot be read as a checkpoint ({_first_line(error)})", where=path, remedy=remedy
         ) from None
+
+
+def _read_safetensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise OlivineError(f"cannot be read as safetensors ({_first_line(error)})", where=path, remedy=remedy) from None
+    return state
 
 
 def _check_archive(path: Path, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""The foundation models' published weights: where they come from, under which licence, how large they are."""
+"""The foundation models' published weights, of labelers and image encoders: source, licence, size."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Weights:
 
     Attributes:
         name: as in ``olivine weights fetch NAME``.
-        role: what labelgen uses it for.
+        role: what labelgen or pre-training uses it for.
         licence: of the weights.
         source: the publisher's page.
         files: what is fetched.
+        gated: the publisher gives the files only to accounts that accepted the licence on the page.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Weights:
     licence: str
     source: str
     files: tuple[WeightFile, ...]
+    gated: bool = False
 
 
 _DINO = "https://github.com/IDEA-Research/GroundingDINO"
@@ -72,6 +74,13 @@ def _hub(name: str, role: str, repository: str, files: tuple[str, ...]) -> Weigh
         f"{_HUB}/{repository}",
         tuple(WeightFile(f"{name}/{f}", f"{_HUB}/{repository}/resolve/main/{f}") for f in files),
     )
+
+
+def _encoder(size: str, patch: int, repository: str, licence: str, gated: bool) -> Weights:
+    name = f"dinov{2 if patch == 14 else 3}-vit{size}{patch}"
+    url = f"{_HUB}/{repository}"
+    file = WeightFile(f"{name}/model.safetensors", f"{url}/resolve/main/model.safetensors")
+    return Weights(name, f"image encoder {name} of pretrain and features", licence, url, (file,), gated)
 
 
 _DINO_HUB = (
@@ -139,6 +148,12 @@ CATALOGUE: tuple[Weights, ...] = (
     _hub("hf-vit-b", "segmenter of hf-grounded-sam", "facebook/sam-vit-base", _SAM_HUB),
     _hub("hf-vit-l", "segmenter of hf-grounded-sam", "facebook/sam-vit-large", _SAM_HUB),
     _hub("hf-vit-h", "segmenter of hf-grounded-sam", "facebook/sam-vit-huge", _SAM_HUB),
+    _encoder("s", 14, "facebook/dinov2-small", "Apache-2.0", gated=False),
+    _encoder("b", 14, "facebook/dinov2-base", "Apache-2.0", gated=False),
+    _encoder("l", 14, "facebook/dinov2-large", "Apache-2.0", gated=False),
+    _encoder("s", 16, "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 License", gated=True),
+    _encoder("b", 16, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 License", gated=True),
+    _encoder("l", 16, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3 License", gated=True),
 )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common import OlivineError
+from ..common import OlivineError, weights_folder
 
 LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions")
 _CHOICES = {
@@ -18,11 +17,6 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "segments": ("none", "masks", "sam", "slic", "regions"),
 }
-
-
-def default_weights_folder() -> Path:
-    """Where weights are looked for: ``$OLIVINE_WEIGHTS``, else ``~/.cache/olivine/weights``."""
-    return Path(os.environ.get("OLIVINE_WEIGHTS") or Path.home() / ".cache" / "olivine" / "weights")
 
 
 @dataclass(frozen=True)
@@ -111,4 +105,4 @@ class LabelSettings:
     @property
     def weights_folder(self) -> Path:
         """The folder where weights are looked for."""
-        return self.weights if self.weights is not None else default_weights_folder()
+        return self.weights if self.weights is not None else weights_folder()

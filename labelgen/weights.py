@@ -12,9 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common import Failure, OlivineError, PathLike, demand, disk_error, read_json, sha256_file, track, write_json
+from ..common import (
+    Failure,
+    OlivineError,
+    PathLike,
+    demand,
+    disk_error,
+    read_json,
+    sha256_file,
+    track,
+    weights_folder,
+    write_json,
+)
 from .catalogue import CATALOGUE, WeightFile, Weights, find_weights
-from .settings import default_weights_folder
 
 SUMS = "sha256.json"
 _CHUNK = 1 << 20
@@ -49,13 +59,14 @@ def _known_sums(folder: Path) -> dict[str, str]:
 
 
 def list_weights(folder: PathLike | None = None) -> list[dict[str, Any]]:
-    """The catalogue: name, role, licence, source, files with size, SHA-256, and whether each is in ``folder``."""
-    base = Path(folder) if folder is not None else default_weights_folder()
+    """The catalogue: name, role, licence, gated or not, source, files with size, SHA-256, and whether each is in ``folder``."""
+    base = Path(folder) if folder is not None else weights_folder()
     return [
         {
             "name": entry.name,
             "role": entry.role,
             "licence": entry.licence,
+            "gated": entry.gated,
             "source": entry.source,
             "present": all((base / f.path).is_file() for f in entry.files),
             "files": [
@@ -87,7 +98,7 @@ def check_weights(
     Args:
         names: catalogue names; without any, every model of which a file is there.
     """
-    base = Path(folder) if folder is not None else default_weights_folder()
+    base = Path(folder) if folder is not None else weights_folder()
     summary = WeightsSummary(base)
     sums = _known_sums(base)
     chosen = _choose(names, catalogue)
@@ -113,7 +124,8 @@ def fetch_weights(
 ) -> WeightsSummary:
     """Fetch models' files, going on where an earlier call was cut off; what is there and right is left.
 
-    A file appears under its name when its size and SHA-256 are right, not before.
+    A file appears under its name when its size and SHA-256 are right, not before. Gated files are asked for with the token
+    in ``$HF_TOKEN``, which goes to their server and not along a redirection to another.
 
     Args:
         names: catalogue names.
@@ -126,10 +138,10 @@ def fetch_weights(
         raise OlivineError(
             "no weights are named", remedy=f"name what to fetch: {', '.join(entry.name for entry in catalogue)}"
         )
-    base = Path(folder) if folder is not None else default_weights_folder()
+    base = Path(folder) if folder is not None else weights_folder()
     summary = WeightsSummary(base)
     sums = _known_sums(base)
-    for file in [f for entry in _choose(names, catalogue) for f in entry.files]:
+    for entry, file in [(model, f) for model in _choose(names, catalogue) for f in model.files]:
         path = base / file.path
         try:
             if path.is_file():
@@ -137,7 +149,7 @@ def fetch_weights(
                 if problem:
                     raise OlivineError(problem, where=path, remedy="delete it and fetch it again")
             else:
-                digest, count = _fetch(file, path)
+                digest, count = _fetch(file, path, entry)
                 summary.fetched += count
         except OlivineError as error:
             if isinstance(error.__cause__, OSError):  # the disk: the next file would not fare better
@@ -165,16 +177,21 @@ def _url(file: WeightFile) -> str:
     return file.url.replace("https://huggingface.co", mirror.rstrip("/"), 1) if mirror else file.url
 
 
-def _fetch(file: WeightFile, path: Path) -> tuple[str, int]:
+def _fetch(file: WeightFile, path: Path, entry: Weights) -> tuple[str, int]:
     """Fetch one file; returns its SHA-256 and the bytes that came."""
     part = path.with_name(f".{path.name}.part")
+    token = os.environ.get("HF_TOKEN", "").strip() if entry.gated else ""
+    if entry.gated and not token:
+        raise _refused(entry, "no token is given")
     fetched = 0
     for attempt, wait in enumerate(_WAITS, 1):
         time.sleep(wait)
         try:
-            fetched += _continue(_url(file), part, path.name)
+            fetched += _continue(_url(file), part, path.name, token)
             break
         except urllib.error.HTTPError as error:
+            if entry.gated and error.code in (401, 403):
+                raise _refused(entry, f"the server answers {error.code} to the token in HF_TOKEN") from None
             if error.code < 500 or attempt == len(_WAITS):
                 raise OlivineError(
                     f"the server answers {error.code} {error.reason}",
@@ -199,7 +216,15 @@ def _fetch(file: WeightFile, path: Path) -> tuple[str, int]:
     return digest, fetched
 
 
-def _continue(url: str, part: Path, name: str) -> int:
+def _refused(entry: Weights, why: str) -> OlivineError:
+    return OlivineError(
+        f"{entry.name} is gated ({entry.licence}), and {why}",
+        where=entry.source,
+        remedy="accept the licence on that page, and set HF_TOKEN to a token of that account that may read it",
+    )
+
+
+def _continue(url: str, part: Path, name: str, token: str = "") -> int:
     """Append to ``part`` what is missing of a file; returns the bytes that came."""
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +233,8 @@ def _continue(url: str, part: Path, name: str) -> int:
     tag = part.with_suffix(".etag")
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "olivine"})
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     if have:
         request.add_header("Range", f"bytes={have}-")
         # Without the tag of the bytes that are here, a file changed meanwhile would be

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, sha256_file
+from ..common import OlivineError, PathLike, sha256_file, weights_folder
 from ..common.plugins import find
 from ..common.tensors import check_state, read_tensors
 
@@ -30,6 +30,7 @@ class Encoder(nn.Module):
         multiple: height and width of the images must be multiples of it.
         mean, std: of RGB in [0, 1], which the weights expect to be taken out of the images.
         bundled: weights that come with the package, or None.
+        published: the name that ``olivine weights list`` has for them; they are then taken from the weights folder.
         fetch: how to get the weights, for error lines.
     """
 
@@ -39,11 +40,12 @@ class Encoder(nn.Module):
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     bundled: ClassVar[Path | None] = None
+    published: ClassVar[str] = ""
     fetch: ClassVar[str] = ""
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Tensor]:
-        """The tensors of a weights file under the names of this network; here those of a plain state dict.
+        """The tensors of a weights file under the names of this network, and no others; here those of a plain state dict.
 
         Raises:
             OlivineError: the file is missing, cannot be read, or holds no tensors.
@@ -59,7 +61,8 @@ class Encoder(nn.Module):
 
 def remedy_of(encoder: type[Encoder]) -> str:
     """What to do where its weights cannot be read."""
-    return f"fetch it: {encoder.fetch}" if encoder.fetch else "check the path"
+    how = f"olivine weights fetch {encoder.published}" if encoder.published else encoder.fetch
+    return f"fetch it: {how}" if how else "check the path"
 
 
 def find_encoder(name: str) -> type[Encoder]:
@@ -79,7 +82,8 @@ class ImageEncoder(nn.Module):
 
     Args:
         kind: its name, as :func:`find_encoder` knows it.
-        weights: local file; None takes the bundled ones. ``random`` gives random weights (tests, ablations).
+        weights: local file, or a folder with ``model.safetensors`` in it; None takes the bundled ones, or those that
+            ``olivine weights fetch`` brought. ``random`` gives random weights (tests, ablations).
         fold: fold batch norms into the convolutions before them.
         dtype: of the convolutions.
 
@@ -103,6 +107,10 @@ class ImageEncoder(nn.Module):
         spec = find_encoder(kind)
         self.kind, self.spec, self.channels, self.dtype = kind, spec, spec.channels, dtype
         path = Path(weights) if weights is not None else spec.bundled
+        if path is None and spec.published:
+            path = weights_folder() / spec.published
+        if path is not None and path.is_dir():
+            path = path / "model.safetensors"
         fetch = f" ({spec.fetch})" if spec.fetch else ""
         if path is None:
             raise OlivineError(
@@ -114,10 +122,10 @@ class ImageEncoder(nn.Module):
         if weights == "random":
             self.digest = "random"
         else:
-            own, read = network.state_dict(), spec.read(path)
+            own = network.state_dict()
             # A norm's counter is absent from some files and changes nothing in evaluation.
             counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-            state = {**{name: value for name, value in read.items() if name in own}, **counters}
+            state = {**spec.read(path), **counters}
             check_state(own, state, path, f"give weights of {kind}{fetch}, or another --set image.encoder")
             network.load_state_dict(state)
             self.digest = sha256_file(path)

@@ -17,7 +17,7 @@ from ..common import OlivineError
 if TYPE_CHECKING:
     from .encoder import ImageEncoder
 
-FeatureGrid = Literal["align_corners", "stride"]
+FeatureGrid = Literal["align_corners", "stride", "patch"]
 
 
 def bilinear_cells(
@@ -25,14 +25,19 @@ def bilinear_cells(
 ) -> tuple[Tensor, Tensor]:
     """What bilinear samples are made of: rows of maps seen as [I·h·w, E], int64 [4, M], and weights, float32 [4, M]."""
     (h, w), (height, width) = map_size, image_size
+    shift = 0.0
     if grid == "align_corners":
         scale = (max(w - 1, 0) / max(width - 1, 1), max(h - 1, 0) / max(height - 1, 1))
     elif grid == "stride":
         scale = (w / width, h / height)
+    elif grid == "patch":
+        scale, shift = (w / width, h / height), 0.5
     else:
-        raise OlivineError(f"no feature grid {grid!r}", where="feature_grid", remedy="use align_corners or stride")
-    x = (uv[:, 0].float() * scale[0]).clamp(0, w - 1)
-    y = (uv[:, 1].float() * scale[1]).clamp(0, h - 1)
+        raise OlivineError(
+            f"no feature grid {grid!r}", where="feature_grid", remedy="use align_corners, stride or patch"
+        )
+    x = ((uv[:, 0].float() + shift) * scale[0] - shift).clamp(0, w - 1)
+    y = ((uv[:, 1].float() + shift) * scale[1] - shift).clamp(0, h - 1)
     x0, y0 = x.floor().long().clamp(max=max(w - 2, 0)), y.floor().long().clamp(max=max(h - 2, 0))
     right, below = min(1, w - 1), min(1, h - 1) * w
     dx, dy = x - x0, y - y0
@@ -65,7 +70,8 @@ def sample_features(
         uv: pixels (u, v) in the image the map was made from, integer = a pixel's centre, [M, 2].
         image_size: (height, width) of that image.
         grid: ``align_corners``: the map's corners lie on the image's corner pixels (u·(w−1)/(W−1)), as upsampling
-            with ``align_corners=True`` has it; ``stride``: feature j is centred at pixel j·W/w.
+            with ``align_corners=True`` has it; ``stride``: feature j is centred at pixel j·W/w; ``patch``: feature j
+            covers the pixels [j·W/w, (j + 1)·W/w) and is centred in their middle, as a ViT's tokens are.
 
     Returns:
         [M, E] in the map's type. Positions outside are clamped to the border.

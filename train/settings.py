@@ -52,7 +52,8 @@ class ImageSettings:
 
     Attributes:
         encoder: a file of ``encoders/``, or ``package.module:Class``.
-        weights: local file; None takes the ones in the package; ``random`` for random weights.
+        weights: local file or folder; None takes the ones in the package or of ``olivine weights fetch``; ``random`` for
+            random weights.
         height, width: size of the images in pixels, after crop and resize.
         feature_grid: where features lie in the image; see :func:`olivine.train.feature_map.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
@@ -64,7 +65,7 @@ class ImageSettings:
     weights: str | None = None
     height: int = 224
     width: int = 416
-    feature_grid: Literal["align_corners", "stride"] = "align_corners"
+    feature_grid: Literal["align_corners", "stride", "patch"] = "align_corners"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     at_once: int = 0
     stored: str | None = None

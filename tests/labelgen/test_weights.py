@@ -28,6 +28,8 @@ class Server(ThreadingHTTPServer):
         self.breaks: list[int] = []
         self.ranges: list[str | None] = []
         self.status: int | None = None
+        self.gate: str | None = None
+        self.tokens: list[str | None] = []
         self.honours_ranges = True
 
     @property
@@ -45,6 +47,15 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
+        server.tokens.append(self.headers.get("Authorization"))
+        if server.gate is not None and self.path == "/gate/model.pth":
+            if self.headers.get("Authorization") != f"Bearer {server.gate}":
+                self.send_error(401 if self.headers.get("Authorization") is None else 403)
+                return
+            self.send_response(302)
+            self.send_header("Location", server.url.replace("127.0.0.1", "localhost"))
+            self.end_headers()
+            return
         if server.status is not None:
             self.send_error(server.status)
             return
@@ -139,6 +150,42 @@ def test_a_refusal_of_the_server_is_told_at_once(server, tmp_path):
     server.status = 404
     (failure,) = fetch_weights(["model"], tmp_path, _catalogue(server)).failures
     assert "404" in failure.reason and server.url in failure.reason and len(server.ranges) == 1
+
+
+def _gated(server):
+    file = WeightFile("sub/model.pth", server.url.replace("model.pth", "gate/model.pth"), 3_500_000, SHA256)
+    return [Weights("model", "a test", "a licence", "https://page", (file,), gated=True)]
+
+
+def test_a_gated_file_comes_with_a_token_which_goes_to_its_server_alone(server, tmp_path, monkeypatch):
+    server.gate = "right"
+    monkeypatch.setenv("HF_TOKEN", "right")
+    assert fetch_weights(["model"], tmp_path, _gated(server)).files == {"sub/model.pth": SHA256}
+    assert server.tokens == ["Bearer right", None]
+    fetch_weights(["model"], tmp_path / "open", _catalogue(server))  # what is not gated is asked for without it
+    assert server.tokens[2:] == [None]
+
+
+@pytest.mark.parametrize(("token", "asked", "why"), [(None, 0, "no token is given"), ("wrong", 1, "answers 403")])
+def test_a_refused_gated_file_is_one_line_that_names_page_and_licence(server, tmp_path, monkeypatch, token, asked, why):
+    server.gate = "right"
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    (failure,) = fetch_weights(["model"], tmp_path, _gated(server)).failures
+    assert why in failure.reason and "https://page" in failure.reason and "a licence" in failure.reason
+    assert "set HF_TOKEN" in failure.reason and "\n" not in failure.reason and "wrong" not in failure.reason
+    assert len(server.ranges) == asked
+
+
+def test_the_list_says_licence_and_gate_of_the_image_encoders(tmp_path):
+    rows = {row["name"]: row for row in list_weights(tmp_path)}
+    for size in "sbl":
+        assert (rows[f"dinov2-vit{size}14"]["licence"], rows[f"dinov2-vit{size}14"]["gated"]) == ("Apache-2.0", False)
+        assert (rows[f"dinov3-vit{size}16"]["licence"], rows[f"dinov3-vit{size}16"]["gated"]) == (
+            "DINOv3 License",
+            True,
+        )
 
 
 def test_check_finds_what_is_missing_and_what_was_changed(server, tmp_path):

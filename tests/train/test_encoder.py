@@ -133,7 +133,12 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_encoders_are_found_by_their_files_and_outside_by_a_dotted_path(outside: Path) -> None:
-    assert names_in("olivine.train.encoders") == ["resnet18", "resnet50", "small"]
+    vits = [
+        f"dinov{family}-vit{size}"
+        for family, patch in ((2, 14), (3, 16))
+        for size in (f"b{patch}", f"l{patch}", f"s{patch}")
+    ]
+    assert names_in("olivine.train.encoders") == [*vits, "resnet18", "resnet50", "small"]
     assert find_encoder("small") is SmallEncoder
     torch.save({"gain": torch.full((1,), 2.0)}, outside / "gain.pth")
     image = random_image()

@@ -64,7 +64,7 @@ def test_on_the_stride_grid_feature_j_is_at_pixel_4j() -> None:
     torch.testing.assert_close(found[1], maps[1, :, 2, 1])
     torch.testing.assert_close(found[2], maps[2, :, 3, 5])
     torch.testing.assert_close(found[3], maps[0, :, 6, 12])  # beyond the last feature: its border
-    with pytest.raises(OlivineError, match="align_corners or stride"):
+    with pytest.raises(OlivineError, match="align_corners, stride or patch"):
         sample_features(maps, torch.zeros(1), uv[:1], (28, 52), "other")  # type: ignore[arg-type]
 
 
