@@ -61,7 +61,7 @@ def labelgen(
     version: Annotated[str | None, typer.Option(help="nuScenes version (default: the largest present).")] = None,
     out: Annotated[Path | None, typer.Option(help="Label folder (default: data/labels/<dataset>).")] = None,
     labeler: Annotated[
-        str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import or regions.")
+        str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import, regions or sam-clip.")
     ] = "auto",
     camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,
     regions: Annotated[Path | None, typer.Option(help="regions: the folder of regions, see docs/regions.md.")] = None,
@@ -75,6 +75,11 @@ def labelgen(
     sam: Annotated[str, typer.Option(help="SAM's size: vit-b, vit-l or vit-h.")] = "vit-h",
     sam_checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint (hf: folder).")] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="Folder with BERT's configuration and vocabulary.")] = None,
+    clip: Annotated[str, typer.Option(help="sam-clip: clip-vit-l or siglip2-so400m.")] = "clip-vit-l",
+    clip_checkpoint: Annotated[Path | None, typer.Option(help="sam-clip: folder of a CLIP or SigLIP.")] = None,
+    phrases: Annotated[
+        Path | None, typer.Option(help="sam-clip: what regions are named with (default: UOV's).")
+    ] = None,
     box_threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.25,
     text_threshold: Annotated[float, typer.Option(help="Lowest score of a box's best prompt.")] = 0.25,
     short_side: Annotated[int, typer.Option(help="The detector's image: short side in pixels.")] = 800,
@@ -102,7 +107,7 @@ def labelgen(
     from ..cluster.journal import logs_of
     from ..cluster.ticket import check_environment
     from ..labelgen.run import generate_labels, plan_labels
-    from ..labelgen.settings import LabelSettings
+    from ..labelgen.settings import REGION_LABELERS, LabelSettings
     from ..labelgen.verify import verify_labels
     from ..readers import index_dataset
 
@@ -126,6 +131,9 @@ def labelgen(
         sam=sam,
         sam_checkpoint=sam_checkpoint,
         text_encoder=text_encoder,
+        clip=clip,
+        clip_checkpoint=clip_checkpoint,
+        phrases=phrases,
         box_threshold=box_threshold,
         text_threshold=text_threshold,
         short_side=short_side,
@@ -134,7 +142,7 @@ def labelgen(
         overlap=overlap,
         min_area=min_area,
         max_components=max_components,
-        segments="regions" if labeler == "regions" else segments,
+        segments="regions" if labeler in REGION_LABELERS and segments == "none" else segments,
         device=device,
         precision=precision,
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),

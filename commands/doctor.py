@@ -29,8 +29,8 @@ PACKAGES = (
     ("nuscenes-devkit", "nuscenes", "reading nuScenes", "nuscenes"),
     ("pykitti", "pykitti", "reading KITTI", "kitti"),
     ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
-    ("segment-anything", "segment_anything", "grounded-sam", "labelgen"),
-    ("transformers", "transformers", "grounded-sam", "labelgen"),
+    ("segment-anything", "segment_anything", "grounded-sam, sam-clip", "labelgen"),
+    ("transformers", "transformers", "grounded-sam, sam-clip", "labelgen"),
     ("ray", "ray", "--executor ray", "cluster"),
 )
 

@@ -66,11 +66,11 @@ def _sam(letter: str, tag: str, size: int, sha256: str) -> Weights:
     )
 
 
-def _hub(name: str, role: str, repository: str, files: tuple[str, ...]) -> Weights:
+def _hub(name: str, role: str, repository: str, files: tuple[str, ...], licence: str = "Apache-2.0") -> Weights:
     return Weights(
         name,
         role,
-        "Apache-2.0",
+        licence,
         f"{_HUB}/{repository}",
         tuple(WeightFile(f"{name}/{f}", f"{_HUB}/{repository}/resolve/main/{f}") for f in files),
     )
@@ -93,6 +93,7 @@ _DINO_HUB = (
     "vocab.txt",
 )
 _SAM_HUB = ("config.json", "model.safetensors", "preprocessor_config.json")
+_TEXT_HUB = (*_SAM_HUB, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 # Sizes and digests are those that several independent projects pin for the same files.
 CATALOGUE: tuple[Weights, ...] = (
@@ -154,6 +155,8 @@ CATALOGUE: tuple[Weights, ...] = (
     _encoder("s", 16, "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 License", gated=True),
     _encoder("b", 16, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3 License", gated=True),
     _encoder("l", 16, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3 License", gated=True),
+    _hub("clip-vit-l", "encoder of sam-clip", "openai/clip-vit-large-patch14", _TEXT_HUB, "MIT"),
+    _hub("siglip2-so400m", "encoder of sam-clip", "google/siglip2-so400m-patch14-384", _TEXT_HUB),
 )
 
 

@@ -128,11 +128,14 @@ def choose_labeler(name: str, root: Path) -> tuple[str, str]:
     return "grounded-sam", "the data set is real"
 
 
-def make_labeler(name: str, settings: LabelSettings, vocabulary: Vocabulary, root: Path) -> Labeler:
+def make_labeler(
+    name: str, settings: LabelSettings, vocabulary: Vocabulary, root: Path, labels: Path | None = None
+) -> Labeler:
     """A labeler by name (not ``auto``), with its inputs checked.
 
     Args:
         root: the data set's folder.
+        labels: the label folder, where it is known.
 
     Raises:
         OlivineError: an option or a file of weights is missing; says which and how to get it.
@@ -147,6 +150,10 @@ def make_labeler(name: str, settings: LabelSettings, vocabulary: Vocabulary, roo
         return ImportLabeler(settings, vocabulary)
     if name == "regions":
         return RegionLabeler(settings, vocabulary)
+    if name == "sam-clip":
+        from .sam_clip import make_sam_clip
+
+        return make_sam_clip(settings, vocabulary, labels)
     if name == "hf-grounded-sam":
         from .hf_grounded_sam import make_hf_grounded_sam
 

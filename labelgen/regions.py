@@ -1,7 +1,8 @@
 """Regions of an image: segments that each have a phrase and a feature, which UOV's pre-training contrasts with points.
 
 Region r of a region map (1..R, 0 = none) is row r − 1 of its image's phrases and features. They come from a folder
-(:class:`RegionLabeler`), or from the oracle on synthetic data.
+(:class:`RegionLabeler`), from SAM and CLIP or SigLIP (:mod:`olivine.labelgen.sam_clip`), or from the oracle on synthetic
+data.
 """
 
 from __future__ import annotations
@@ -97,6 +98,22 @@ def check_map(segment: NDArray[np.uint16], regions: Regions, where: object) -> N
         )
 
 
+def phrase_values(classes: Sequence[str], vocabulary: Vocabulary, where: object) -> NDArray[np.uint8]:
+    """The label map's value of each phrase, uint8 [V]: 0 where its class is "".
+
+    Raises:
+        OlivineError: one is no class of the prompts.
+    """
+    unknown = sorted({name for name in classes if name and name not in vocabulary.classes})
+    if unknown:
+        raise OlivineError(
+            f"class {unknown[0]!r} is not a class of the prompts",
+            where=where,
+            remedy=f"use one of {', '.join(vocabulary.classes)}, or null",
+        )
+    return np.array([0 if not name else vocabulary.value(name) for name in classes], np.uint8)
+
+
 class RegionLabeler:
     """Regions that somebody else made, from ``settings.regions``; label maps of the classes that their phrases mean.
 
@@ -124,14 +141,7 @@ class RegionLabeler:
                 where=path,
                 remedy="take text embeddings and features of one model",
             )
-        unknown = sorted({name for name in self.text.classes if name and name not in vocabulary.classes})
-        if unknown:
-            raise OlivineError(
-                f"class {unknown[0]!r} is not a class of the prompts",
-                where=self.folder / "text.json",
-                remedy=f"use one of {', '.join(vocabulary.classes)}, or null",
-            )
-        self._value = np.array([0 if not name else vocabulary.value(name) for name in self.text.classes], np.uint8)
+        self._value = phrase_values(self.text.classes, vocabulary, self.folder / "text.json")
 
     def resolved(self) -> dict[str, Any]:
         """The text table; not the folder, which may move."""

@@ -29,6 +29,7 @@ from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA, read_label_manifest, write_label_manifest
+from .text_table import TextTable, write_text_table
 from .units import Unit
 from .work import LabelWork, SceneResult
 
@@ -206,10 +207,12 @@ def generate_labels(
         return summary
     # Made where a worker is: what `auto` means, and whether the weights are there, is for that machine to say.
     question = ManifestQuestion(LabelWork(labels, name, settings, index.root), index.dataset, index.version)
-    new = executor.ask(question, (index.root,), PACKAGES)
+    new, text = executor.ask(question, (index.root,), PACKAGES)
     settings = adopt_settings(settings, new)
     discard, summary.notes = _settle_manifest(labels, old, new, index, overwrite)
     _clean(labels)
+    if text is not None:  # before there are workers: it is the table that the manifest has the digest of
+        write_text_table(labels, text)
     work = LabelWork(labels, name, settings, index.root, discard)
     packages = tuple(sorted({*PACKAGES, *new["packages"]}))
     job: Job[Scene, SceneResult] = Job(
@@ -263,16 +266,18 @@ def plan_labels(index: FrameIndex, labels: Path, parts: int) -> Plan:
 
 @dataclass(frozen=True)
 class ManifestQuestion:
-    """What the manifest would be where this is called."""
+    """What the manifest would be where this is called, and the text table of the regions where there are some."""
 
     work: LabelWork
     dataset: str
     version: str
 
-    def __call__(self) -> dict[str, Any]:
-        """The manifest."""
+    def __call__(self) -> tuple[dict[str, Any], TextTable | None]:
+        """The manifest and the table."""
         labeler, vocabulary = self.work.labeler()
-        return make_manifest(self.dataset, self.version, labeler, self.work.settings, vocabulary)
+        manifest = make_manifest(self.dataset, self.version, labeler, self.work.settings, vocabulary)
+        text: TextTable | None = getattr(labeler, "text", None) if self.work.settings.segments == "regions" else None
+        return manifest, text
 
 
 def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, summary: LabelSummary) -> None:

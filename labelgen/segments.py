@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError
 from .labeler import BatchResult, ImageTask, Labeler, Labelled
-from .settings import LabelSettings
+from .settings import REGION_LABELERS, LabelSettings
 
 SLIC = {"n_segments": 150, "compactness": 6.0, "sigma": 3.0}
 """SLidR's superpixels (Sautier et al., section 4.1), on the full-size image."""
@@ -84,6 +84,7 @@ class SamSegments:
     """SAM's automatic masks (Kirillov et al., section on zero-shot segmentation), painted by falling area."""
 
     packages = ("segment-anything", "torch", "torchvision")
+    points_per_side = 32  # SamAutomaticMaskGenerator's default, as all else
 
     def __init__(self, settings: LabelSettings) -> None:
         from .catalogue import require_weights
@@ -97,8 +98,8 @@ class SamSegments:
         self._generator: Any = None
 
     def resolved(self) -> dict[str, Any]:
-        """SamAutomaticMaskGenerator's defaults are what is used."""
-        return {"points_per_side": 32}
+        """How many points ask for masks."""
+        return {"points_per_side": self.points_per_side}
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of SAM's checkpoint."""
@@ -117,7 +118,7 @@ class SamSegments:
         if not isinstance(segmenter, SamSegmenter):
             sam = build_sam(load_state(self.file.path), self.file.path)
             segmenter = SamSegmenter(sam, resolve_device(self.settings.device))
-        self._generator = SamAutomaticMaskGenerator(segmenter.model, points_per_side=self.resolved()["points_per_side"])
+        self._generator = SamAutomaticMaskGenerator(segmenter.model, points_per_side=self.points_per_side)
 
     def segment(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """SAM's masks of everything, uint16 [H, W]."""
@@ -165,16 +166,16 @@ def add_segments(labeler: Labeler, settings: LabelSettings) -> Labeler:
     Raises:
         OlivineError: the labeler has no masks of its own, or a package or weights are missing.
     """
+    if (labeler.name in REGION_LABELERS) != (settings.segments == "regions") and labeler.name != "oracle":
+        if labeler.name in REGION_LABELERS:
+            raise OlivineError(f"the segments of {labeler.name} are regions", remedy="leave out --segments")
+        raise OlivineError(
+            f"{labeler.name} makes no regions", remedy=f"use --labeler {' or '.join(REGION_LABELERS)}, or the oracle"
+        )
     if settings.segments == "slic":
         return WithSegments(labeler, SlicSegments())
     if settings.segments == "sam":
         return WithSegments(labeler, SamSegments(settings))
-    if settings.segments == "regions" and labeler.name not in ("regions", "oracle"):
-        raise OlivineError(
-            f"{labeler.name} makes no regions", remedy="use --labeler regions --regions DIR, or the oracle"
-        )
-    if settings.segments == "masks" and labeler.name == "regions":
-        raise OlivineError("imported regions have no other masks", remedy="leave out --segments")
     if settings.segments == "masks" and labeler.name == "import":
         raise OlivineError(
             "imported label maps have no masks of instances, which --segments masks stores",

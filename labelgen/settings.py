@@ -7,11 +7,14 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions")
+LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions", "sam-clip")
+REGION_LABELERS = ("regions", "sam-clip")
+"""Their segments are always regions."""
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),
     "sam": ("vit-b", "vit-l", "vit-h"),
+    "clip": ("clip-vit-l", "siglip2-so400m"),
     "prompting": ("combined", "separate"),
     "overlap": ("layered", "reference"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
@@ -36,6 +39,8 @@ class LabelSettings:
         detector_config: GroundingDINO configuration (the package's own without one).
         detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam).
         text_encoder: folder with the text encoder's configuration and vocabulary.
+        clip, clip_checkpoint: sam-clip's encoder, and a folder with another; CLIP or SigLIP.
+        phrases: what sam-clip names regions with, a list as ``labelgen/data/uov.json``, which is the default.
         box_threshold, text_threshold: lowest score of a box, and of its best prompt.
         short_side, long_side: the detector's image size in pixels: short side, at most long side.
         prompting: ``combined`` (one caption) or ``separate`` (one caption a prompt).
@@ -64,6 +69,9 @@ class LabelSettings:
     detector_checkpoint: Path | None = None
     sam_checkpoint: Path | None = None
     text_encoder: Path | None = None
+    clip: str = "clip-vit-l"
+    clip_checkpoint: Path | None = None
+    phrases: Path | None = None
     box_threshold: float = 0.25
     text_threshold: float = 0.25
     short_side: int = 800

@@ -45,13 +45,17 @@ class TextTable:
         """E."""
         return int(self.embedding.shape[1])
 
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Phrase, category and class of each row."""
+        return list(zip(self.phrases, self.categories, self.classes))
+
     def to_plain(self) -> dict[str, Any]:
         """What ``text.json`` holds; its digest stands for the whole table."""
-        rows = zip(self.phrases, self.categories, self.classes)
         return {
             "model": self.model,
             "dimension": self.dimension,
-            "phrases": [{"phrase": p, "category": c, "class": k or None} for p, c, k in rows],
+            "phrases": [{"phrase": p, "category": c, "class": k or None} for p, c, k in self.rows],
             "sha256": hashlib.sha256(self.embedding.tobytes()).hexdigest(),
         }
 
@@ -76,11 +80,9 @@ def read_text_table(folder: PathLike, remedy: str = _REMEDY) -> TextTable:
         OlivineError: a file is missing or damaged, or the two do not belong together; names the file.
     """
     path, array = (Path(folder) / name for name in TEXT_FILES)
-    kind = {"model": str, "phrases": [_ROW], "dimension?": int, "sha256?": str}
+    kind = {"model": str, "phrases": list, "dimension?": int, "sha256?": str}
     plain = demand(read_json(path, remedy), kind, path, remedy)
-    rows = plain["phrases"]
-    if not 1 <= len(rows) <= MAX_PHRASES:
-        raise OlivineError(f"names {len(rows)} phrases, not 1 to {MAX_PHRASES}", where=path, remedy=remedy)
+    rows = _rows(plain["phrases"], path, remedy)
     embedding = decode_array(read_bytes(array, remedy), array, remedy)
     if embedding.ndim != 2 or len(embedding) != len(rows) or embedding.dtype.kind != "f" or not embedding.size:
         raise OlivineError(
@@ -89,16 +91,28 @@ def read_text_table(folder: PathLike, remedy: str = _REMEDY) -> TextTable:
             remedy="save an embedding for each phrase, float32 [phrases, dimension]",
         )
     values = unit_rows(embedding, array)
-    table = TextTable(
-        plain["model"],
-        tuple(row["phrase"] for row in rows),
-        tuple(row["category"] for row in rows),
-        tuple(row["class"] or "" for row in rows),
-        values,
-    )
+    phrases, categories, classes = zip(*rows)
+    table = TextTable(plain["model"], phrases, categories, classes, values)
     if plain.get("sha256", table.to_plain()["sha256"]) != table.to_plain()["sha256"]:
         raise OlivineError(f"is not the embedding that {path.name} was written with", where=array, remedy=remedy)
     return table
+
+
+def _rows(plain: Any, path: Path, remedy: str) -> list[tuple[str, str, str]]:
+    rows = demand(plain, [_ROW], path, remedy)
+    if not 1 <= len(rows) <= MAX_PHRASES:
+        raise OlivineError(f"names {len(rows)} phrases, not 1 to {MAX_PHRASES}", where=path, remedy=remedy)
+    return [(row["phrase"], row["category"], row["class"] or "") for row in rows]
+
+
+def read_phrases(path: PathLike) -> list[tuple[str, str, str]]:
+    """Phrase, category and class ("" for none) of each row of a JSON file, a list in the form of ``text.json``'s.
+
+    Raises:
+        OlivineError: it is missing or damaged, or names no phrases or too many.
+    """
+    remedy = "see labelgen/data/uov.json for such a list"
+    return _rows(read_json(path, remedy), Path(path), remedy)
 
 
 def check_text(table: TextTable, known: dict[str, Any], where: object) -> None:

@@ -12,14 +12,13 @@ import numpy as np
 from ..common import Failure, OlivineError, PathLike, track
 from ..readers.index import FrameIndex, Scene
 from .images import read_image
-from .labeler import Labelled, choose_labeler, make_labeler
-from .prompts import load_vocabulary
+from .labeler import Labelled, choose_labeler
 from .regions import encode_regions
 from .run import adopt_settings, make_manifest, manifest_difference
-from .segments import add_segments
 from .settings import LabelSettings
 from .store import MANIFEST, encode_label_map, encode_segment_map, read_label_manifest
 from .units import Unit
+from .work import LabelWork
 
 
 @dataclass
@@ -64,10 +63,9 @@ def verify_labels(
     labels = Path(labels)
     path = labels / MANIFEST
     old = read_label_manifest(path, "run olivine labelgen first")
-    vocabulary = load_vocabulary(settings.prompts)
     name, _ = choose_labeler(settings.labeler, index.root)
     settings = adopt_settings(settings, old)
-    labeler = add_segments(make_labeler(name, settings, vocabulary, index.root), settings)
+    labeler, vocabulary = LabelWork(labels, name, settings, index.root).labeler()
     difference = manifest_difference(old, make_manifest(index.dataset, index.version, labeler, settings, vocabulary))
     if difference is not None:
         raise OlivineError(

@@ -20,7 +20,6 @@ from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
-from .text_table import write_text_table
 from .units import Unit
 
 
@@ -65,7 +64,7 @@ class LabelWork:
     def labeler(self) -> tuple[Labeler, Vocabulary]:
         """The labeler, its inputs checked, and the vocabulary."""
         vocabulary = load_vocabulary(self.settings.prompts)
-        labeler = make_labeler(self.name, self.settings, vocabulary, self.root)
+        labeler = make_labeler(self.name, self.settings, vocabulary, self.root, self.labels)
         return add_segments(labeler, self.settings), vocabulary
 
     def worker(self) -> SceneLabeler:
@@ -99,8 +98,6 @@ class SceneLabeler:
         left = [n for n in range(count) if n not in records]
         if left and not self._prepared:
             self._labeler.prepare()
-            if regions:
-                write_text_table(labels, self._labeler.text)  # type: ignore[attr-defined]
             self._prepared = True
         # On the way out of this block, also by Ctrl-C, a batch that is labelled gets written.
         with ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="labelgen") as pool:

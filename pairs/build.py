@@ -241,7 +241,7 @@ def _check_labels(store: LabelStore, settings: PairSettings) -> None:
         raise OlivineError(
             "the label store has no regions",
             where=store.root,
-            remedy="leave out --regions, or make them with olivine labelgen --labeler regions --regions DIR",
+            remedy="leave out --regions, or make them with olivine labelgen --labeler regions --regions DIR (or sam-clip)",
         )
     if not 1 <= len(store.classes) <= 255:
         raise OlivineError(

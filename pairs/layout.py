@@ -48,7 +48,7 @@ class Column:
     slot: int = 0
 
 
-_REGIONS = "olivine labelgen --labeler regions --regions DIR, then olivine build-pairs --regions"
+_REGIONS = "olivine labelgen --labeler regions --regions DIR (or sam-clip), then olivine build-pairs --regions"
 COLUMNS = {
     column.name: column
     for column in (

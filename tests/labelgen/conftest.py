@@ -213,14 +213,55 @@ def small_config() -> dict[str, object]:
     return {**config, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 12}
 
 
+def write_sam(path: Path, *, sure: bool = False) -> None:
+    """SAM of segment-anything at reduced size with random weights; ``sure`` of every mask, so that its generator keeps some."""
+    from functools import partial
+
+    import torch
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        sam = Sam(
+            ImageEncoderViT(
+                depth=2, embed_dim=64, img_size=256, mlp_ratio=4, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                num_heads=2, patch_size=16, qkv_bias=True, use_rel_pos=True, global_attn_indexes=(1,), window_size=7,
+                out_chans=256,
+            ),
+            PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16),
+            MaskDecoder(
+                num_multimask_outputs=3, transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=128, num_heads=8),
+                transformer_dim=256, iou_head_depth=3, iou_head_hidden_dim=256,
+            ),
+        )  # fmt: skip
+        with torch.no_grad():
+            sam.image_encoder.pos_embed.normal_(0, 0.5)
+            for name, value in sam.named_parameters():
+                if "rel_pos" in name:
+                    value.normal_(0, 0.2)
+            if sure:
+                last = sam.mask_decoder.iou_prediction_head.layers[-1]
+                last.weight.zero_()
+                last.bias.fill_(0.99)
+                for head in sam.mask_decoder.output_hypernetworks_mlps:
+                    head.layers[-1].weight.mul_(1000)
+                    head.layers[-1].bias.mul_(1000)
+        torch.save(sam.state_dict(), path)
+
+
+@pytest.fixture(scope="session")
+def sure_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SAM's checkpoint whose generator keeps masks."""
+    path = tmp_path_factory.mktemp("sure-sam") / "sam.pth"
+    write_sam(path, sure=True)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> TinyNetworks:
     """Both packages' networks at reduced size, random weights, saved as their authors publish them."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("groundingdino", reason="groundingdino-py is not installed")
-    from functools import partial
-
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     from olivine.labelgen.grounded_sam import build_detector
 
@@ -240,23 +281,5 @@ def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> TinyNetworks:
                 if "feat_map.weight" in name:
                     value.mul_(0.25)
         torch.save({"model": detector.state_dict()}, folder / "detector.pth")
-        torch.manual_seed(4)
-        sam = Sam(
-            ImageEncoderViT(
-                depth=2, embed_dim=64, img_size=256, mlp_ratio=4, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-                num_heads=2, patch_size=16, qkv_bias=True, use_rel_pos=True, global_attn_indexes=(1,), window_size=7,
-                out_chans=256,
-            ),
-            PromptEncoder(embed_dim=256, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=16),
-            MaskDecoder(
-                num_multimask_outputs=3, transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=128, num_heads=8),
-                transformer_dim=256, iou_head_depth=3, iou_head_hidden_dim=256,
-            ),
-        )  # fmt: skip
-        with torch.no_grad():
-            sam.image_encoder.pos_embed.normal_(0, 0.5)
-            for name, value in sam.named_parameters():
-                if "rel_pos" in name:
-                    value.normal_(0, 0.2)
-        torch.save(sam.state_dict(), folder / "sam.pth")
+    write_sam(folder / "sam.pth")
     return TinyNetworks(folder / "small.py", folder / "detector.pth", folder / "sam.pth", folder / "bert")
