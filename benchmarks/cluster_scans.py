@@ -84,7 +84,9 @@ def _frame(folder: Path, scene: int, k: int, shot: Capture, to_ego: NDArray[np.f
     name = f"{scene}-{k}.bin"
     shot.points.tofile(folder / name)
     pose = ego_matrix(shot.ego) @ to_ego
-    return Frame("synthetic", "", folder, f"{scene}-{k}", str(scene), "train", k * STEP_US, name, 4, pose, ())
+    return Frame(
+        "synthetic", "", folder, f"{scene}-{k}", str(scene), "train", k * STEP_US, name, 4, pose, (), reader="nuscenes"
+    )
 
 
 def _one_object(cluster: NDArray[np.int16], owner: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from olivine.labelgen.mapping import prompt_of_point_class
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers import dataset_class
 from olivine.train.backbone import Backbone, Clouds, Features
 from olivine.train.batch import collate
 from olivine.train.build import label_names, pair_class_count
@@ -164,7 +164,7 @@ def prompt_of_truth(shards: ShardSet) -> Tensor:
     prompts = {name: k + 1 for k, name in enumerate(shards.classes)}
     table = torch.zeros(256, dtype=torch.int64)
     for k, name in enumerate(shards.point_classes):
-        table[k + 1] = prompts.get(prompt_of_point_class(shards.dataset, name) or "", 0)
+        table[k + 1] = prompts.get(dataset_class(shards.dataset).prompt_of(name) or "", 0)
     return table
 
 

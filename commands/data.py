@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common import check_output, check_replaceable, cores
+from ..synthetic.settings import FORMATS
 from . import console, defaults
 from .defaults import DATA
 from .options import DryRun, Folder, Json, Labels, Moved, Names, Overwrite, Units, Workers, unfold
@@ -27,7 +28,7 @@ def register(app: typer.Typer, weights: typer.Typer) -> None:
 
 def synth(
     out: Annotated[Path | None, typer.Option(help="Folder of the new data set (default: data/<format>).")] = None,
-    format: Annotated[str, typer.Option(help="nuscenes or semantickitti.")] = "nuscenes",
+    format: Annotated[str, typer.Option(help=f"{' or '.join(FORMATS)}.")] = FORMATS[0],
     scenes: Annotated[int, typer.Option(help="Scenes; about a quarter of them for validation.")] = 10,
     frames: Annotated[int, typer.Option(help="Frames in each scene.")] = 6,
     image_scale: Annotated[float, typer.Option(help="Image size relative to the real camera's.")] = 0.25,
@@ -55,10 +56,12 @@ def synth(
 
 def labelgen(
     dataset: Annotated[
-        str | None, typer.Option(help="nuscenes, semantickitti, kitti (default: what data/ holds).")
+        str | None, typer.Option(help="Its name, or package.module:Class (default: what data/ holds).")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="The data set's folder (default: data/<dataset>).")] = None,
-    version: Annotated[str | None, typer.Option(help="nuScenes version (default: the largest present).")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Of the data set, where it has several (default: the largest).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Label folder (default: data/labels/<dataset>).")] = None,
     labeler: Annotated[
         str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import, regions or sam-clip.")
@@ -109,13 +112,13 @@ def labelgen(
     from ..labelgen.run import generate_labels, plan_labels
     from ..labelgen.settings import REGION_LABELERS, LabelSettings
     from ..labelgen.verify import verify_labels
-    from ..readers import index_dataset
+    from ..readers import dataset_class, index_dataset
 
     check_environment()
     gpus = defaults.gpus()
     place = defaults.choose_executor(units.executor, units.address, workers, workers or len(gpus) or 1, gpus)
     dataset, root, why = defaults.choose_dataset(dataset, root)
-    out = out or DATA / "labels" / dataset
+    out = out or DATA / "labels" / dataset_class(dataset).name
     console.note(f"data set: {root} ({why})", as_json or bool(units.plan))
     settings = LabelSettings(
         labeler=labeler,

@@ -14,21 +14,30 @@ if TYPE_CHECKING:
 
 DATA = Path("data")
 RUNS = Path("runs")
-DATASETS = ("nuscenes", "semantickitti", "kitti")
 
 
 def choose_dataset(dataset: str | None, root: Path | None) -> tuple[str, Path, str]:
     """Name, folder and reason of the data set to read."""
+    from ..readers.dataset import dataset_class, dataset_names, recognize
+
     if dataset is not None:
-        return dataset, root or DATA / dataset, "as asked"
+        return dataset, root or DATA / dataset_class(dataset).name, "as asked"
+    names = dataset_names()
     if root is not None:
-        raise OlivineError("--root needs --dataset", remedy=f"add --dataset with one of {', '.join(DATASETS)}")
-    present = [name for name in DATASETS if (DATA / name).is_dir()]
+        found = recognize(root)
+        if len(found) != 1:
+            what = f"may be {' or '.join(found)}" if found else "no data set is recognized here"
+            raise OlivineError(what, where=root, remedy=f"add --dataset with one of {', '.join(found or names)}")
+        return found[0], root, f"recognized as {found[0]}"
+    present = [name for name in names if (DATA / name).is_dir()]
     if not present:
-        raise OlivineError("no data set in data/", remedy="link one to data/nuscenes, or make one with: olivine synth")
+        raise OlivineError(
+            "no data set in data/",
+            remedy=f"link one to data/NAME ({', '.join(names)}), or make one with: olivine synth",
+        )
     if len(present) == 1:
         return present[0], DATA / present[0], "the only data set in data/"
-    frames = {name: _frame_count(DATA / name) for name in present}
+    frames = {name: dataset_class(name).count(DATA / name) for name in present}
     largest = max(present, key=lambda name: frames[name])
     counts = ", ".join(f"{name} ({count} frames)" for name, count in frames.items())
     return largest, DATA / largest, f"the largest of {counts}"
@@ -39,7 +48,9 @@ def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
     if labels is not None:
         return labels, "as asked"
     if dataset is not None:
-        return DATA / "labels" / dataset, "as asked"
+        from ..readers.dataset import dataset_class
+
+        return DATA / "labels" / dataset_class(dataset).name, "as asked"
     return _largest(
         [p.parent for p in (DATA / "labels").glob("*/manifest.json")],
         lambda p: _sum_of_frames(p / "frames" / "index.json", "scenes"),
@@ -98,13 +109,6 @@ def _sum_of_frames(path: Path, parts: str) -> int:
     """Frames that a manifest or index says are there; what else is in it is checked by those who read it."""
     plain = demand(read_json(path), {parts: [{"frames": Whole()}]}, path)
     return sum(part["frames"] for part in plain[parts])
-
-
-def _frame_count(root: Path) -> int:
-    """Frames of the largest nuScenes version, or of all KITTI sequences; without a devkit."""
-    # Every sample of the table names its scene once.
-    samples = [path.read_bytes().count(b'"scene_token"') for path in root.glob("v1.0-*/sample.json")]
-    return max(samples, default=0) or sum(1 for _ in root.glob("sequences/*/velodyne/*.bin"))
 
 
 def part(text: str) -> tuple[int, int]:

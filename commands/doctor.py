@@ -26,8 +26,6 @@ PACKAGES = (
     ("zarr", "zarr", "shards", None),
     ("scikit-learn", "sklearn", "build-pairs --clusters", None),
     ("lightning-fabric", "lightning_fabric", "devices", None),
-    ("nuscenes-devkit", "nuscenes", "reading nuScenes", "nuscenes"),
-    ("pykitti", "pykitti", "reading KITTI", "kitti"),
     ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
     ("segment-anything", "segment_anything", "grounded-sam, sam-clip", "labelgen"),
     ("transformers", "transformers", "grounded-sam, sam-clip", "labelgen"),
@@ -53,10 +51,11 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     """Look at the installation; ``quick`` leaves out what takes seconds (devices, folders)."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok", f"{version} at {sys.executable}")
-    versions = package_versions([name for name, *_ in PACKAGES])
+    packages = (*PACKAGES, *_of_datasets())
+    versions = package_versions([name for name, *_ in packages])
     # All at once first: apart, each imports torch again.
-    apart = not quick and _import_problem(*(module for name, module, *_ in PACKAGES if versions[name] != "absent"))
-    for name, module, purpose, extra in PACKAGES:
+    apart = not quick and _import_problem(*(module for name, module, *_ in packages if versions[name] != "absent"))
+    for name, module, purpose, extra in packages:
         if versions[name] == "absent":
             wanted = f"olivine[{extra}]" if extra else "olivine"
             state = "missing" if extra else "broken"
@@ -77,6 +76,17 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     yield Finding(
         "disk", "ok" if free > 5 else "missing", f"{free:.0f} GiB free here", "" if free > 5 else "free some space"
     )
+
+
+def _of_datasets() -> list[tuple[str, str, str, str]]:
+    """What the data sets' files import, as rows of :data:`PACKAGES`; the extra is called as the data set."""
+    from ..readers import dataset_class, dataset_names
+
+    rows: dict[str, tuple[str, str, str, str]] = {}
+    for name in dataset_names():
+        for package, module in dataset_class(name).packages.items():
+            rows.setdefault(package, (package, module, f"reading {name}", name))
+    return list(rows.values())
 
 
 def _import_problem(*modules: str) -> str | None:
@@ -101,7 +111,7 @@ def _opencv() -> Finding:
     present = {name: version for name, version in versions.items() if version != "absent"}
     if not present:
         return Finding(
-            "opencv", "missing", "not installed (grounded-sam, nuScenes)", "pip install opencv-python-headless"
+            "opencv", "missing", "not installed (grounded-sam, devkits)", "pip install opencv-python-headless"
         )
     problem = _import_problem("cv2")
     text = ", ".join(f"{name} {version}" for name, version in present.items())
@@ -154,15 +164,17 @@ def _jpeg() -> Finding:
 
 
 def _folders() -> Iterator[Finding]:
-    for name in ("nuscenes", "semantickitti", "kitti"):
+    from ..readers import dataset_names
+
+    names = dataset_names()
+    for name in names:
         path = Path("data") / name
         if path.is_dir():
             kind = "synthetic" if (path / "synthetic.json").is_file() else "real"
             yield Finding("data set", "ok", f"{path} ({kind})")
-    if not any((Path("data") / n).is_dir() for n in ("nuscenes", "semantickitti", "kitti")):
-        yield Finding(
-            "data set", "missing", "none in data/", "link one to data/nuscenes, or: olivine synth --out data/nuscenes"
-        )
+    if not any((Path("data") / name).is_dir() for name in names):
+        known = ", ".join(names)
+        yield Finding("data set", "missing", "none in data/", f"link one to data/NAME ({known}), or: olivine synth")
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import TypeVar
 
 from .errors import OlivineError
@@ -12,13 +13,14 @@ from .errors import OlivineError
 T = TypeVar("T")
 
 
-def names_in(package: str) -> list[str]:
-    """The names that :func:`find` knows in a package: its modules, with hyphens for underscores."""
+def names_in(package: str, without: Sequence[str] = ()) -> list[str]:
+    """The names that :func:`find` knows in a package: its modules but for some, with hyphens for underscores."""
     folder = importlib.import_module(package).__path__
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(folder) if not m.name.startswith("_"))
+    modules = (m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in modules if name not in without)
 
 
-def find(name: str, package: str, base: type[T], what: str) -> type[T]:
+def find(name: str, package: str, base: type[T], what: str, without: Sequence[str] = ()) -> type[T]:
     """The class that ``name`` means.
 
     Args:
@@ -27,12 +29,13 @@ def find(name: str, package: str, base: type[T], what: str) -> type[T]:
         base: the class that it must derive from; of a module the one such class that is defined there, or the one
             that its ``PLUGIN`` names.
         what: for the error: ``method``, ``backbone`` …
+        without: modules of ``package`` that are none.
 
     Raises:
         OlivineError: nothing of that name (the nearest is named), or a module that holds no such class.
     """
     path, _, attribute = name.partition(":")
-    known = names_in(package)
+    known = names_in(package, without)
     inside = "." not in path and not attribute
     if inside and name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.0)

@@ -19,9 +19,6 @@ from ..common.compiled import compiled
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-FLAT = ("driveable_surface", "other_flat", "sidewalk", "terrain")
-"""What the ground right around a nuScenes vehicle can be."""
-
 
 @dataclass(frozen=True)
 class AfiSettings:
@@ -58,7 +55,7 @@ def smooth(
     xyz: NDArray[np.floating],
     label: NDArray[np.integer],
     classes: tuple[str, ...],
-    dataset: str,
+    flat: tuple[str, ...] = (),
     settings: AfiSettings | None = None,
 ) -> Index:
     """Labels smoothed over the scan, int64 [N], 1..K.
@@ -67,8 +64,8 @@ def smooth(
         xyz: [N, 3], metres, the LiDAR frame as stored.
         label: the predicted class of each point, 1..K.
         classes: names of the classes 1..K.
-        dataset: on ``nuscenes`` the ground near the vehicle is found, takes no part and becomes a flat class, and points
-            within 2 m take no part; the authors' code does so there alone.
+        flat: what the ground right around the vehicle can be. Where the benchmark names such classes, that ground is found,
+            takes no part and becomes one of them, and points within 2 m take no part.
 
     A point that no share reaches keeps its label.
     """
@@ -77,20 +74,19 @@ def smooth(
     share = np.zeros((len(places), len(classes) + 1))
     share[np.arange(len(places)), label] = 1
     ground = np.zeros(len(places), bool)
-    if dataset == "nuscenes":
+    if flat:
         ground = near_ground(places)
         share[ground | (np.hypot(places[:, 0], places[:, 1]) <= 2)] = 0
     share = _carried_back(_thinned(places, share, settings), places, share, settings)
-    flat = [number for number, name in enumerate(classes, 1) if name in FLAT]
-    if flat:
-        others = np.setdiff1d(np.arange(share.shape[1]), flat)
+    if any(name in flat for name in classes):
+        others = np.flatnonzero([name not in flat for name in ("", *classes)])
         share[np.ix_(ground, others)] = 0
     smoothed = share[:, 1:].argmax(axis=1) + 1
     return np.where(share[:, 1:].max(axis=1) > 0, smoothed, label).astype(np.int64)
 
 
 def near_ground(xyz: Array) -> NDArray[np.bool_]:
-    """The ground within 5 m of a nuScenes vehicle, bool [N]: within 0.1 m of a plane fitted by RANSAC, 20 trials."""
+    """The ground within 5 m of the vehicle, bool [N]: within 0.1 m of a plane fitted by RANSAC, 20 trials."""
     from sklearn.linear_model import RANSACRegressor
 
     distance = np.sqrt(xyz[:, 0] ** 2 + xyz[:, 1] ** 2)

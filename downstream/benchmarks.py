@@ -1,28 +1,27 @@
 """What the benchmarks fixed: which frames a fraction of the labels is, and the files that predictions are handed in as.
 
-Shards name their data set and carry its classes with the raw values that mean each; nothing here reads a data set.
+Shards carry what their data set says of its benchmark, and its classes with the raw values that mean each; nothing here
+reads a data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, claim_output, write_bytes, write_json
+from ..common import OlivineError, claim_output, inside, write_bytes, write_json
 from ..pairs.shards import ShardSet
-
-# SemanticKITTI's published inverse map takes the smallest raw id of each class but for this one (13 is a bus).
-_RAW_IDS = {"other-vehicle": 20}
 
 
 def training_frames(shards: ShardSet, percent: float) -> list[int]:
     """The frames of a published fraction of the training set, as positions in it.
 
-    nuScenes (SLidR's subsets): the k-th, 2k-th, … scene in the tables' order, k = 100 / percent; 1 % of 700 scenes is
-    7. SemanticKITTI: every k-th of the sorted frames, from the first.
+    With k = 100 / percent, by what the benchmark counts: the k-th, 2k-th, … scene in the data set's order, or every k-th
+    frame, from the first.
 
     Raises:
         OlivineError: a fraction without a whole k, or one that leaves no frame.
@@ -32,7 +31,7 @@ def training_frames(shards: ShardSet, percent: float) -> list[int]:
         raise OlivineError(
             f"{percent:g} % is not every k-th of the training set", where="fraction", remedy="use 1, 5, 10, 25 or 100"
         )
-    if shards.dataset != "nuscenes":
+    if shards.benchmark.fraction_of == "frames":
         return list(range(0, len(shards), every))
     scenes = list(shards.scenes.values())
     chosen = [frame for scene in scenes[every - 1 :: every] for frame in scene]
@@ -46,27 +45,25 @@ def training_frames(shards: ShardSet, percent: float) -> list[int]:
     return chosen
 
 
-def scorer_mean_iou(iou: NDArray[np.float64], union: NDArray[np.float64], dataset: str) -> float | None:
-    """The mean IoU as the benchmark's own scorer makes it, None for other data sets.
+def scorer_mean_iou(iou: NDArray[np.float64], union: NDArray[np.float64], mean_over: str) -> float | None:
+    """The mean IoU as the benchmark's own scorer makes it, None where there is none.
 
-    nuscenes-devkit averages over the classes that truth or prediction hold, semantic-kitti-api over all; so a class
-    that the truth lacks counts 0 there. On the complete validation sets both are the mean over the classes present.
+    One scorer averages over the classes that truth or prediction hold, another over all; so a class that the truth lacks
+    counts 0 there. On the complete validation sets both are the mean over the classes present.
 
     Args:
         iou, union: [K], with IoU 0 where the union is empty.
+        mean_over: ``present``, ``all`` or ``none``.
     """
-    if dataset == "semantickitti":
+    if mean_over == "all":
         return float(iou.mean())
-    if dataset == "nuscenes":
+    if mean_over == "present":
         return float(iou[union > 0].mean()) if (union > 0).any() else 0.0
     return None
 
 
 class PredictionWriter:
-    """Writes a set's predictions in its benchmark's own format, a file a frame.
-
-    nuScenes-lidarseg: ``lidarseg/<split>/<LiDAR sample_data token>_lidarseg.bin``, uint8, the challenge's classes, and
-    ``<split>/submission.json``. SemanticKITTI: ``sequences/08/predictions/000123.label``, uint32, original ids.
+    """Writes a set's predictions in its benchmark's own format, a file a frame; see ``Submission`` in the readers.
 
     Args:
         folder: of the submission.
@@ -81,36 +78,38 @@ class PredictionWriter:
     def __init__(self, folder: Path, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
         self.folder, self._shards = Path(folder), shards
         self._pre_trained = pre_trained
-        if shards.dataset == "semantickitti":
-            self._raw = _raw_ids(shards.point_classes, raw)
-        elif shards.dataset == "nuscenes":
-            # The devkit has lists of its own for the small version.
-            mini = shards.shard(0).attributes["version"] == "v1.0-mini"
-            self._split = f"mini_{shards.split}" if mini else shards.split
-        else:
+        if shards.benchmark.submission is None:
             raise OlivineError(f"{shards.dataset} has no format for predictions", where=shards.path)
+        self._format = shards.benchmark.submission
+        self._split = self._format.splits.get(shards.split, shards.split)
+        self._id = np.arange(len(shards.point_classes) + 1, dtype=f"<u{self._format.bytes}")
+        if self._format.original_ids:
+            if len(raw) != len(self._id):
+                raise OlivineError(
+                    f"{len(raw)} classes have original ids, the shards have {len(self._id) - 1} classes and 0",
+                    where=shards.path,
+                    remedy="build the shards from labelled frames",
+                )
+            for number, (name, ids) in enumerate(zip(("", *shards.point_classes), raw)):
+                self._id[number] = self._format.chosen_ids.get(name, ids[0])
         claim_output(self.folder, inputs=(shards.path,))
 
     def write(self, frame: int, predicted: NDArray[np.integer]) -> None:
         """Write a frame's predictions, classes 1..K of every point in the data set's order."""
-        token = self._shards.token(frame)
-        if self._shards.dataset == "nuscenes":
-            path = self.folder / "lidarseg" / self._split / f"{token}_lidarseg.bin"
-            write_bytes(path, predicted.astype(np.uint8).tobytes())
-        else:
-            sequence, name = token.split("/")
-            path = self.folder / "sequences" / sequence / "predictions" / f"{name}.label"
-            write_bytes(path, self._raw[predicted].tobytes())
+        write_bytes(self._path(self._format.file, self._shards.token(frame)), self._id[predicted].tobytes())
 
     def finish(self) -> None:
-        """What the submission needs besides: on nuScenes the declaration of what was used."""
-        if self._shards.dataset == "nuscenes":
-            used = {"use_camera": self._pre_trained, "use_lidar": True, "use_radar": False}
-            used |= {"use_map": False, "use_external": self._pre_trained}
-            write_json(self.folder / self._split / "submission.json", {"meta": used})
+        """What the submission needs besides: the declaration of what was used, where the benchmark asks for one."""
+        if self._format.declaration:
+            write_json(self._path(self._format.declaration), self._declared(self._format.declares))
 
+    def _path(self, name: str, token: str = "") -> Path:
+        folder, _, stem = token.rpartition("/")
+        for key, value in (("split", self._split), ("token", token), ("folder", folder), ("stem", stem)):
+            name = name.replace(f"{{{key}}}", value)
+        return inside(self.folder, name, self._shards.path)
 
-def _raw_ids(classes: Sequence[str], raw: Sequence[Sequence[int]]) -> NDArray[np.uint32]:
-    """The original id of each class 0..K."""
-    chosen = [_RAW_IDS.get(name, ids[0]) for name, ids in zip(("", *classes), raw)]
-    return np.array(chosen, "<u4")
+    def _declared(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._declared(item) for key, item in value.items()}
+        return self._pre_trained if value == "pre_trained" else value

@@ -53,8 +53,12 @@ class Scores:
     scorer_mean_iou: float | None = None
 
 
-def scores(confusion: NDArray[np.integer], classes: tuple[str, ...], dataset: str = "") -> Scores:
-    """Scores of a confusion matrix [K + 1, K + 1] whose classes 1..K are ``classes``."""
+def scores(confusion: NDArray[np.integer], classes: tuple[str, ...], mean_over: str = "none") -> Scores:
+    """Scores of a confusion matrix [K + 1, K + 1] whose classes 1..K are ``classes``.
+
+    Args:
+        mean_over: of the benchmark's own scorer, see :func:`~olivine.downstream.benchmarks.scorer_mean_iou`.
+    """
     confusion = confusion.astype(np.float64)
     truth = confusion[1:].sum(axis=1)
     hit = np.diag(confusion)[1:]
@@ -69,5 +73,5 @@ def scores(confusion: NDArray[np.integer], classes: tuple[str, ...], dataset: st
         frequency_weighted_iou=float((iou * truth).sum() / total) if total else 0.0,
         accuracy=float(hit.sum() / total) if total else 0.0,
         point_count=int(total),
-        scorer_mean_iou=scorer_mean_iou(iou, union, dataset),
+        scorer_mean_iou=scorer_mean_iou(iou, union, mean_over),
     )

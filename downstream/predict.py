@@ -110,7 +110,10 @@ def predict(
     count, changed = np.zeros(len(classes) + 1, np.int64), 0
     for frame, predicted in predicted_points(model, clouds, range(len(frames)), "predict"):
         if smooth == "afi":
-            before, predicted = predicted, afi.smooth(frames.points(frame)[:, :3], predicted, classes, frames.dataset)
+            before, predicted = (
+                predicted,
+                afi.smooth(frames.points(frame)[:, :3], predicted, classes, frames.benchmark.ground),
+            )
             changed += int((predicted != before).sum())
         writer.write(frame, predicted)
         count += np.bincount(predicted, minlength=len(count))

@@ -57,7 +57,7 @@ def open_ground(train: PathLike, validation: PathLike) -> Ground:
             raise OlivineError(
                 "the shards have no point labels",
                 where=shards.path,
-                remedy="build them from a data set with ground truth (nuScenes-lidarseg, SemanticKITTI, olivine synth)",
+                remedy="build them from a data set with point labels; olivine synth makes one",
             )
     if ground.train.point_classes != ground.validation.point_classes:
         raise OlivineError(
@@ -87,7 +87,7 @@ def segment(
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
     frames = training_frames(ground.train, settings.fraction)
     dataset, classes = ground.train.dataset, ground.train.point_classes
-    plan = Plan(frames, settings.length(), settings.batch_of(dataset, len(frames), world))
+    plan = Plan(frames, settings.length(), settings.batch_of(ground.train.benchmark.batch, len(frames), world))
     kind = "probe" if settings.frozen else "finetune"
     plain = settings_to_plain(settings)
     identity = {"kind": kind, "settings": plain, "data": ground.identity, "source": source.identity}
@@ -130,7 +130,7 @@ def segment(
     result = Result(
         name=source.name if settings.frozen else f"fine-tuned, {source.name}",
         source=source.path if source.state is not None else "",
-        scores=scores(confusion, classes, dataset),
+        scores=scores(confusion, classes, ground.validation.benchmark.mean_over),
         classes=classes,
         confusion=confusion.tolist(),
         settings=asdict(settings),

@@ -15,9 +15,6 @@ S = TypeVar("S", bound="SegmentationSettings")
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")
 
-#: Frames of a step on either benchmark.
-PUBLISHED_BATCH = {"nuscenes": 16, "semantickitti": 10}
-
 
 @dataclass(frozen=True)
 class SegmentationSettings:
@@ -27,8 +24,8 @@ class SegmentationSettings:
         fraction: percent of the training frames, by the benchmark's published rule; see
             :func:`~olivine.downstream.benchmarks.training_frames`.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
-        batch: frames of a step over all processes; None is the published 16 (nuScenes) or 10 (SemanticKITTI), but at
-            most a tenth of the frames, so that small sets get steps enough.
+        batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
+            of the frames, so that small sets get steps enough.
         lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
         augment: rotation about z and flips of x and y, drawn for each frame and epoch.
         momentum, dampening, weight_decay: of SGD; the rates fall with a cosine to 0, changed every epoch.
@@ -81,14 +78,14 @@ class SegmentationSettings:
         """Epochs of the run."""
         return self.epochs or (100 if self.fraction == 1 else 50)
 
-    def batch_of(self, dataset: str, frames: int, processes: int) -> int:
-        """Frames of a step.
+    def batch_of(self, published: int, frames: int, processes: int) -> int:
+        """Frames of a step; ``published``: what the benchmark's own runs take.
 
         Raises:
             OlivineError: they do not divide over the processes.
         """
         if self.batch is None:
-            batch = max(1, min(PUBLISHED_BATCH.get(dataset, 16), frames // 10)) // processes * processes
+            batch = max(1, min(published, frames // 10)) // processes * processes
         else:
             batch = min(self.batch, frames)
         if batch == 0 or batch % processes:
@@ -120,7 +117,7 @@ class ProbeSettings(SegmentationSettings):
 
 @dataclass(frozen=True)
 class FinetuneSettings(SegmentationSettings):
-    """Fine-tuning: the whole network; the public configuration for nuScenes has ``backbone_lr`` 0.02."""
+    """Fine-tuning: the whole network; one of the public configurations has ``backbone_lr`` 0.02."""
 
     lr: float = 2.0
     backbone_lr: float = 0.05

@@ -17,7 +17,6 @@ from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_
 from ..readers.frame import Camera, Frame
 from ..readers.index import FrameIndex
 from ..readers.project import look_up, project_points
-from .mapping import prompt_of_point_class
 from .oracle import read_world_classes
 from .store import LabelStore, read_values
 
@@ -116,7 +115,7 @@ class _Points:
     def __init__(self, store: LabelStore, index: FrameIndex) -> None:
         self.lookup = np.zeros(256, np.uint8)
         for value, name in enumerate(index.point_classes, 1):
-            prompt = prompt_of_point_class(index.dataset, name)
+            prompt = index.source.prompt_of(name)
             if prompt in store.classes:
                 self.lookup[value] = store.classes.index(prompt) + 1
         if not self.lookup.any():
@@ -152,7 +151,7 @@ def _truth(store: LabelStore, index: FrameIndex, against: str) -> _Masks | _Poin
         raise OlivineError(
             f"this {index.dataset} has no point labels to score against",
             where=index.root,
-            remedy="unpack the data set's point labels (nuScenes-lidarseg, SemanticKITTI) into it",
+            remedy="unpack the data set's point labels into it",
         )
     return _Points(store, index)
 

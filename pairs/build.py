@@ -19,7 +19,7 @@ from ..labelgen.store import LabelStore
 from ..labelgen.text_table import write_text_table
 from ..readers.index import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
-from .manifest import merge_manifest, refuse_other_recipe
+from .manifest import merge_manifest, refuse_other_recipe, write_benchmark
 from .settings import PairSettings
 from .unit import Unit, UnitBuilder, UnitResult, finished, packages_of, plan_units
 
@@ -116,6 +116,7 @@ def build_pairs(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
     removed = _clean(out)
+    write_benchmark(out, index.source.benchmark(index.version))
     if settings.regions:
         write_text_table(out, store.text)
 

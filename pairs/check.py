@@ -13,7 +13,7 @@ from ..common import Failure, OlivineError, PathLike, sha256_file, track
 from ..common.images import VALUES, open_image
 from ..labelgen.text_table import TEXT_FILES
 from ..readers.frame import MAX_DISTANCE
-from .layout import MANIFEST, UNITS
+from .layout import DATASET, MANIFEST, UNITS
 from .shards import FrameRecord, ShardSet, open_shards
 
 # Stored pixels are float32; a pixel that is a hundredth off was not made by this calibration.
@@ -199,6 +199,7 @@ def _strangers(shards: ShardSet) -> list[str]:
     known = {
         MANIFEST,
         UNITS,
+        DATASET,
         *(TEXT_FILES if shards.has_regions else ()),
         *(entry["name"] for entry in shards.manifest["shards"]),
     }

@@ -14,6 +14,8 @@ SCHEMA = "1.1"
 FORMAT = "olivine-pairs"
 MANIFEST = "manifest.json"
 UNITS = "units"
+DATASET = "dataset.json"
+"""What the data set's benchmark fixed."""
 FRAMES_PER_SHARD = 64
 COMPRESSION_LEVEL = 1
 Over = Literal["points", "pairs", "images", "regions", "frame"]

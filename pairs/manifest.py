@@ -8,6 +8,7 @@ one to write has therefore seen everything, without a lock that a dead writer co
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 from ..common import OlivineError, Whole, check_replaceable, demand, digest, inside, read_json, write_json
 from ..common.settings import differences
-from .layout import FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
+from ..readers.benchmark import Benchmark, benchmark_from_plain
+from .layout import DATASET, FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
 
 _AGAIN = "delete it and run olivine build-pairs again"
 
@@ -139,6 +141,33 @@ def read_manifest(out: Path) -> dict[str, Any]:
         if not len(entry["class_count"]) == len(plain["class_count"]) == len(plain["recipe"]["classes"]) + 1:
             raise OlivineError("counts other classes than it names", where=path, remedy=_AGAIN)
     return plain
+
+
+_BENCHMARK_AGAIN = "run the same olivine build-pairs again: it keeps the shards and writes this file"
+
+
+def write_benchmark(out: Path, benchmark: Benchmark) -> None:
+    """Write what the data set's benchmark fixed beside the manifest, where it is not there yet."""
+    with contextlib.suppress(OlivineError):
+        if read_benchmark(out) == benchmark:
+            return
+    plain = {"benchmark": benchmark.to_plain()}
+    write_json(out / DATASET, {**plain, "digest": _entry_digest(plain)})
+
+
+def read_benchmark(out: Path) -> Benchmark:
+    """What :func:`write_benchmark` wrote.
+
+    Raises:
+        OlivineError: there is none (the set is from before), or it is damaged.
+    """
+    plain = read_json(out / DATASET, _BENCHMARK_AGAIN)
+    demand(plain, {"benchmark": dict, "digest": str}, out / DATASET, _BENCHMARK_AGAIN)
+    if plain["digest"] != _entry_digest(plain):
+        raise OlivineError(
+            "damaged: its content does not match its digest", where=out / DATASET, remedy=_BENCHMARK_AGAIN
+        )
+    return benchmark_from_plain(plain["benchmark"], out / DATASET, _BENCHMARK_AGAIN)
 
 
 def merge_manifest(

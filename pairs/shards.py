@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
 from ..labelgen.text_table import TextTable, check_text, read_text_table
-from ..readers.index import REVISED
+from ..readers.benchmark import Benchmark
+from ..readers.index import has_offset
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
-from .manifest import read_manifest
+from .manifest import read_benchmark, read_manifest
 
-__all__ = ["COLUMNS", "Column", "FrameRecord", "Shard", "ShardSet", "TextTable", "open_shards"]
+__all__ = ["COLUMNS", "Benchmark", "Column", "FrameRecord", "Shard", "ShardSet", "TextTable", "open_shards"]
 
 
 class _Counts:
@@ -273,7 +274,7 @@ class ShardSet(Sequence[FrameRecord]):
             OlivineError: the set was built before the rule, of a data set that has one.
         """
         recipe = self.manifest["recipe"]
-        if "intensity_offset" not in recipe and self.dataset in REVISED:
+        if "intensity_offset" not in recipe and has_offset(self.dataset):
             raise OlivineError(
                 f"{self.dataset} shards from before the intensity rule",
                 where=self.path,
@@ -281,6 +282,15 @@ class ShardSet(Sequence[FrameRecord]):
                 f"olivine build-pairs --dataset {self.dataset} --split {self.split} --out {self.path.parent} --overwrite",
             )
         return float(recipe.get("intensity_offset", 0.0))
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """What the data set's benchmark fixed, from the file beside the manifest.
+
+        Raises:
+            OlivineError: the set was built before there was such a file, or it is damaged.
+        """
+        return read_benchmark(self.path)
 
     @property
     def split(self) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, inside, is_relative_name
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
 
 MAX_DISTANCE = 1e5
 """Metres from the sensor; a point further away is damage, and would ruin its frame's distance density."""
@@ -89,12 +92,14 @@ class Frame:
         scene: scene (nuScenes) or sequence (KITTI).
         split: ``train``, ``val`` or ``test``.
         timestamp: microseconds, of the LiDAR sweep.
-        point_file: relative to ``root``; float32 rows of ``point_columns`` values.
+        point_file: relative to ``root``; float32 rows of ``point_columns`` values, unless the data set's file reads it.
         pose: float64 [4, 4], LiDAR frame to world; NaN where the data set has none.
         cameras: in the data set's order.
         point_label_file: raw ground truth relative to ``root``, or None.
         point_label_lookup: the mapped class of every raw class, uint8; 0 = ignored.
         truth_folder: folder with the exact masks of a synthetic data set, or None.
+        reader: where a data set outside this package is found, ``package.module:Class``; empty where its name is enough.
+        detail: what else the data set's file needs to read the frame; nobody else looks into it.
     """
 
     dataset: str
@@ -112,6 +117,15 @@ class Frame:
     point_label_bytes: int = 1
     point_label_lookup: bytes = field(default=b"", repr=False)
     truth_folder: str | None = None
+    reader: str = ""
+    detail: str = ""
+
+    @property
+    def source(self) -> type[Dataset]:
+        """The data set's class, which reads the frame's files."""
+        from .dataset import dataset_class
+
+        return dataset_class(self.reader or self.dataset)
 
     def points(self) -> NDArray[np.float32]:
         """The cloud, float32 [N, 4]: x, y, z in metres in the LiDAR frame, raw intensity.
@@ -121,22 +135,7 @@ class Frame:
                 a point over :data:`MAX_DISTANCE` away.
         """
         path = self.root / self.point_file
-        try:
-            raw = np.fromfile(path, np.float32)
-            size = path.stat().st_size
-        except OSError as error:
-            raise OlivineError(
-                f"the point file of frame {self.token} cannot be read ({error.strerror})",
-                where=path,
-                remedy="download the data set's LiDAR files again",
-            ) from None
-        if size % (4 * self.point_columns):
-            raise OlivineError(
-                f"truncated point file: {size} bytes is not a whole number of {4 * self.point_columns}-byte points",
-                where=path,
-                remedy="download it again",
-            )
-        points = np.ascontiguousarray(raw.reshape(-1, self.point_columns)[:, :4])
+        points = self.source.cloud(self)
         if len(points) == 0:
             raise OlivineError(
                 "the cloud is empty", where=path, remedy="download it again or leave out frame " + self.token
@@ -163,44 +162,14 @@ class Frame:
         Raises:
             OlivineError: the label file is missing, or holds another number of labels than the cloud has points.
         """
-        if self.point_label_file is None:
-            return None
-        path = self.root / self.point_label_file
-        wide = self.point_label_bytes == 4
-        try:
-            raw: NDArray[Any] = np.fromfile(path, np.uint32 if wide else np.uint8)
-        except OSError as error:
-            raise OlivineError(
-                f"the point labels of frame {self.token} cannot be read ({error.strerror})",
-                where=path,
-                remedy="download the data set's point labels again",
-            ) from None
-        expected = (self.root / self.point_file).stat().st_size // (4 * self.point_columns)
-        if len(raw) != expected:
-            raise OlivineError(
-                f"{len(raw)} labels for {expected} points", where=path, remedy="download the point labels again"
-            )
-        if wide:
-            raw = raw & 0xFFFF  # the upper half is the instance
-        lookup = np.frombuffer(self.point_label_lookup, np.uint8)
-        if len(raw) and int(raw.max()) >= len(lookup):
-            raise OlivineError(
-                f"raw class {int(raw.max())} is not one of the data set's {len(lookup)}",
-                where=path,
-                remedy="check that the labels belong to this data set",
-            )
-        return lookup[raw]
+        return self.source.labels(self)
 
     def boxes(self) -> list[Box] | None:
         """The annotated boxes in the LiDAR frame, or None where the data set has none.
 
         Reads the data set's own tables (seconds on a large set): for checks and pictures.
         """
-        if self.dataset != "nuscenes":
-            return None
-        from .nuscenes import frame_boxes
-
-        return frame_boxes(self)
+        return self.source.boxes(self)
 
     @property
     def image_truth(self) -> list[tuple[Path, Path]] | None:

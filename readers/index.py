@@ -23,22 +23,30 @@ from ..common import (
     write_bytes,
     write_json,
 )
+from .dataset import Dataset, dataset_class
 from .frame import INDEX_AGAIN, Camera, Frame, check_frame, check_scene_name
 
 INDEX_SCHEMA = "1.1"
-
-REVISED = ("kitti", "semantickitti")
-"""Data sets whose index and shards of schema 1.0 are out of date: since 1.1 they are projected by the
-whole P2, and have an ``intensity_offset``."""
 
 
 class OutdatedIndex(OlivineError):
     """An index that an earlier version wrote, and that is no longer right."""
 
 
+def has_offset(dataset: str) -> bool:
+    """Whether a network's input adds something to a data set's intensity, so that what does not say it is out of date."""
+    try:
+        return dataset_class(dataset).intensity_offset != 0
+    except OlivineError:  # of the user's own, and so not from before there were any
+        return False
+
+
 def _frame_to_plain(frame: Frame) -> dict[str, Any]:
     plain: dict[str, Any] = {f.name: getattr(frame, f.name) for f in fields(Frame)}
     del plain["root"]
+    for name in ("reader", "detail"):  # most data sets have neither
+        if not plain[name]:
+            del plain[name]
     plain["pose"] = frame.pose.ravel().tolist()
     plain["point_label_lookup"] = list(frame.point_label_lookup)
     plain["cameras"] = [
@@ -78,6 +86,8 @@ _FRAME_FIELDS = {
     "point_label_bytes": {Whole(1, 1), Whole(4, 4)},
     "point_label_lookup": list,
     "truth_folder": {str, None},
+    "reader?": str,
+    "detail?": str,
 }
 
 
@@ -149,6 +159,7 @@ class FrameIndex:
 
     Attributes:
         intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
+        reader: as in :class:`Frame`.
     """
 
     dataset: str
@@ -159,6 +170,12 @@ class FrameIndex:
     digest: str
     fingerprint: str = ""
     intensity_offset: float = 0.0
+    reader: str = ""
+
+    @property
+    def source(self) -> type[Dataset]:
+        """The data set's class."""
+        return dataset_class(self.reader or self.dataset)
 
     def __len__(self) -> int:
         return sum(scene.frame_count for scene in self.scenes)
@@ -186,6 +203,7 @@ def write_index(
     root: PathLike,
     point_classes: tuple[str, ...] = (),
     intensity_offset: float = 0.0,
+    reader: str = "",
     fingerprint: str = "",
 ) -> FrameIndex:
     """Write the index of ``frames`` (scene by scene, in time order) and open it.
@@ -193,7 +211,7 @@ def write_index(
     Args:
         directory: the index's folder, made where absent.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
-        intensity_offset: see :class:`FrameIndex`.
+        intensity_offset, reader: see :class:`FrameIndex`.
         fingerprint: changes when the data set's files do; tells an index that is out of date.
     """
     directory = Path(directory)
@@ -218,6 +236,7 @@ def write_index(
         "intensity_offset": intensity_offset,
         "fingerprint": fingerprint,
         "scenes": table,
+        **({"reader": reader} if reader else {}),
     }
     write_json(directory / "index.json", {**plain, "digest": _index_digest(plain)})
     return open_index(directory)
@@ -229,6 +248,7 @@ _INDEX_FIELDS = {
     "root": str,
     "point_classes": [str],
     "fingerprint?": str,
+    "reader?": str,
     "scenes": [{"name": str, "split": str, "frames": Whole(1), "digest": str}],
     "digest?": str,
 }
@@ -260,9 +280,9 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
     demand(plain, _INDEX_FIELDS, path, INDEX_AGAIN)
     if plain.get("digest", "") not in ("", _index_digest(plain)):  # an older olivine wrote none
         raise OlivineError("damaged: its content does not match its digest", where=path, remedy=INDEX_AGAIN)
-    if "intensity_offset" not in plain and plain["dataset"] in REVISED:
+    if "intensity_offset" not in plain and has_offset(plain["dataset"]):
         raise OutdatedIndex(
-            "written before KITTI was projected by the whole P2 and had its intensity rule",
+            "written before the data set had its projection and its intensity rule of today",
             where=path,
             remedy="run the same olivine labelgen again: it writes the index anew and keeps the label maps",
         )
@@ -286,4 +306,5 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
         digest=digest(identity),
         fingerprint=plain.get("fingerprint", ""),
         intensity_offset=float(plain.get("intensity_offset", 0.0)),
+        reader=plain.get("reader", ""),
     )

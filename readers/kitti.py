@@ -1,15 +1,17 @@
-"""KITTI odometry and SemanticKITTI through pykitti: camera ``image_2``, official splits, mapped labels."""
+"""KITTI odometry through pykitti: camera ``image_2``, official splits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
 from ..common.images import image_size
+from .dataset import Dataset, truth_folder
 from .frame import Camera, Frame
 
 SPLITS = {
@@ -18,33 +20,8 @@ SPLITS = {
     "test": tuple(f"{i:02d}" for i in range(11, 22)),
 }
 
-# The 19 classes of the single-scan benchmark and the raw ids that map to each
-# (SemanticKITTI, semantic-kitti.yaml); every other raw id is ignored (0).
-CLASSES: dict[str, tuple[int, ...]] = {
-    "car": (10, 252),
-    "bicycle": (11,),
-    "motorcycle": (15,),
-    "truck": (18, 258),
-    "other-vehicle": (13, 16, 20, 256, 257, 259),
-    "person": (30, 254),
-    "bicyclist": (31, 253),
-    "motorcyclist": (32, 255),
-    "road": (40, 60),
-    "parking": (44,),
-    "sidewalk": (48,),
-    "other-ground": (49,),
-    "building": (50,),
-    "fence": (51,),
-    "vegetation": (70,),
-    "trunk": (71,),
-    "terrain": (72,),
-    "pole": (80,),
-    "traffic-sign": (81,),
-}
-_LOOKUP_SIZE = 260
 
-
-class KittiDataset:
+class KittiDataset(Dataset):
     """KITTI odometry in its own layout (``sequences/00/{velodyne,image_2,calib.txt,times.txt}``).
 
     Points are projected by the whole P2. pykitti's ``T_cam2_velo`` leaves out the last two
@@ -52,21 +29,18 @@ class KittiDataset:
 
     Args:
         root: the folder with ``sequences/`` (and ``poses/`` where there are any).
-        semantic: SemanticKITTI: sequences 00 to 10 must have ``labels/``.
     """
 
+    name = "kitti"
     version = "odometry"
+    packages: ClassVar = {"pykitti": "pykitti"}
     # Many of this sensor's returns have the intensity 0, and a sparse convolution without bias cannot tell
-    # a voxel of the feature 0 from an absent one. SLidR's public code adds 1, on SemanticKITTI; so do we
-    # wherever the sensor is the same.
+    # a voxel of the feature 0 from an absent one. SLidR's public code adds 1.
     intensity_offset = 1.0
 
-    def __init__(self, root: Path, semantic: bool) -> None:
+    def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)
-        self.name = "semantickitti" if semantic else "kitti"
-        self._semantic = semantic
-        self.point_classes = tuple(CLASSES) if semantic else ()
-        self._truth = "truth" if (self.root / "synthetic.json").is_file() and (self.root / "truth").is_dir() else None
+        self._truth = truth_folder(self.root)
         known = {sequence for members in SPLITS.values() for sequence in members}
         folders = sorted(path.name for path in (self.root / "sequences").glob("*") if path.is_dir())
         self.sequences = [name for name in folders if name in known and (self._folder(name) / "velodyne").is_dir()]
@@ -77,6 +51,20 @@ class KittiDataset:
                 remedy="unpack the odometry archives (velodyne, color, calib, poses) into this folder",
             )
         self.note = f"{len(self.sequences)} sequences: {', '.join(self.sequences)}"
+
+    @classmethod
+    def count(cls, root: Path) -> int:
+        """The clouds of all sequences; see :class:`Dataset`."""
+        return sum(1 for _ in root.glob("sequences/*/velodyne/*.bin"))
+
+    @classmethod
+    def state(cls, root: Path, version: str) -> Sequence[Path]:
+        """The sequences and what lies in them; see :class:`Dataset`."""
+        return [p for s in root.glob("sequences/*") if s.is_dir() for p in (s, *s.iterdir())]
+
+    def label_lookup(self, sequence: str, split: str) -> bytes:
+        """The class of every raw id of a sequence's label files; empty where it has no labels."""
+        return b""
 
     def _folder(self, sequence: str) -> Path:
         return self.root / "sequences" / sequence
@@ -105,14 +93,7 @@ class KittiDataset:
         fewer = f"; sequence {sequence} has {len(clouds)} clouds for {len(data.timestamps)} times"
         if len(clouds) < len(data.timestamps) and fewer not in self.note:
             self.note += fewer
-        labelled = self._semantic and split != "test"
-        if labelled and not (folder / "labels").is_dir():
-            raise OlivineError(
-                "SemanticKITTI labels are missing",
-                where=folder / "labels",
-                remedy="unpack the SemanticKITTI label archive, or read the folder as --dataset kitti",
-            )
-        lookup = _lookup() if labelled else b""
+        lookup = self.label_lookup(sequence, split)
         intrinsic, lidar_to_camera = _camera_2(data.calib, folder / "calib.txt")
         frames = []
         for cloud in clouds:
@@ -128,10 +109,7 @@ class KittiDataset:
             image = f"sequences/{sequence}/image_2/{cloud.stem}.png"
             width, height = image_size(self.root / image, "unpack the color image archive again")
             frames.append(
-                Frame(
-                    dataset=self.name,
-                    version=self.version,
-                    root=self.root,
+                self.make_frame(
                     token=f"{sequence}/{cloud.stem}",
                     scene=sequence,
                     split=split,
@@ -140,7 +118,7 @@ class KittiDataset:
                     point_columns=4,
                     pose=_pose(data, number),
                     cameras=(Camera("image_2", image, width, height, intrinsic, lidar_to_camera),),
-                    point_label_file=f"sequences/{sequence}/labels/{cloud.stem}.label" if labelled else None,
+                    point_label_file=f"sequences/{sequence}/labels/{cloud.stem}.label" if lookup else None,
                     point_label_bytes=4,
                     point_label_lookup=lookup,
                     truth_folder=self._truth,
@@ -192,11 +170,3 @@ def _pose(data: Any, number: int) -> NDArray[np.float64]:
     if number >= len(data.poses):
         return np.full((4, 4), np.nan)
     return np.array(data.poses[number] @ data.calib.T_cam0_velo, np.float64)
-
-
-def _lookup() -> bytes:
-    table = bytearray(_LOOKUP_SIZE)
-    for index, raw_ids in enumerate(CLASSES.values(), 1):
-        for raw in raw_ids:
-            table[raw] = index
-    return bytes(table)

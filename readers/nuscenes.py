@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, Whole, demand, read_json
+from .benchmark import Benchmark, Submission
+from .dataset import Dataset, truth_folder
 from .frame import Box, Camera, Frame, check_frame
+
+PROMPTS: dict[str, str | None] = {
+    "barrier": "barrier",
+    "bicycle": "bicycle",
+    "bus": "bus",
+    "car": "car",
+    "construction_vehicle": None,
+    "motorcycle": "motorcycle",
+    "pedestrian": "pedestrian",
+    "traffic_cone": "traffic cone",
+    "trailer": None,
+    "truck": "truck",
+    "driveable_surface": "road",
+    "other_flat": None,
+    "sidewalk": "sidewalk",
+    "terrain": "terrain",
+    "manmade": "building",
+    "vegetation": "vegetation",
+}
+"""The 16 classes of the lidarseg challenge, and the prompt that each is."""
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 TABLES = (
@@ -34,7 +57,7 @@ _LARGEST_TABLE = 8 << 30  # bytes; sample_data.json of trainval has 1.3 GB
 _DOWNLOAD = "download the data set's metadata archive again and unpack it into this folder"
 
 
-class NuScenesDataset:
+class NuScenesDataset(Dataset):
     """nuScenes in the devkit's layout.
 
     Args:
@@ -43,7 +66,8 @@ class NuScenesDataset:
     """
 
     name = "nuscenes"
-    intensity_offset = 0.0
+    prompts = PROMPTS
+    packages: ClassVar = {"nuscenes-devkit": "nuscenes"}
 
     def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)
@@ -51,7 +75,47 @@ class NuScenesDataset:
         self._devkit = _open_devkit(self.root, self.version)
         self._lidarseg = getattr(self._devkit, "lidarseg", [])
         self._lookup, self.point_classes = _point_classes(self._devkit) if self._lidarseg else (b"", ())
-        self._truth = _truth_folder(self.root)
+        self._truth = truth_folder(self.root)
+
+    @classmethod
+    def count(cls, root: Path) -> int:
+        """The samples of the largest version; see :class:`Dataset`."""
+        # Every sample of the table names its scene once.
+        return max((p.read_bytes().count(b'"scene_token"') for p in root.glob("v1.0-*/sample.json")), default=0)
+
+    @classmethod
+    def state(cls, root: Path, version: str) -> Sequence[Path]:
+        """The tables; see :class:`Dataset`."""
+        return [*root.glob("v1.0-*/sample.json"), *(root / version).glob("*.json")]
+
+    @classmethod
+    def benchmark(cls, version: str) -> Benchmark:
+        """SLidR's subsets and batch, nuscenes-devkit's mean IoU, the lidarseg challenge's files."""
+        use = {"camera": "pre_trained", "lidar": True, "radar": False, "map": False, "external": "pre_trained"}
+        return Benchmark(
+            fraction_of="scenes",  # SLidR: 1 % of 700 scenes is 7
+            batch=16,
+            mean_over="present",
+            ground=("driveable_surface", "other_flat", "sidewalk", "terrain"),
+            submission=Submission(
+                "lidarseg/{split}/{token}_lidarseg.bin",
+                # The devkit has lists of its own for the small version.
+                splits={"train": "mini_train", "val": "mini_val", "test": "mini_test"}
+                if version == "v1.0-mini"
+                else {},
+                declaration="{split}/submission.json",
+                declares={"meta": {f"use_{name}": value for name, value in use.items()}},
+            ),
+        )
+
+    @classmethod
+    def boxes(cls, frame: Frame) -> list[Box]:
+        """The annotated boxes of a keyframe in its LiDAR frame, in the tables' order; parses the tables."""
+        devkit = _open_devkit(frame.root, frame.version)
+        try:
+            return _boxes_of(devkit, frame.token)
+        except _BROKEN as error:
+            raise _do_not_fit(error, frame.root / frame.version) from error
 
     def frames(self, split: str | None = None) -> list[Frame]:
         """The keyframes of ``train``, ``val`` or ``test`` (all without one), scene by scene in time order."""
@@ -140,10 +204,7 @@ class NuScenesDataset:
                     where=self.root / self.version / "lidarseg.json",
                     remedy="download the lidarseg archive of the same version",
                 ) from None
-        frame = Frame(
-            dataset=self.name,
-            version=self.version,
-            root=self.root,
+        frame = self.make_frame(
             token=lidar["token"],
             scene=scene,
             split=split,
@@ -243,19 +304,6 @@ def _point_classes(devkit: Any) -> tuple[bytes, tuple[str, ...]]:
     lookup = bytes(fine.get(i, 0) for i in range(max(fine) + 1))
     names = {index: name for name, index in mapper.coarse_name_2_coarse_idx_mapping.items()}
     return lookup, tuple(names[i] for i in range(1, len(names)))
-
-
-def _truth_folder(root: Path) -> str | None:
-    return "truth" if (root / "synthetic.json").is_file() and (root / "truth").is_dir() else None
-
-
-def frame_boxes(frame: Frame) -> list[Box]:
-    """The annotated boxes of a keyframe in its LiDAR frame, in the tables' order."""
-    devkit = _open_devkit(frame.root, frame.version)
-    try:
-        return _boxes_of(devkit, frame.token)
-    except _BROKEN as error:
-        raise _do_not_fit(error, frame.root / frame.version) from error
 
 
 def _boxes_of(devkit: Any, token: str) -> list[Box]:

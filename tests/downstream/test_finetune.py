@@ -28,6 +28,7 @@ from olivine.downstream.probe import linear_probe
 from olivine.downstream.results import read_result
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.pairs.shards import open_shards
+from olivine.readers import dataset_class
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
 from olivine.train.settings import load_settings
 from olivine.train.voxelize import VoxelSettings
@@ -356,7 +357,7 @@ def stand_in(dataset: str, scenes: int, frames: int):
         pass
 
     shards = Shards(range(scenes * frames))
-    shards.dataset, shards.scenes, shards.path = dataset, ranges, "shards"
+    shards.benchmark, shards.scenes, shards.path = dataset_class(dataset).benchmark("v1.0-trainval"), ranges, "shards"
     return shards
 
 
@@ -388,10 +389,11 @@ def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_worl
 
 def test_epochs_and_batch_are_the_published_ones():
     assert [FinetuneSettings(fraction=f).length() for f in (1, 5, 100)] == [100, 50, 50]
-    assert [FinetuneSettings().batch_of(d, 10_000, 1) for d in ("nuscenes", "semantickitti")] == [16, 10]
-    assert FinetuneSettings().batch_of("nuscenes", 40, 1) == 4
+    published = [dataset_class(name).benchmark("").batch for name in ("nuscenes", "semantickitti")]
+    assert [FinetuneSettings().batch_of(batch, 10_000, 1) for batch in published] == [16, 10]
+    assert FinetuneSettings().batch_of(16, 40, 1) == 4
     with pytest.raises(OlivineError, match="does not divide over 3 processes"):
-        FinetuneSettings(batch=8).batch_of("nuscenes", 100, 3)
+        FinetuneSettings(batch=8).batch_of(16, 100, 3)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

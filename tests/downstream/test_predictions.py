@@ -67,7 +67,7 @@ def test_the_means_are_the_same_where_every_class_is_there():
 
     generator = np.random.default_rng(0)
     truth, predicted = generator.integers(0, 17, 20_000), generator.integers(1, 17, 20_000)
-    ours = scores(confusion_matrix(truth, predicted, 16), tuple(map(str, range(16))), "nuscenes")
+    ours = scores(confusion_matrix(truth, predicted, 16), tuple(map(str, range(16))), "present")
     devkit = ConfusionMatrix(17, 0)
     devkit.update(truth, predicted)
     assert ours.mean_iou == ours.scorer_mean_iou == pytest.approx(devkit.get_mean_iou(), abs=1e-6)

@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 from olivine.common import OlivineError
-from olivine.labelgen.mapping import NUSCENES, SEMANTICKITTI
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.score import score_labels, scores_of
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
+from olivine.readers.dataset import dataset_class
 from olivine.readers.index import write_index
+from olivine.readers.nuscenes import PROMPTS as NUSCENES
+from olivine.readers.semantickitti import PROMPTS as SEMANTICKITTI
 
 CAR = DEFAULT_VOCABULARY.value("car")
 
@@ -180,17 +182,12 @@ def test_every_prompt_is_some_class_of_nuscenes_and_the_tables_are_the_official_
 
 
 def test_a_data_set_without_a_table_is_refused():
-    from olivine.labelgen.mapping import prompt_of_point_class
-
-    with pytest.raises(
-        OlivineError, match=r"which prompt a point class of waymo is.* nuscenes or semantickitti"
-    ) as caught:
-        prompt_of_point_class("waymo", "car")
+    with pytest.raises(OlivineError, match=r"which prompt a point class of kitti is.*table `prompts`") as caught:
+        dataset_class("kitti").prompt_of("car")
     assert "\n" not in str(caught.value)
 
 
 def test_the_readers_class_names_are_the_tables():
-    from olivine.labelgen.mapping import prompt_of_point_class
-    from olivine.readers.kitti import CLASSES
-
-    assert [prompt_of_point_class("semantickitti", n) for n in CLASSES] == [SEMANTICKITTI[n] for n in SEMANTICKITTI]
+    semantickitti = dataset_class("semantickitti")
+    assert [semantickitti.prompt_of(n) for n in semantickitti.point_classes] == list(SEMANTICKITTI.values())
+    assert semantickitti.prompt_of("other vehicle") is None and semantickitti.prompt_of("Traffic_Sign") is None

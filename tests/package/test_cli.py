@@ -10,8 +10,8 @@ import pytest
     [
         (["labelgen"], "no data set in data/. Link one"),
         (["labelgen", "--dataset", "nuscenes"], "no nuscenes data set here"),
-        (["labelgen", "--dataset", "waymo", "--root", "."], "unknown data set 'waymo'. Choose one of"),
-        (["labelgen", "--root", "."], "--root needs --dataset"),
+        (["labelgen", "--dataset", "waymo", "--root", "."], "no data set 'waymo'. Did you mean"),
+        (["labelgen", "--root", "."], "no data set is recognized here. Add --dataset with one of"),
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),

@@ -33,7 +33,15 @@ ALLOWED = {
     "synthetic": {"readers.frame"},
     # Who has units of work brings them to the engines; the engines know no room, so nothing goes round.
     "labelgen": {"readers.frame", "readers.index", "readers.project", "cluster"},
-    "pairs": {"readers.frame", "readers.index", "readers.project", "labelgen.store", "labelgen.text_table", "cluster"},
+    "pairs": {
+        "readers.frame",
+        "readers.benchmark",
+        "readers.index",
+        "readers.project",
+        "labelgen.store",
+        "labelgen.text_table",
+        "cluster",
+    },
     "train": {"pairs.shards"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},

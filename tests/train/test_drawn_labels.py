@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olivine.labelgen.mapping import prompt_of_point_class
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers import dataset_class
 from olivine.train.loop import pretrain
 from olivine.train.sampling import MODES
 from olivine.train.settings import PretrainSettings, load_settings
@@ -68,7 +68,7 @@ def test_right_labels_by_class_and_distance_are_those_counted_by_hand(program, s
             if not (-20 <= x < 20 and -20 <= y < 20 and -5 <= z < 3):
                 continue
             number = int(frame.point_label[point])
-            prompt = prompt_of_point_class("nuscenes", shards.point_classes[number - 1]) if number else None
+            prompt = dataset_class("nuscenes").prompt_of(shards.point_classes[number - 1]) if number else None
             right = prompts.get(prompt or "", 0) == weak
             distance = (x * x + y * y) ** 0.5
             place = sum(distance >= edge for edge in (10, 20, 40))

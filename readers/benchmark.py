@@ -1,0 +1,93 @@
+"""What a data set's benchmark fixed, as plain values: the data set's file says it, and shards carry it downstream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..common import OlivineError, Whole, demand
+from ..common.settings import settings_to_plain
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The files that predictions are handed in as.
+
+    In the names ``{split}``, ``{token}``, ``{folder}`` and ``{stem}`` stand for the split, the frame's token, and what
+    is before and after the token's slash.
+
+    Attributes:
+        file: of one frame's predictions, an unsigned integer for each point.
+        bytes: of each integer, little-endian.
+        original_ids: write the ids of the data set's own label files; else the number of the class, from 1 on.
+        chosen_ids: by class, where the smallest of several ids is not the one to write.
+        splits: what ``{split}`` is, where it is not the split's own name.
+        declaration: a JSON file about the whole submission, empty for none.
+        declares: its content; the text ``pre_trained`` becomes true where the weights saw images or other data.
+    """
+
+    file: str
+    bytes: Literal[1, 2, 4] = 1
+    original_ids: bool = False
+    chosen_ids: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    declaration: str = ""
+    declares: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What decides a probe, a fine-tuning run and their scores, beside the network.
+
+    Attributes:
+        fraction_of: 10 % of the training set is every 10th of its ``frames``, from the first, or every 10th of its
+            ``scenes``, from the 10th.
+        batch: published frames of a step.
+        mean_over: the classes in the scorer's mean IoU: ``all``, those ``present`` in truth or prediction, or none.
+        ground: classes that the ground right around the vehicle can be, for smoothing; empty: it is not looked for.
+        submission: None where predictions are handed in nowhere.
+    """
+
+    fraction_of: Literal["frames", "scenes"] = "frames"
+    batch: int = 16
+    mean_over: Literal["all", "present", "none"] = "none"
+    ground: tuple[str, ...] = ()
+    submission: Submission | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return settings_to_plain(self)
+
+
+_SUBMISSION = {
+    "file": str,
+    "bytes": {Whole(1, 2), Whole(4, 4)},
+    "original_ids": bool,
+    "chosen_ids": {str: Whole(0, 2**32 - 1)},
+    "splits": {str: str},
+    "declaration": str,
+    "declares": dict,
+}
+_BENCHMARK = {
+    "fraction_of": str,
+    "batch": Whole(1),
+    "mean_over": str,
+    "ground": [str],
+    "submission": {dict, None},
+}
+
+
+def benchmark_from_plain(plain: Any, where: object, remedy: str) -> Benchmark:
+    """A benchmark as :meth:`Benchmark.to_plain` made it; ``where`` and ``remedy`` are for the message.
+
+    Raises:
+        OlivineError: a key is missing or wrong.
+    """
+    values = {key: demand(plain, _BENCHMARK, where, remedy)[key] for key in _BENCHMARK}
+    for key, known in (("fraction_of", ("frames", "scenes")), ("mean_over", ("all", "present", "none"))):
+        if values[key] not in known:
+            raise OlivineError(f"{key} is {values[key]!r}, expected {' or '.join(known)}", where=where, remedy=remedy)
+    if values["submission"] is not None:
+        submission = demand(values["submission"], _SUBMISSION, where, remedy)
+        values["submission"] = Submission(**{key: submission[key] for key in _SUBMISSION})
+    return Benchmark(**{**values, "ground": tuple(values["ground"])})
