@@ -58,25 +58,30 @@ def probe(
 def finetune(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
+    labels: Annotated[
+        str, typer.Option(help="What it learns from: truth, or weak: the shards' weak labels, without annotation.")
+    ] = "truth",
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: <run>/finetune-<fraction>).")] = None,
 ) -> None:
-    """Train the whole network on a fraction of the labels and score it.
+    """Train the whole network on a fraction of the labels, or on weak labels alone, and score it.
 
     Example: olivine finetune --fraction 1
     """
     from ..downstream.finetune import finetune
     from ..downstream.settings import FinetuneSettings
 
-    settings, network = _settings(FinetuneSettings, given)
+    settings, network = _settings(FinetuneSettings, given, labels=labels)
     if given.checkpoint is None and random and network is not None:
         checkpoint, folder = None, RUNS / network.name
     else:
         checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
     percent = f"{settings.fraction:g}"
-    out = out or folder / f"finetune-{percent}{'-random' if random else ''}"
+    name = f"finetune-{'weak-' if settings.labels == 'weak' else ''}{percent}{'-random' if random else ''}"
+    out = out or folder / name
     run = functools.partial(finetune, random=random, network=network)
     known = ("run.json", ".run.lock")
-    _score(run, settings, given, checkpoint, out, known, f"a fine-tuning of {{}} on {percent} % of the labels")
+    what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
+    _score(run, settings, given, checkpoint, out, known, what)
 
 
 def _settings(kind: type[S], given: Scoring, **named: Any) -> tuple[S, PretrainSettings | None]:

@@ -6,7 +6,7 @@ feature is; every original point keeps the place that speaks for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -62,6 +62,7 @@ class CloudExamples:
             network's grid has a border; points beyond take the features at the border.
         per_point: whether the network's places are the points.
         seed: of the augmentation; None for none.
+        label_of: the labels of a frame's points, uint8 [N]; the ground truth without it.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class CloudExamples:
         seed: int | None = None,
         *,
         per_point: bool = False,
+        label_of: Callable[[int], NDArray[np.uint8] | None] | None = None,
     ) -> None:
         self.shards, self.device, self.seed, self.per_point = shards, device, seed, per_point
+        self._label_of = label_of or shards.point_label
         self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
@@ -93,7 +96,7 @@ class CloudExamples:
             generator = generator_of(self.seed or 0, epoch, frame)
             points[:, 3] += self.shards.intensity_offset
             points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
-            label = self.shards.point_label(frame)
+            label = self._label_of(frame)
             parts.append(points)
             labels.append(np.zeros(len(points), np.uint8) if label is None else label)
         cloud = torch.from_numpy(np.concatenate(parts)).to(self.device)

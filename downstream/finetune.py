@@ -34,7 +34,7 @@ def finetune(
 
     Args:
         checkpoint: run folder or checkpoint file; None for random weights of ``network``.
-        train, validation: folders of shards with point labels.
+        train, validation: folders of shards with point labels; ``train`` may have none where ``settings.labels`` is weak.
         out: the run's folder: ``run.json``, ``last.pt``, ``steps.csv``, ``epochs.csv``, ``scores.json``,
             ``scores.md``, ``confusion.csv``. What is finished there is not done again.
         random: take random weights instead.
@@ -48,7 +48,7 @@ def finetune(
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     settings = settings or FinetuneSettings()
-    ground = open_ground(train, validation)
+    ground = open_ground(train, validation, settings.labels)
     source = read_source(checkpoint, random=random, expected=network)
     fabric = make_fabric(settings.as_run())
     where = None if predictions is None else Path(predictions)

@@ -52,7 +52,7 @@ def linear_probe(
         raise OlivineError(
             "a probe trains the head alone", where="backbone_lr", remedy="use finetune, or backbone_lr 0"
         )
-    ground = open_ground(train, validation)
+    ground = open_ground(train, validation, settings.labels)
     source = read_source(checkpoint, expected=network)
     fabric = make_fabric(settings.as_run())
     results = []

@@ -26,6 +26,7 @@ from .network import Segmenter, Source, new_head
 from .predict import predicted_points
 from .results import Result, read_result, write_results
 from .settings import INCIDENTAL, SegmentationSettings
+from .weak import WeakLabels
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -39,27 +40,36 @@ class Ground:
     validation: ShardSet
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The point classes that are scored."""
+        return self.validation.point_classes
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common."""
         digests = {"digest": self.train.digest, "validation": self.validation.digest}
-        return {**digests, "classes": list(self.train.point_classes)}
+        return {**digests, "classes": list(self.classes)}
 
 
-def open_ground(train: PathLike, validation: PathLike) -> Ground:
+def open_ground(train: PathLike, validation: PathLike, labels: str = "truth") -> Ground:
     """Two folders of shards with point labels.
+
+    Args:
+        labels: with ``weak`` those to train on need none.
 
     Raises:
         OlivineError: no point labels, no frame, or other classes.
     """
     ground = Ground(open_shards(train), open_shards(validation))
-    for shards in (ground.train, ground.validation):
+    for shards in (ground.train, ground.validation)[labels == "weak" :]:
         if not shards.point_classes or not shards.has_point_label:
             raise OlivineError(
                 "the shards have no point labels",
                 where=shards.path,
                 remedy="build them from a data set with point labels; olivine synth makes one",
             )
-    if ground.train.point_classes != ground.validation.point_classes:
+    unlabelled = labels == "weak" and not ground.train.point_classes
+    if not unlabelled and ground.train.point_classes != ground.validation.point_classes:
         raise OlivineError(
             "the validation shards have other point classes than the training shards",
             where=validation,
@@ -86,12 +96,12 @@ def segment(
     """
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
     frames = training_frames(ground.train, settings.fraction)
-    dataset, classes = ground.train.dataset, ground.train.point_classes
+    dataset, classes = ground.train.dataset, ground.classes
     plan = Plan(frames, settings.length(), settings.batch_of(ground.train.benchmark.batch, len(frames), world))
     kind = "probe" if settings.frozen else "finetune"
     plain = settings_to_plain(settings)
     identity = {"kind": kind, "settings": plain, "data": ground.identity, "source": source.identity}
-    raw = ground.train.shard(0).attributes["point_class_raw"]
+    raw = ground.validation.shard(0).attributes["point_class_raw"]
     writer = None
     if predictions is not None:
         writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
@@ -99,7 +109,8 @@ def segment(
     backbone = source.build(settings.seed).to(device)
     head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)
     seed, per_point = settings.seed if settings.augment else None, backbone.per_point
-    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point)
+    weak = WeakLabels(ground.train, classes) if settings.labels == "weak" else None
+    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=weak)
     held_out = CloudExamples(ground.validation, source.voxels, device, per_point=per_point)
     model: nn.Module = head
     train: Examples = clouds
@@ -143,7 +154,7 @@ def segment(
             "steps": plan.steps,
             "batch": plan.batch,
         },
-        notes=(*source.notes, *_incomplete(ground)),
+        notes=(*source.notes, *_incomplete(ground), *_untaught(weak)),
     )
     if rank == 0:
         if writer is not None:
@@ -198,6 +209,13 @@ def _evaluate(
         if writer is not None:
             writer.write(frame, predicted)
     return confusion
+
+
+def _untaught(weak: WeakLabels | None) -> list[str]:
+    if weak is None:
+        return []
+    absent = f"; no prompt is {', '.join(weak.absent)}, counted as never found" if weak.absent else ""
+    return [f"trained on weak labels, without annotation{absent}"]
 
 
 def _incomplete(ground: Ground) -> list[str]:

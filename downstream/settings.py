@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..common import OlivineError
 from ..common.settings import read_yaml, settings_from_plain
@@ -23,6 +23,8 @@ class SegmentationSettings:
     Attributes:
         fraction: percent of the training frames, by the benchmark's published rule; see
             :func:`~olivine.downstream.benchmarks.training_frames`.
+        labels: what is learnt from: the points' ground truth, or their weak labels, for which the training frames need no
+            annotation (see :mod:`olivine.downstream.weak`). The ground truth is scored on in either case.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
             of the frames, so that small sets get steps enough.
@@ -38,6 +40,7 @@ class SegmentationSettings:
     """
 
     fraction: float = 100.0
+    labels: Literal["truth", "weak"] = "truth"
     epochs: int | None = None
     batch: int | None = None
     lr: float = 0.05

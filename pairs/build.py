@@ -116,7 +116,8 @@ def build_pairs(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
     removed = _clean(out)
-    write_benchmark(out, index.source.benchmark(index.version))
+    prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt}
+    write_benchmark(out, replace(index.source.benchmark(index.version), prompts=prompts))
     if settings.regions:
         write_text_table(out, store.text)
 

@@ -108,7 +108,7 @@ class SceneClusters:
                 )
         scans = [self._scan(first), self._scan(second)]
         second_to_first = np.linalg.inv(one.pose) @ two.pose
-        moved = _move(scans[1], second_to_first)
+        moved = move(scans[1], second_to_first)
         usable = [self._usable(first), self._usable(second)]
         joint = np.concatenate([scans[0][usable[0]], moved[usable[1]]])
         label = cluster(joint, self._settings, _generator(one, two))
@@ -126,7 +126,8 @@ def _generator(*frames: Frame) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
 
 
-def _move(xyz: NDArray[np.float64], transform: NDArray[np.float64]) -> NDArray[np.float64]:
+def move(xyz: NDArray[np.float64], transform: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points float64 [N, 3] by a transform float64 [4, 4]."""
     # Sums written out: a matrix product's bits depend on the number of BLAS threads.
     x, y, z = xyz.T
     return np.stack([m[0] * x + m[1] * y + m[2] * z + m[3] for m in transform[:3]], axis=1)

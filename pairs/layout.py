@@ -51,6 +51,7 @@ class Column:
 
 
 _REGIONS = "olivine labelgen --labeler regions --regions DIR (or sam-clip), then olivine build-pairs --regions"
+_CONSOLIDATE = "olivine build-pairs --consolidate"
 COLUMNS = {
     column.name: column
     for column in (
@@ -66,9 +67,15 @@ COLUMNS = {
             Column(name, "int16", "points", optional=True, added_by="olivine build-pairs --clusters 1")
             for name in ("cluster_previous", "cluster_next")
         ),
+        *(
+            Column(name, "uint8", "points", optional=True, added_by=_CONSOLIDATE)
+            for name in ("point_weak", "point_agreement")
+        ),
         Column("pair_point", "int32", "pairs", counts="points"),
         Column("pair_camera", "uint8", "pairs", counts="images", array="pair_tag"),
         Column("pair_label", "uint8", "pairs", array="pair_tag", slot=1),
+        Column("pair_pixel_label", "uint8", "pairs", optional=True, added_by=_CONSOLIDATE),
+        Column("pair_score", "uint8", "pairs", optional=True, added_by=_CONSOLIDATE),
         Column("pair_uv", "float32", "pairs", (2,)),
         Column("pair_density", "float32", "pairs"),
         Column("image", "uint8", "images", (None,), optional=True, added_by="olivine build-pairs without --no-images"),

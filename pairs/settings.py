@@ -10,6 +10,22 @@ from .clusters import ClusterSettings
 
 
 @dataclass(frozen=True)
+class ConsolidationSettings:
+    """How the labels of several frames vote, see :mod:`olivine.pairs.consolidate`.
+
+    Attributes:
+        voxels: edges of a place, metres; twice as long from each of the distances ``doubled`` on, metres.
+        nearest: metres; nearer points weigh as at this distance.
+        fastest: metres a second; two frames of a scene whose poses are farther apart than this allows do not fit together.
+    """
+
+    voxels: tuple[float, ...] = (0.2, 0.4, 0.8)
+    doubled: tuple[float, ...] = (20.0, 40.0)
+    nearest: float = 5.0
+    fastest: float = 100.0
+
+
+@dataclass(frozen=True)
 class PairSettings:
     """How shards are made.
 
@@ -22,6 +38,8 @@ class PairSettings:
         regions: carry the phrases and features of the store's regions, whose maps are its segment maps.
         clusters: n, to cluster each scan together with the scan n frames later, see :mod:`olivine.pairs.clusters`;
             0 for none.
+        consolidate: n, to let the labels of the frames t - n to t + n vote for those of frame t, see
+            :mod:`olivine.pairs.consolidate`; 0 for the labels at the pairs' own pixels.
         min_depth: metres; nearer points are seen by no camera.
         distance: ``3d`` (from the sensor) or ``plane`` (in x and y), for the density.
         bandwidth: of the density: ``silverman``, ``scott`` or metres.
@@ -35,6 +53,7 @@ class PairSettings:
     segments: bool = False
     regions: bool = False
     clusters: int = 0
+    consolidate: int = 0
     min_depth: float = 1.0
     distance: str = "3d"
     bandwidth: float | str = "silverman"
@@ -58,6 +77,8 @@ class PairSettings:
             raise OlivineError("regions without segments", remedy="regions need their maps: set segments too")
         if not 0 <= self.clusters <= 1000:
             raise OlivineError(f"clusters {self.clusters}", remedy="give the frames from a scan to its partner, or 0")
+        if not 0 <= self.consolidate <= 1000:
+            raise OlivineError(f"consolidate {self.consolidate}", remedy="give the frames on each side that vote, or 0")
         if not self.min_depth > 0:
             raise OlivineError(f"min_depth {self.min_depth}", remedy="give a positive number of metres")
         if self.workers < 1:
@@ -72,6 +93,10 @@ class PairSettings:
             plain["cluster_settings"] = asdict(ClusterSettings())
         else:
             del plain["clusters"]
+        if self.consolidate:
+            plain["consolidation_settings"] = asdict(ConsolidationSettings())
+        else:
+            del plain["consolidate"]
         if not self.regions:
             del plain["regions"]
         return plain

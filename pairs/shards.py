@@ -103,8 +103,12 @@ else:
         point_label: uint8 [N], 0 = ignored.
         cluster_previous, cluster_next: int16 [N], the cluster in the joint cloud with the scan ``cluster_gap`` frames
             before and after, −1 = none.
+        point_weak: uint8 [N], the label that won the vote at the point, 0 = no vote (``build-pairs --consolidate``).
+        point_agreement: uint8 [N], its share of the votes, 255 = all.
         pair_point: int32 [M], position in the cloud.
         pair_camera, pair_label: uint8 [M]; the weak label, 0 = none.
+        pair_pixel_label: uint8 [M], the label at the pair's own pixel where ``pair_label`` is the vote's.
+        pair_score: uint8 [M], confidence of the weak label, 255 = certain, 0 = not known; of a vote its agreement.
         pair_uv: float32 [M, 2], sub-pixel position in the stored image.
         pair_density: float32 [M], distance density at the point, 1 / metre.
         image: C JPEG files.
@@ -340,6 +344,11 @@ class ShardSet(Sequence[FrameRecord]):
         return table
 
     @property
+    def has_vote(self) -> bool:
+        """Whether the labels are those of a vote over frames (``build-pairs --consolidate``)."""
+        return bool(self.manifest["recipe"]["settings"].get("consolidate", 0))
+
+    @property
     def cluster_gap(self) -> int:
         """Frames from a scan to the one it was clustered with (``build-pairs --clusters``); 0 where there are no clusters."""
         return int(self.manifest["recipe"]["settings"].get("clusters", 0))
@@ -444,6 +453,7 @@ class ShardSet(Sequence[FrameRecord]):
         known = {"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}
         known |= dict.fromkeys(("region_phrase", "region_feature", "region_count"), self.has_regions)
         known |= dict.fromkeys(("cluster_previous", "cluster_next"), self.cluster_gap > 0)
+        known |= dict.fromkeys(("point_weak", "point_agreement", "pair_pixel_label", "pair_score"), self.has_vote)
         return known[column]
 
     def points(self, index: int) -> NDArray[np.float32]:

@@ -22,10 +22,11 @@ from ..labelgen.store import LabelStore
 from ..readers.frame import Frame
 from ..readers.index import FrameIndex, Scene
 from .clusters import ClusterSettings, SceneClusters
+from .consolidate import SceneVotes
 from .frames import build_frame
 from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
 from .manifest import entry_path, is_whole, read_entry, write_entry
-from .settings import PairSettings
+from .settings import ConsolidationSettings, PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
 
 
@@ -124,6 +125,10 @@ class UnitBuilder:
         gap = self.settings.clusters
         # Of the whole scene: a scan's partner may be in another shard.
         clusters = SceneClusters(scene, gap, ClusterSettings()) if gap else None
+        around = self.settings.consolidate
+        votes = (
+            SceneVotes(scene, around, self.store, self.settings.min_depth, ConsolidationSettings()) if around else None
+        )
         for position in range(unit.first, unit.first + unit.count):
             member = scene[position]
             step(1)
@@ -131,6 +136,8 @@ class UnitBuilder:
                 frame = build_frame(member, position, self.store, self.settings)
                 if clusters is not None:
                     frame.columns.update(clusters.columns(position))
+                if votes is not None:
+                    frame.columns.update(votes.columns(position, frame.columns))
                 if kept:
                     _check_alike(member, kept[0], frame, frames[0])
             except OlivineError as error:

@@ -45,6 +45,7 @@ class Benchmark:
         batch: published frames of a step.
         mean_over: the classes in the scorer's mean IoU: ``all``, those ``present`` in truth or prediction, or none.
         ground: classes that the ground right around the vehicle can be, for smoothing; empty: it is not looked for.
+        prompts: the prompt that each point class is, of those that one says plainly.
         submission: None where predictions are handed in nowhere.
     """
 
@@ -52,6 +53,7 @@ class Benchmark:
     batch: int = 16
     mean_over: Literal["all", "present", "none"] = "none"
     ground: tuple[str, ...] = ()
+    prompts: dict[str, str] = field(default_factory=dict)
     submission: Submission | None = None
 
     def to_plain(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ _BENCHMARK = {
     "batch": Whole(1),
     "mean_over": str,
     "ground": [str],
+    "prompts": {str: str},
     "submission": {dict, None},
 }
 

@@ -86,19 +86,20 @@ def modern_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
     """A ``run.json`` in today's form."""
-    if identity.get("kind") != "pretrain":
-        return identity
     return {**identity, "settings": _settings_of_run(identity["settings"])}
 
 
 def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
     if "backbone" not in settings:  # a fine-tuning's or a probe's
-        return dict(settings)
+        return {"labels": "truth", **settings}
     plain = modern(settings)
     method = plain.setdefault("method", {})
     method.setdefault("name", "olivine")
     method.setdefault("class_mean", "batch")
+    if method["name"] == "olivine":
+        method.setdefault("scored_draw", False)
+        method.setdefault("least_score", 0.0)
     plain.get("augment", {}).setdefault("cuboid_keeps", "full images")
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
         plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")

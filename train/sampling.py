@@ -18,14 +18,17 @@ SamplingMode = Literal["random", "density", "category", "dcas"]
 MODES: tuple[SamplingMode, ...] = ("random", "density", "category", "dcas")
 
 
-def sampling_probability(density: Tensor, label: Tensor, class_count: Tensor, mode: SamplingMode = "dcas") -> Tensor:
-    """The probability of drawing each pair (eq. 15): P_i ∝ 1 / (D_i · F_{s_i}).
+def sampling_probability(
+    density: Tensor, label: Tensor, class_count: Tensor, mode: SamplingMode = "dcas", score: Tensor | None = None
+) -> Tensor:
+    """The probability of drawing each pair (eq. 15): P_i ∝ 1 / (D_i · F_{s_i}); with ``score`` P_i ∝ c_i / (D_i · F_{s_i}).
 
     Args:
         density: D, the distance density at each pair's point, positive [M].
         label: s, weak labels in [0, C), integer [M].
         class_count: F, number of pairs of each class, [C].
         mode: ``dcas`` uses both factors, ``density`` and ``category`` one, ``random`` neither.
+        score: c, the confidence of each label, positive [M]; ours, not the paper's.
 
     Returns:
         float64 [M], sums to 1.
@@ -49,6 +52,8 @@ def sampling_probability(density: Tensor, label: Tensor, class_count: Tensor, mo
                 "a pair's class has the count 0", where="sampling", remedy="check the shards with --check"
             )
         log_weight -= torch.log(frequency)
+    if score is not None:
+        log_weight += torch.log(score.double())
     return torch.softmax(log_weight, 0)
 
 

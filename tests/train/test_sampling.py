@@ -32,6 +32,14 @@ def test_the_probability_is_equation_15(mode: str, weight: list[float]) -> None:
     assert found.sum().item() == pytest.approx(1)
 
 
+def test_a_confidence_is_one_more_factor_of_the_probability() -> None:
+    score = torch.tensor([1.0, 0.5, 0.1, 0.25, 1.0, 0.75])
+    weight = score.double() / D.double() / torch.tensor([300.0, 300, 10, 7, 7, 300]).double()
+    found = sampling_probability(D, S, F, "dcas", score)
+    torch.testing.assert_close(found, weight / weight.sum())
+    torch.testing.assert_close(sampling_probability(D, S, F, "random", score), score.double() / score.double().sum())
+
+
 def test_no_pairs_give_no_probabilities() -> None:
     assert sampling_probability(D[:0], S[:0], F).shape == (0,)
 

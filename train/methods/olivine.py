@@ -41,6 +41,8 @@ class OlivineSettings(MethodSettings):
         decoupled_heads: a second pair of heads for the terms that read labels.
         background: label 0 is one more class, or is left out of those terms.
         mode: of the draw for ``wcd``; that for ``ppkt`` is uniform.
+        scored_draw: that draw is also in proportion to the labels' confidence (the shards' ``pair_score``).
+        least_score: that draw leaves out pairs whose label is less sure, 0 to 1.
         frequency: class frequency over the data set, each frame, or the group at hand.
         density: as stored in the shards, or over the group's pairs as the public code makes it: of distances in whole
             voxels (SR-UNet) or in whole metres (VoxelNet).
@@ -64,6 +66,8 @@ class OlivineSettings(MethodSettings):
     decoupled_heads: bool = True
     background: Literal["class", "ignored"] = "class"
     mode: Literal["random", "density", "category", "dcas"] = "dcas"
+    scored_draw: bool = False
+    least_score: float = 0.0
     frequency: Literal["dataset", "frame", "batch"] = "dataset"
     density: Literal["shard", "batch", "batch metres"] = "shard"
     scr: bool = True
@@ -85,7 +89,7 @@ class OlivineSettings(MethodSettings):
             )
         check_ranges("method", self, dimension=(2, 1 << 16), pairs=(1, 1 << 40), temperature=(0, 1e6, "(]"))
         check_ranges("method", self, ppkt_weight=(0, 1e9), wcd_weight=(0, 1e9), scr_weight=(0, 1e9))
-        check_ranges("method", self, warmup=(0, 1), alpha=(0, 1, "(]"))
+        check_ranges("method", self, least_score=(0, 1), warmup=(0, 1), alpha=(0, 1, "(]"))
 
 
 class Olivine(Method):
@@ -127,6 +131,8 @@ class Olivine(Method):
         columns = ["pair_label"]
         if settings.wcd and settings.mode in ("density", "dcas") and settings.density == "shard":
             columns.append("pair_density")
+        if settings.wcd and (settings.scored_draw or settings.least_score > 0):
+            columns.append("pair_score")
         if settings.wcd and settings.frequency == "frame":
             columns.append("class_count")
         return Needs(tuple(columns))
@@ -162,11 +168,16 @@ class Olivine(Method):
         s, label = self.settings, group.column("pair_label")
         candidates = torch.arange(group.size, device=label.device)
         if s.background == "ignored":
-            candidates = torch.nonzero(label > 0)[:, 0]
+            candidates = candidates[label > 0]
+        score = None
+        if s.scored_draw or s.least_score > 0:
+            score = group.column("pair_score")[candidates].float() / 255  # 0: not known, and never drawn
+            sure = (score > 0) & (score >= s.least_score)
+            candidates, score = candidates[sure], score[sure] if s.scored_draw else None
         probability = None
-        if s.mode != "random" and len(candidates) > s.pairs:
+        if (s.mode != "random" or score is not None) and len(candidates) > s.pairs:
             key, count = self._frequency(group, candidates)
-            probability = sampling_probability(self._density(group)[candidates], key, count, s.mode)
+            probability = sampling_probability(self._density(group)[candidates], key, count, s.mode, score)
         drawn = draw_without_replacement(probability, len(candidates), s.pairs, group.generator(_WCD_DRAW))
         return candidates[drawn.to(label.device)]
 

@@ -1,0 +1,85 @@
+"""Weak labels as a benchmark's classes, and a network that learns from them alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from olivine.common import OlivineError
+from olivine.downstream.finetune import finetune
+from olivine.downstream.settings import FinetuneSettings
+from olivine.downstream.weak import WeakLabels, class_of_prompt
+from olivine.pairs.shards import open_shards
+from olivine.readers import dataset_class
+
+SHORT = FinetuneSettings(epochs=12, batch=2, lr=0.5, accelerator="cpu", labels="weak")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "prompt", "name"),
+    [
+        ("nuscenes", "traffic cone", "traffic_cone"),
+        ("nuscenes", "road", "driveable_surface"),
+        ("nuscenes", "building", "manmade"),
+        ("nuscenes", "trailer", "trailer"),  # not of the 13: the class of its name
+        ("nuscenes", "sky", None),
+        ("semantickitti", "road", "road"),  # the table gives it parking too
+        ("semantickitti", "vegetation", "vegetation"),
+        ("semantickitti", "barrier", "fence"),
+        ("semantickitti", "pedestrian", "person"),
+    ],
+)
+def test_a_prompt_is_the_class_of_its_name_or_the_tables(dataset: str, prompt: str, name: str | None) -> None:
+    classes = {"nuscenes": NUSCENES, "semantickitti": SEMANTICKITTI}[dataset]
+    table = {name: prompt for name, prompt in dataset_class(dataset).prompts.items() if prompt}
+    (none, found) = class_of_prompt(table, [prompt], classes)
+    assert none == 0
+    assert found == (0 if name is None else classes.index(name) + 1)
+
+
+NUSCENES = (
+    "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone", "trailer",
+    "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation",
+)  # fmt: skip
+SEMANTICKITTI = (
+    "car", "bicycle", "motorcycle", "truck", "other-vehicle", "person", "bicyclist", "motorcyclist", "road", "parking",
+    "sidewalk", "other-ground", "building", "fence", "vegetation", "trunk", "terrain", "pole", "traffic-sign",
+)  # fmt: skip
+
+
+def test_a_point_has_the_label_that_most_of_its_cameras_give(nuscenes_world) -> None:
+    shards = open_shards(nuscenes_world.pairs / "train")
+    weak = WeakLabels(shards, shards.point_classes)
+    assert weak.absent == ("construction_vehicle", "trailer", "other_flat")
+    record, found = shards[0], weak(0)
+    assert len(found) == len(record.points)
+    table = class_of_prompt(shards.benchmark.prompts, shards.classes, shards.point_classes)
+    several = 0
+    for point in range(0, len(found), 7):
+        given = record.pair_label[record.pair_point == point]
+        given = given[given > 0]
+        several += len(given) > 1
+        votes = np.bincount(given, minlength=1)
+        assert found[point] == (table[votes.argmax()] if len(given) else 0)
+    assert several
+
+
+def test_a_network_learns_without_annotation_and_says_what_it_cannot_know(nuscenes_world, checkpoint, tmp_path) -> None:
+
+    result = finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", SHORT)
+    (note,) = [note for note in result.notes if "weak labels" in note]
+    assert "no prompt is construction_vehicle, trailer, other_flat" in note
+    confusion = np.array(result.confusion)[1:, 1:]
+    assert np.trace(confusion) > 1.2 * confusion.sum(axis=1).max()  # the largest class everywhere
+    predicted = confusion.sum(axis=0)
+    assert not predicted[[NUSCENES.index(name) for name in ("construction_vehicle", "trailer", "other_flat")]].any()
+    with pytest.raises(OlivineError, match="labels is weak there and truth here"):
+        finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", replace(SHORT, labels="truth"))
+
+
+def test_labels_of_no_class_are_refused(nuscenes_world) -> None:
+    shards = open_shards(nuscenes_world.pairs / "train")
+    with pytest.raises(OlivineError, match="no prompt is a point class of nuscenes"):
+        WeakLabels(shards, ("sky", "water"))

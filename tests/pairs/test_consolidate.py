@@ -1,0 +1,145 @@
+"""Labels by vote: what the frames around call a place repairs what one picture got wrong."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olivine.common import OlivineError
+from olivine.labelgen.store import LabelStore, encode_label_map
+from olivine.pairs import unit
+from olivine.pairs.build import build_pairs
+from olivine.pairs.check import check_shards
+from olivine.pairs.consolidate import count_votes
+from olivine.pairs.settings import PairSettings
+from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers.frame import Frame
+from olivine.readers.index import write_index
+
+MakeStore = Callable[..., LabelStore]
+VOTED = PairSettings(consolidate=5)
+WRONG = 0.2
+"""Share of pixels that each label map has wrong, drawn anew for each."""
+
+
+def test_the_share_of_the_votes_is_that_of_a_plain_count() -> None:
+    rng = np.random.default_rng(0)
+    place, point = rng.uniform(-3, 3, (400, 3)), rng.uniform(-4, 4, (300, 3))
+    label, weight = rng.integers(1, 6, 400).astype(np.uint8), rng.uniform(0.1, 1, 400)
+    edges = np.array([0.5, 1.0, 2.0]) * rng.choice([1, 2], 300)[:, None]
+    expected = np.zeros((300, 6))
+    for edge in (0.5, 1.0, 2.0, 4.0):
+        box: dict[tuple, np.ndarray] = collections.defaultdict(lambda: np.zeros(6))
+        for p, c, w in zip(place, label, weight):
+            box[tuple(np.floor(p / edge).astype(int))][c] += w
+        for i, p in enumerate(point):
+            key = tuple(np.floor(p / edge).astype(int))
+            if edge in edges[i] and key in box:
+                expected[i] += box[key] / box[key].sum()
+    sums = expected.sum(axis=1)
+    assert 0 < (sums == 0).sum() < 200
+    expected[sums > 0] /= sums[sums > 0, None]
+    np.testing.assert_allclose(count_votes(place, label, weight, point, 5, edges), expected, atol=1e-12)
+
+
+def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, frame: frame) -> None:
+    """All frames of a made-up store see the first one's points; left of each picture is 1, right is 2, but for errors."""
+    index, rng = store.index(), np.random.default_rng(1)
+    frames = [frame for scene in index.scenes for frame in scene.frames()]
+    cloud = (frames[0].root / frames[0].point_file).read_bytes()
+    labels = (frames[0].root / str(frames[0].point_label_file)).read_bytes()
+    for frame in frames:
+        (frame.root / frame.point_file).write_bytes(cloud)
+        (frame.root / str(frame.point_label_file)).write_bytes(labels)
+        for camera in frame.cameras:
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 2) * np.ones((camera.height, 1))
+            wrong = rng.random(label.shape) < WRONG
+            label[wrong] = 3 - label[wrong]
+            store.label_path(camera).write_bytes(encode_label_map(label.astype(np.uint8), store.classes))
+    changed = [change(k, frame) for k, frame in enumerate(frames)]
+    write_index(
+        store.root / "frames", changed, dataset="nuscenes", version="v0", root=index.root,
+        point_classes=index.point_classes,
+    )  # fmt: skip
+
+
+def right(shards: ShardSet, column: str) -> float:
+    """Share of pairs whose label is that of its half of the picture, a few pixels off the border."""
+    hits = total = 0
+    for record in shards:
+        width = record.image_size[record.pair_camera, 0]
+        u = record.pair_uv[:, 0] / width
+        clear = np.abs(u - 0.5) > 0.1
+        hits += (getattr(record, column) == np.where(u < 0.5, 1, 2))[clear].sum()
+        total += clear.sum()
+    return float(hits / total)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def test_labels_that_differ_by_picture_are_repaired_and_the_pixels_own_are_kept(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"a": 9})
+    street(store)
+    build_pairs(store, tmp_path / "single", PairSettings(), split="train")
+    build_pairs(store, tmp_path / "voted", VOTED, split="train")
+    single, voted = open_shards(tmp_path / "single"), open_shards(tmp_path / "voted")
+    assert not single.has_vote and voted.has("point_weak") and voted.has("pair_pixel_label")
+    assert right(single, "pair_label") == pytest.approx(1 - WRONG, abs=0.03)
+    assert right(voted, "pair_label") > 0.9  # a majority of six to nine of these
+    for before, after in zip(single, voted):
+        np.testing.assert_array_equal(after.pair_pixel_label, before.pair_label)
+        np.testing.assert_array_equal(after.pair_point, before.pair_point)
+        np.testing.assert_array_equal(after.pair_label, after.point_weak[after.pair_point])
+        np.testing.assert_array_equal(np.bincount(after.pair_label, minlength=4), after.class_count)
+        seen = np.zeros(len(after.points), bool)
+        seen[after.pair_point] = True
+        assert (after.point_agreement[seen] > 255 / 4).all()
+        assert (after.point_agreement[after.point_weak == 0] == 0).all()
+    assert not check_shards(tmp_path / "voted").failures
+
+
+def test_bytes_do_not_depend_on_shards_or_on_a_second_run(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 4, "b": 1})
+    street(store)
+    build_pairs(store, tmp_path / "one", VOTED, split="train")
+    before = contents(tmp_path / "one")
+    assert build_pairs(store, tmp_path / "one", VOTED, split="train").frames_built == 0
+    assert contents(tmp_path / "one") == before
+    monkeypatch.setattr(unit, "FRAMES_PER_SHARD", 1)  # every frame's neighbours are in other units
+    build_pairs(store, tmp_path / "many", replace(VOTED, workers=2), split="train")
+    for whole, part in zip(open_shards(tmp_path / "one"), open_shards(tmp_path / "many")):
+        for name in ("point_weak", "point_agreement", "pair_label", "pair_pixel_label"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(part, name))
+
+
+@pytest.mark.parametrize(
+    ("pose", "says"),
+    [
+        (np.full((4, 4), np.nan), "has no pose, which --consolidate needs"),
+        (np.array([[1, 0, 0, 500], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "the pose jumps by 500 m in 0.5 s"),
+    ],
+)
+def test_poses_that_are_missing_or_jump_are_named(
+    pose: np.ndarray, says: str, make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"a": 3})
+    street(store, lambda k, frame: replace(frame, pose=pose) if k == 1 else frame)
+    summary = build_pairs(store, tmp_path / "out", VOTED, split="train")
+    assert len(summary.failures) == 3 and summary.frames == 0
+    assert all(says in failure.reason and "a-token-0001" in failure.reason for failure in summary.failures[:2])
+
+
+def test_a_window_of_a_thousand_frames_is_enough() -> None:
+    with pytest.raises(OlivineError, match="frames on each side"):
+        PairSettings(consolidate=1001)
