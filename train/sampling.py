@@ -39,8 +39,6 @@ def sampling_probability(
     if mode not in MODES:
         raise OlivineError(f"no sampling mode {mode!r}", where="sampling", remedy=f"use one of {', '.join(MODES)}")
     log_weight = torch.zeros(label.shape, dtype=torch.float64, device=label.device)
-    if len(label) == 0:
-        return log_weight
     if mode in ("density", "dcas"):
         if not bool((density > 0).all()):
             raise OlivineError("a distance density is not positive", where="sampling", remedy="build the shards again")
@@ -48,9 +46,7 @@ def sampling_probability(
     if mode in ("category", "dcas"):
         frequency = class_count.double().index_select(0, label.long())
         if not bool((frequency > 0).all()):
-            raise OlivineError(
-                "a pair's class has the count 0", where="sampling", remedy="check the shards with --check"
-            )
+            raise OlivineError("a pair's class has the count 0", where="sampling", remedy="run build-pairs --check")
         log_weight -= torch.log(frequency)
     if score is not None:
         log_weight += torch.log(score.double())

@@ -21,16 +21,17 @@ from olivine.labelgen.store import LabelStore
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import describe_shards
 from olivine.pairs.clusters import ClusterSettings, SceneClusters
+from olivine.pairs.consolidate import SceneVotes
 from olivine.pairs.frames import build_frame
 from olivine.pairs.layout import ARRAYS, COLUMNS
 from olivine.pairs.manifest import _entry_digest
 from olivine.pairs.project import look_up, project_points
-from olivine.pairs.settings import PairSettings
+from olivine.pairs.settings import ConsolidationSettings, PairSettings
 from olivine.pairs.shard_writer import write_shard
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers import open_dataset
 
-SETTINGS = PairSettings(segments=True, regions=True, clusters=1)
+SETTINGS = PairSettings(segments=True, regions=True, clusters=1, consolidate=1)
 
 
 @pytest.fixture
@@ -50,6 +51,8 @@ def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -
         made, record = build_frame(frame, i, store, SETTINGS), shards[i]
         scene = next(scene for scene in store.index().scenes if scene.name == frame.scene)
         made.columns.update(SceneClusters(scene.frames(), 1, ClusterSettings()).columns(record.frame_index))
+        votes = SceneVotes(scene.frames(), 1, store, SETTINGS.min_depth, ConsolidationSettings())
+        made.columns.update(votes.columns(record.frame_index, made.columns))
         for name, expected in made.columns.items():
             found = getattr(record, name)
             if COLUMNS[name].over == "regions":  # as wide as the shard's fullest image
@@ -123,11 +126,14 @@ def test_on_disk_a_tag_is_the_camera_and_then_the_label(built: tuple[LabelStore,
     """As docs/shards.md says: other programs read the array, not our table."""
     store, shards = built
     frame = next(iter(store.index().frames("train")))
-    tag = zarr.open_group(str(shards.shard(0).path), mode="r")["pair_tag"][0]
+    group = zarr.open_group(str(shards.shard(0).path), mode="r")
+    tag, own = group["pair_tag"][0], group["pair_pixel_label"][0]
     _, camera, uv = project_points(frame.points(), frame.cameras)
     assert np.array_equal(tag[: len(camera), 0], camera)
     label = np.concatenate([look_up(store.label_map(c), uv[camera == k]) for k, c in enumerate(frame.cameras)])
-    assert np.array_equal(tag[: len(camera), 1], label) and len(set(label.tolist())) > 2
+    assert np.array_equal(own[: len(camera)], label) and len(set(label.tolist())) > 2
+    won = group["point_weak"][0][group["pair_point"][0][: len(camera)]]
+    assert np.array_equal(tag[: len(camera), 1], np.where(won > 0, won, label))
 
 
 def test_the_codecs_are_those_of_the_design(built: tuple[LabelStore, ShardSet]) -> None:

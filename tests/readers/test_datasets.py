@@ -203,7 +203,8 @@ def test_a_data_set_in_one_file_outside_the_package_goes_through_the_whole_pipel
         assert not build_pairs(open_store(labels), pairs / split, PairSettings(), split=split).failures
         assert check_shards(pairs / split).failures == []
     shards = open_shards(pairs / "train")
-    assert (shards.dataset, shards.intensity_offset, shards.benchmark) == ("mycar", 0.5, Benchmark(batch=2))
+    facts = Benchmark(batch=2, prompts={"ground": "road", "plants": "vegetation"})
+    assert (shards.dataset, shards.intensity_offset, shards.benchmark) == ("mycar", 0.5, facts)
     changes = [f"data.shards={pairs / 'train'}", "voxels.size_m=0.8", "run.epochs=4", "data.workers=0"]
     pretrain(load_settings("cpu", changes), tmp_path / "run")
     settings = ProbeSettings(epochs=1, batch=1, accelerator="cpu")

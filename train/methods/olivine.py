@@ -141,8 +141,8 @@ class Olivine(Method):
         """The terms of one contrast group; in evaluation mode without ``scr``, which moves with the statistics."""
         s = self.settings
         terms: dict[str, Term] = {}
-        ppkt = draw_without_replacement(None, group.size, s.pairs, group.generator(_PPKT_DRAW))
-        ppkt = ppkt.to(group.class_count.device)
+        draw = draw_without_replacement(None, group.size, s.pairs, group.generator(_PPKT_DRAW))
+        ppkt = draw.to(group.class_count.device)
         wcd = self.draw_by_label(group) if s.wcd else ppkt[:0]
         ppkt_feature, wcd_feature = group.pixels.at(ppkt, wcd, dtype=self.pixel_head.weight.dtype)
 
@@ -176,8 +176,8 @@ class Olivine(Method):
             candidates, score = candidates[sure], score[sure] if s.scored_draw else None
         probability = None
         if (s.mode != "random" or score is not None) and len(candidates) > s.pairs:
-            key, count = self._frequency(group, candidates)
-            probability = sampling_probability(self._density(group)[candidates], key, count, s.mode, score)
+            density, frequency = self._density(group)[candidates], self._frequency(group, candidates)
+            probability = sampling_probability(density, *frequency, s.mode, score)
         drawn = draw_without_replacement(probability, len(candidates), s.pairs, group.generator(_WCD_DRAW))
         return candidates[drawn.to(label.device)]
 
