@@ -120,6 +120,12 @@ def made_once(name: str, make: Callable[[Path], object], temporary: pytest.TempP
     return folder
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once("streets", make)``: a folder that ``make`` fills, once in a run. Processes share it: nobody changes it."""
+    return lambda name, make: made_once(name, make, tmp_path_factory)
+
+
 def synthetic_frame(name: str, temporary: pytest.TempPathFactory) -> Path:
     """The synthetic folder of a fixture of FRAMES."""
     make = {"nuscenes_keyframe": make_keyframe, "kitti_frame": make_kitti_frame}[name]

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from olivine.common import OlivineError
 from olivine.labelgen.run import generate_labels
-from olivine.labelgen.segments import paint_by_falling_area
+from olivine.labelgen.segments import SamSegments, paint_by_falling_area
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
 
@@ -29,8 +30,6 @@ def test_slic_gives_slidrs_superpixels_for_any_labeler(make_world, tmp_path):
     assert (summary.images, summary.failures) == (2, [])
     store = open_store(tmp_path / "labels")
     assert store.manifest["settings"]["segment_settings"] == {"n_segments": 150, "compactness": 6.0, "sigma": 3.0}
-    from PIL import Image
-
     frame = next(world.index.frames())
     for camera in frame.cameras:
         image = np.asarray(Image.open(frame.image_path(camera)).convert("RGB"))
@@ -38,16 +37,24 @@ def test_slic_gives_slidrs_superpixels_for_any_labeler(make_world, tmp_path):
         assert np.array_equal(store.segment_map(camera), expected)
 
 
-def test_sams_automatic_masks_come_from_its_own_generator(make_world, tiny_networks, tmp_path):
-    pytest.importorskip("segment_anything")
+def test_sams_automatic_masks_come_from_its_own_generator(make_world, tiny_networks, tmp_path, monkeypatch):
+    from olivine.labelgen.grounded_sam import build_sam, load_state
+
+    generator = pytest.importorskip("segment_anything").SamAutomaticMaskGenerator
+    monkeypatch.setattr(SamSegments, "resolved", lambda self: {"points_per_side": 8})  # 32 in earnest
     world = make_world(1, 1, {"CAM_FRONT": (160, 96)})
-    settings = LabelSettings("oracle", segments="sam", sam_checkpoint=tiny_networks.sam_checkpoint, device="cpu")
+    sam = tiny_networks.sam_checkpoint
+    settings = LabelSettings("oracle", segments="sam", sam_checkpoint=sam, device="cpu")
     summary = generate_labels(world.index, tmp_path / "labels", settings)
     assert (summary.images, summary.failures) == (1, [])
     store = open_store(tmp_path / "labels")
     assert list(store.manifest["weights"]) == ["sam sam.pth"]
-    segment = store.segment_map(next(world.index.frames()).cameras[0])
+    frame = next(world.index.frames())
+    with Image.open(frame.image_path(frame.cameras[0])) as image:
+        found = generator(build_sam(load_state(sam), sam), points_per_side=8).generate(np.asarray(image))
+    segment = store.segment_map(frame.cameras[0])
     assert segment.shape == (96, 160) and segment.dtype == np.uint16
+    assert np.array_equal(segment, paint_by_falling_area([one["segmentation"] for one in found], (96, 160)))
 
 
 def test_what_cannot_give_segments_says_so(make_world, keyframe_index, keyframe_camseg, tmp_path):

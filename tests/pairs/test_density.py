@@ -26,7 +26,7 @@ def assert_exact(distance: np.ndarray, bandwidth: float | None, at: np.ndarray) 
 def test_every_distance_of_the_keyframe_is_exact(keyframe: Frame, bandwidth: float | None) -> None:
     distance = np.linalg.norm(keyframe.points()[:, :3].astype(np.float64), axis=1)
     extremes = np.argsort(distance)[np.r_[:100, -300:0]]
-    assert_exact(distance, bandwidth, np.union1d(extremes, np.arange(0, len(distance), 37)))
+    assert_exact(distance, bandwidth, np.union1d(extremes, np.arange(0, len(distance), 101)))
 
 
 @pytest.mark.parametrize("bandwidth", [None, 0.001, 0.1, 10.0])
@@ -34,12 +34,12 @@ def test_a_million_distances_and_their_far_tail_are_exact(bandwidth: float | Non
     rng = np.random.default_rng(1)
     # A crowd, and single points four to nine of its deviations away, where errors show.
     distance = np.concatenate([rng.normal(10, 1, 999_950), 10 + np.linspace(4, 9, 50)])
-    assert_exact(distance, bandwidth, np.r_[0:40, 999_950:1_000_000])
+    assert_exact(distance, bandwidth, np.r_[0:10, 999_950:1_000_000])
 
 
 def test_a_crowd_of_equal_distances_does_not_blur_its_neighbours() -> None:
     distance = np.concatenate([np.full(500_000, 5.0), np.linspace(5, 60, 500)])
-    assert_exact(distance, 0.5, np.r_[0, 500_000:500_500])
+    assert_exact(distance, 0.5, np.r_[0, 500_000:500_500:5])
 
 
 @pytest.mark.parametrize("bandwidth", [0.001, 0.5, 100.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,40 +13,46 @@ from olivine.train.sparse import kernel_map, loops
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STEP = """
-import hashlib, sys
-if sys.argv[1] == "deleted":
-    sys.modules["olivine.train.sparse.cpu"] = None  # importing it raises, as without the folder
-import torch
-from olivine.train.backbones import build_backbone
-from olivine.train.sparse import SparseTensor, loops
-from olivine.train.devices import torch_state
-from olivine.train.settings import load_settings
+STEPS = """
+import hashlib, os, sys
+import lightning_fabric, numba, torch  # once, for both of the processes that are forked from here
 
-torch.set_num_threads(1)
-generator = torch.Generator().manual_seed(0)
-coordinate = (torch.rand(2, 24, 24, 6, generator=generator) < 0.2).nonzero().int()
-network = build_backbone("srunet-small")
-network.heads = torch.nn.ModuleList([network.new_head(64, generator) for _ in range(2)])
-with torch_state(load_settings("cpu"), torch.device("cpu")):
-    feature = network(SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate))
-    point, category = (head(feature) for head in network.heads)
-    (point.feature.square().sum() + category.feature.sum()).backward()
-result = hashlib.sha256(point.feature.detach().numpy().tobytes())
-for parameter in network.parameters():
-    result.update(parameter.grad.numpy().tobytes())
-print(loops.available(), any(name.startswith("olivine.train.sparse.cpu.") for name in sys.modules), result.hexdigest())
+def step(way):
+    os.environ[sys.argv[1]] = "0" if way == "off" else "1"
+    if way == "deleted":
+        sys.modules["olivine.train.sparse.cpu"] = None  # importing it raises, as without the folder
+    from olivine.train.backbones import build_backbone
+    from olivine.train.sparse import SparseTensor, loops
+    from olivine.train.devices import torch_state
+    from olivine.train.settings import load_settings
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    coordinate = (torch.rand(2, 24, 24, 6, generator=generator) < 0.2).nonzero().int()
+    network = build_backbone("srunet-small")
+    network.heads = torch.nn.ModuleList([network.new_head(64, generator) for _ in range(2)])
+    with torch_state(load_settings("cpu"), torch.device("cpu")):
+        feature = network(SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate))
+        point, category = (head(feature) for head in network.heads)
+        (point.feature.square().sum() + category.feature.sum()).backward()
+    result = hashlib.sha256(point.feature.detach().numpy().tobytes())
+    for parameter in network.parameters():
+        result.update(parameter.grad.numpy().tobytes())
+    cpu = any(name.startswith("olivine.train.sparse.cpu.") for name in sys.modules)
+    print(loops.available(), cpu, result.hexdigest(), flush=True)
+
+for way in ("off", "deleted"):
+    child = os.fork()
+    if child == 0:
+        step(way)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, way
 """
 
 
-def step(way: str, switch: str) -> list[str]:
-    environment = {**os.environ, loops.SWITCH: switch}
-    command = [sys.executable, "-c", STEP, way]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
-
-
 def test_a_network_trains_the_same_with_the_loops_switched_off_and_with_their_folder_deleted() -> None:
-    off, deleted = step("off", "0"), step("deleted", "1")
+    done = subprocess.run([sys.executable, "-c", STEPS, loops.SWITCH], check=True, capture_output=True, text=True)
+    off, deleted = (line.split() for line in done.stdout.splitlines())
     assert off[:2] == ["False", "False"]
     assert off == deleted
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +151,24 @@ def small_settings() -> Callable[..., PretrainSettings]:
         return load_settings("cpu", [*quick, *changes])
 
     return make
+
+
+@pytest.fixture
+def sigterm_in() -> Callable[[int], AbstractContextManager[None]]:
+    """``with sigterm_in(3): …``: this process gets SIGTERM while a run computes its step 3, from 0."""
+    from olivine.train.forward import Distiller
+
+    true_step = Distiller.forward
+
+    @contextmanager
+    def stop(at: int) -> Iterator[None]:
+        def forward(self, batch, pixels, class_count, step, first_group):  # type: ignore[no-untyped-def]
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return true_step(self, batch, pixels, class_count, step, first_group)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Distiller, "forward", forward)
+            yield
+
+    return stop

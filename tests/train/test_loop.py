@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -58,23 +57,13 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
     small_shards: Path,
     small_settings: Settings,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sigterm_in: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     settings, out = small_settings(small_shards), tmp_path / "stopped"
-    from olivine.train.forward import Distiller
-
-    true_step = Distiller.forward
-
-    def stop_in_step(self, batch, pixels, class_count, step, first_group):  # type: ignore[no-untyped-def]
-        if step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_step(self, batch, pixels, class_count, step, first_group)
-
-    monkeypatch.setattr(Distiller, "forward", stop_in_step)
-    first = pretrain(settings, out)
+    with sigterm_in(at):
+        first = pretrain(settings, out)
     assert first.interrupted == (at < 5) and first.step == at + 1
     torch.manual_seed(99)  # another process would have another state
-    monkeypatch.setattr(Distiller, "forward", true_step)
     second = pretrain(settings, out)
     assert second.resumed_from == at + 1 and second.step == 6
     expected, found = tensors(whole_run / "last.pt"), tensors(out / "last.pt")
@@ -85,44 +74,52 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
     assert steps == [[row[c] for c in columns] for row in rows(whole_run / "steps.csv")]
 
 
-PROCESS = """
+PROCESSES = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
 import olivine.train.loop as loop
 from olivine.train.forward import Distiller
 from olivine.train.settings import read_settings
 settings = read_settings(json.loads(sys.argv[1]), "test")
-true_step, killed_at = Distiller.forward, int(sys.argv[3])
-def step(self, batch, pixels, class_count, step, first_group):
-    if step == killed_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return true_step(self, batch, pixels, class_count, step, first_group)
-Distiller.forward = step
-loop.pretrain(settings, sys.argv[2])
+true_step = Distiller.forward
+for out, killed_at in json.loads(sys.argv[2]):
+    def step(self, batch, pixels, class_count, step, first_group):
+        if step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return true_step(self, batch, pixels, class_count, step, first_group)
+    Distiller.forward = step
+    child = os.fork()
+    if child == 0:
+        print(loop.pretrain(settings, out).resumed_from, flush=True)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == (0 if killed_at is None else -signal.SIGKILL), (out, ended)
 """
 
 
-def run_in_a_process(settings: PretrainSettings, out: Path, killed_at: int = -1) -> None:
-    """The run in a process of its own, as a user's is, killed at the start of a step."""
+def run_in_processes(settings: PretrainSettings, *runs: tuple[Path, int | None]) -> list[int]:
+    """The run in each folder in turn, by a process of its own, killed at the start of a step.
+
+    They are forked from one that has imported everything. The steps that the finished ones were resumed from.
+    """
     from olivine.common.settings import settings_to_plain
 
-    command = [sys.executable, "-c", PROCESS, json.dumps(settings_to_plain(settings)), str(out), str(killed_at)]
-    done = subprocess.run(command, check=False, capture_output=True)
-    assert done.returncode == (0 if killed_at < 0 else -signal.SIGKILL), done.stderr.decode()
+    plain = json.dumps(settings_to_plain(settings)), json.dumps([[str(out), killed_at] for out, killed_at in runs])
+    done = subprocess.run([sys.executable, "-c", PROCESSES, *plain], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return [int(line) for line in done.stdout.split()]
 
 
 def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
     small_shards: Path, small_settings: Settings, tmp_path: Path
 ) -> None:
     """SIGKILL after its first epoch's checkpoint."""
-    settings = small_settings(small_shards)
-    run_in_a_process(settings, tmp_path / "whole")
-    run_in_a_process(settings, tmp_path / "killed", killed_at=4)
-    assert 0 < load_checkpoint(tmp_path / "killed")["step"] < 4  # an epoch's end; five frames in batches of two
-    run_in_a_process(settings, tmp_path / "killed")
-    expected, found = tensors(tmp_path / "whole" / "last.pt"), tensors(tmp_path / "killed" / "last.pt")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    from_start, resumed = run_in_processes(small_settings(small_shards), (whole, None), (killed, 4), (killed, None))
+    assert from_start == 0 < resumed < 4  # an epoch's end; five frames in batches of two
+    expected, found = tensors(whole / "last.pt"), tensors(killed / "last.pt")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert [row["step"] for row in rows(tmp_path / "killed" / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["step"] for row in rows(killed / "steps.csv")] == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_workers_change_nothing(whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path) -> None:

@@ -28,46 +28,61 @@ torch.set_num_threads(1)
 from olivine.common import OlivineError
 from olivine.train.loop import pretrain
 from olivine.train.settings import read_settings
-try:
-    pretrain(read_settings(json.loads(sys.argv[1]), "test"), Path(sys.argv[2]))
-except OlivineError as error:
-    print("REFUSED", error)
-    sys.exit(2)
+for name, settings in json.loads(sys.argv[1]).items():
+    try:
+        pretrain(read_settings(settings, "test"), Path(sys.argv[2]) / name)
+    except OlivineError as error:
+        print("REFUSED", name, error)
 """
 
 
-def run_two(settings: PretrainSettings, out: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """The run by two processes on this machine, through torchrun and gloo."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+@pytest.fixture(scope="module")
+def settings(small_shards: Path, small_settings: Settings) -> PretrainSettings:
+    # In double precision, so that a difference would be one of method: in float32 the weight gradients of a sparse
+    # U-Net differ by some 1e-4 with the order of additions alone.
+    return small_settings(small_shards, "run.steps=4", "run.precision=64-true", "optimizer.lr=0.02")
+
+
+@pytest.fixture(scope="module")
+def by_two(
+    settings: PretrainSettings,
+    make_shards: Callable[..., Path],
+    small_settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:
+    """By two processes on this machine, through torchrun and gloo, which starts once: the run, then one on one shard.
+
+    The folder of their runs, and what they printed.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    runs = {"run": settings, "one-shard": small_settings(make_shards({"a": 4}))}
+    (folder / "program.py").write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*torchrun, str(program), json.dumps(settings_to_plain(settings)), str(out)],
+    plain = json.dumps({name: settings_to_plain(value) for name, value in runs.items()})
+    done = subprocess.run(
+        [*torchrun, str(folder / "program.py"), plain, str(folder)],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
 
 
 def test_two_processes_of_one_group_are_one_process_of_two_groups(
-    small_shards: Path, small_settings: Settings, tmp_path: Path
+    settings: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
 ) -> None:
-    # In double precision, so that a difference would be one of method: in float32 the weight gradients of a sparse
-    # U-Net differ by some 1e-4 with the order of additions alone.
-    changes = ("run.steps=4", "run.precision=64-true", "optimizer.lr=0.02")
-    settings = small_settings(small_shards, *changes)
-    pretrain(settings, tmp_path / "one")
-    done = run_two(settings, tmp_path / "two", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    pretrain(settings, tmp_path)
+    folders = tmp_path, by_two[0] / "run"
+    one, two = (load_checkpoint(folder) for folder in folders)
     for part in ("backbone_state", "method_state"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
     tables = []
-    for name in ("one", "two"):
-        with open(tmp_path / name / "steps.csv", newline="") as handle:
+    for folder in folders:
+        with open(folder / "steps.csv", newline="") as handle:
             tables.append(list(csv.DictReader(handle)))
     assert len(tables[0]) == len(tables[1]) == 4
     for a, b in zip(*tables):
@@ -77,9 +92,7 @@ def test_two_processes_of_one_group_are_one_process_of_two_groups(
             assert float(b[column]) == pytest.approx(float(a[column]), rel=1e-5), column
 
 
-def test_more_processes_than_shards_are_refused(
-    make_shards: Callable[..., Path], small_settings: Settings, tmp_path: Path
-) -> None:
-    done = run_two(small_settings(make_shards({"a": 4})), tmp_path / "run", tmp_path)
-    assert done.returncode != 0
-    assert "REFUSED" in done.stdout and "2 processes for 1 shards" in done.stdout
+def test_more_processes_than_shards_are_refused(by_two: tuple[Path, str]) -> None:
+    folder, said = by_two
+    assert "REFUSED one-shard" in said and "2 processes for 1 shards" in said and "REFUSED run" not in said
+    assert not (folder / "one-shard" / "last.pt").exists()

@@ -191,6 +191,7 @@ def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(
     assert drawn[0] < 0.6 * 300 < 0.8 * 300 < torch.bincount(batch.pair_label[uniform], minlength=14)[0]
 
 
+@pytest.mark.frames("synthetic")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -272,8 +273,10 @@ def test_ground_truth_labels_take_the_place_of_weak_ones(small_shards: Path) -> 
     [p for p in preset_names() if load_settings(p).method.name == "olivine" and p != "ppkt"],
 )
 def test_every_preset_runs_two_steps(preset: str, keyframe_shards: Path, tmp_path: Path) -> None:
-    """On the keyframe, with random encoder weights, a small encoder and few pairs, so that it is quick."""
+    """On the keyframe, with random weights, small networks and few pairs, so that it is quick."""
+    large = load_settings(preset).backbone.name == "srunet34"
     changes = [
+        *(["backbone.name=srunet-small"] if large else []),
         "image.weights=random",
         "image.encoder=small",
         "image.height=56",

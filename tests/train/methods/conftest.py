@@ -1,11 +1,14 @@
-"""What the tests of methods share: streets with segments, and quick settings of a preset."""
+"""What the tests of methods share: streets with segments, quick settings of a preset, a run that is stopped."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
 
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
@@ -15,13 +18,14 @@ from olivine.pairs.settings import PairSettings
 from olivine.readers import index_dataset
 from olivine.synthetic.settings import SyntheticSettings
 from olivine.synthetic.write import write_dataset
+from olivine.train.checkpoint import load_checkpoint
+from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
 
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
-@pytest.fixture(scope="session")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic streets with SLIC segments and clusters of scans, each frame in a shard of its own."""
-    folder = tmp_path_factory.mktemp("streets")
+
+def make_streets(folder: Path) -> None:
     write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
     index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
     generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
@@ -30,7 +34,12 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = PairSettings(segments=True, clusters=1)
         summary = build_pairs(open_store(folder / "labels"), folder / "pairs", settings, split="train")
     assert not summary.failures
-    return folder / "pairs"
+
+
+@pytest.fixture(scope="session")
+def streets(once: Callable[..., Path]) -> Path:
+    """Synthetic streets with SLIC segments and clusters of scans, each frame in a shard of its own."""
+    return once("streets", make_streets) / "pairs"
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +49,28 @@ def quick() -> Callable[..., PretrainSettings]:
     def make(preset: str, shards: Path, *changes: str) -> PretrainSettings:
         small = ["backbone.name=srunet-small", "image.encoder=small", "image.height=56", "image.width=104"]
         small += ["run.batch=2", "run.group=2", "run.steps=12", "run.accelerator=cpu", "data.workers=0"]
-        small += ["voxels.size_m=0.4", "augment.crop_min_pairs=50", "augment.cuboid_min_pairs=50"]
+        small += ["voxels.size_m=0.8", "augment.crop_min_pairs=50", "augment.cuboid_min_pairs=50"]
         return load_settings(preset, [*small, f"data.shards={shards}", *changes])
 
     return make
+
+
+@pytest.fixture
+def resumes_to_the_bit(sigterm_in: Callable[[int], AbstractContextManager[None]]) -> Callable[..., None]:
+    """``resumes_to_the_bit(settings, folder, then=…)``: a run stopped in its second step ends as one that was not.
+
+    ``then`` are other settings for the rest of it, such as of loader workers.
+    """
+
+    def check(settings: PretrainSettings, folder: Path, then: PretrainSettings | None = None) -> None:
+        pretrain(settings, folder / "whole")
+        with sigterm_in(1):
+            assert pretrain(settings, folder / "stopped").interrupted
+        torch.manual_seed(99)  # another process would have another state
+        assert pretrain(then or settings, folder / "stopped").resumed_from == 2
+        whole, stopped = (load_checkpoint(folder / name) for name in ("whole", "stopped"))
+        for part in ("backbone_state", "method_state"):
+            assert whole[part].keys() == stopped[part].keys()
+            assert all(torch.equal(value, stopped[part][name]) for name, value in whole[part].items())
+
+    return check

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,27 +49,9 @@ def test_every_term_of_the_loss_falls(preset: str, streets: Path, quick: Quick, 
 
 @pytest.mark.parametrize("preset", METHODS)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
-    preset: str, streets: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, streets: Path, quick: Quick, resumes_to_the_bit: Callable[..., None], tmp_path: Path
 ) -> None:
-    from olivine.train.forward import Distiller
-
-    settings = quick(preset, streets, *METHODS[preset], "run.steps=4")
-    pretrain(settings, tmp_path / "whole")
-    true_step = Distiller.forward
-
-    def stop_in_step(self, batch, pixels, class_count, step, first_group):  # type: ignore[no-untyped-def]
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_step(self, batch, pixels, class_count, step, first_group)
-
-    monkeypatch.setattr(Distiller, "forward", stop_in_step)
-    assert pretrain(settings, tmp_path / "stopped").interrupted
-    torch.manual_seed(99)  # another process would have another state
-    monkeypatch.setattr(Distiller, "forward", true_step)
-    assert pretrain(settings, tmp_path / "stopped").resumed_from == 2
-    whole, stopped = (load_checkpoint(tmp_path / name) for name in ("whole", "stopped"))
-    for part in ("backbone_state", "method_state"):
-        assert all(torch.equal(value, stopped[part][name]) for name, value in whole[part].items())
+    resumes_to_the_bit(quick(preset, streets, *METHODS[preset], "run.steps=3"), tmp_path)
 
 
 PROGRAM = """

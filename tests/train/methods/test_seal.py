@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from stand_ins import Given, unit
+from torch import nn
 
 from olivine.common import OlivineError
 from olivine.train.augment import NO_AUGMENTATION
@@ -28,22 +29,8 @@ TAU = 0.07
 Array = NDArray[np.float64]
 
 
-def unit(a: Array) -> Array:
-    return a / np.linalg.norm(a, axis=1, keepdims=True)
-
-
 def cross_entropy(z: Array, target: NDArray[np.int64]) -> Array:
     return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), target]
-
-
-class Given:
-    """Embeddings at all places, whatever the head."""
-
-    def __init__(self, value: Array) -> None:
-        self.value = torch.from_numpy(value)
-
-    def embed(self, head: nn.Module) -> Tensor:
-        return self.value
 
 
 def terms_of(
@@ -82,7 +69,7 @@ def terms_of(
             owner=tuple(partners),
         )
         scans[1] = (other, place[first:])
-    given: Any = Given(embedding)
+    given: Any = Given(torch.from_numpy(embedding))
     group = Group(main, slice(0, len(clouds)), slice(0, 1), place[:1], given, None, torch.zeros(1), (0, 0, 0), scans)
     return {name: term.value.item() for name, term in method(group).items()}
 
@@ -161,7 +148,7 @@ def test_superflows_term_is_the_contrast_of_classes_seen_in_both_scans() -> None
     main.columns["pair_label"] = torch.from_numpy(label)
     columns = {"pair_point": torch.from_numpy(other_point), "pair_label": torch.from_numpy(other_label)}
     scan = Batch(("c",), (2,), (30,), (0,), torch.zeros(50, dtype=torch.int64), columns, owner=(1,))  # frame 1's
-    given: Any = Given(np.concatenate([points, others]))
+    given: Any = Given(torch.from_numpy(np.concatenate([points, others])))
     scans = {0: (main, place[:60]), 1: (scan, place[60:])}
     group = Group(
         main, slice(0, 2), slice(0, 80), torch.from_numpy(pair_point), given, None, torch.zeros(4), (0, 0, 0), scans

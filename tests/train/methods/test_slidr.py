@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stand_ins import Given, unit
 from torch import Tensor, nn
 
 from olivine.common import OlivineError
@@ -21,21 +22,6 @@ from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.settings import PretrainSettings
 
 
-class Given:
-    """Embeddings and feature maps that are given: the heads of this test change nothing."""
-
-    channels, kind, digest = 8, "given", "given"
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def embed(self, head: nn.Module) -> Tensor:
-        return self.value
-
-    def __call__(self, image: Tensor) -> Tensor:  # the maps of images numbered by their first pixel
-        return self.value.index_select(0, image[:, 0, 0, 0].long())
-
-
 def the_method() -> Slidr:
     context = Context(lambda out: nn.Linear(8, out), 8, ("none",), 1, 0.1)
     method = Slidr(SlidrSettings(dimension=8), context).double()
@@ -43,10 +29,6 @@ def the_method() -> Slidr:
         method.pixel_head.weight.copy_(torch.eye(8))
         method.pixel_head.bias.zero_()
     return method
-
-
-def unit(a: np.ndarray, axis: int) -> np.ndarray:
-    return a / np.linalg.norm(a, axis=axis, keepdims=True)
 
 
 def loss_of(segment: np.ndarray, maps: Tensor, points: Tensor, pair_point: np.ndarray, pixel: np.ndarray) -> Tensor:

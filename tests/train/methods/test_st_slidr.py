@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stand_ins import Given, unit
 from torch import Tensor, nn
 
 from olivine.common import OlivineError
@@ -18,34 +19,6 @@ from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.settings import load_settings
 
 HEIGHT, WIDTH = 12, 16
-
-
-class GivenMaps:
-    """An encoder whose maps are given, of half the images' size, for images numbered by their first pixel."""
-
-    channels, kind, digest = 10, "given", "given"
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-        self.asked: list[int] = []
-
-    def __call__(self, image: Tensor) -> Tensor:
-        self.asked += image[:, 0, 0, 0].tolist()
-        return self.value.index_select(0, image[:, 0, 0, 0].long())
-
-
-class GivenPoints:
-    """Embeddings that are given, whatever the head."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def embed(self, head: nn.Module) -> Tensor:
-        return self.value
-
-
-def unit(a: np.ndarray, axis: int) -> np.ndarray:
-    return a / np.linalg.norm(a, axis=axis, keepdims=True)
 
 
 class Case:
@@ -62,7 +35,7 @@ class Case:
         self.pixel = pixel[np.argsort(pixel[:, 0], kind="stable")]
         self.pair_point = rng.integers(0, 40, 90)
 
-    def run(self, settings: StSlidrSettings) -> tuple[StSlidr, Tensor, GivenMaps]:
+    def run(self, settings: StSlidrSettings) -> tuple[StSlidr, Tensor, Given]:
         torch.manual_seed(1)
         method = StSlidr(settings, Context(lambda out: nn.Linear(8, out), 10, ("none",), 1, 0.1)).double()
         image = torch.zeros(3, HEIGHT, WIDTH, 3, dtype=torch.uint8)
@@ -74,9 +47,9 @@ class Case:
             "pair_uv": torch.from_numpy(self.pixel[:, [2, 1]].astype(np.float32)),
         }
         batch = Batch(("f",), (0,), (40,), (3,), torch.zeros(90, dtype=torch.int64), columns)
-        encoder = GivenMaps(torch.from_numpy(self.maps))
+        encoder = Given(torch.from_numpy(self.maps))
         source: Any = EncodedFeatures(encoder, "align_corners")  # type: ignore[arg-type]
-        embeddings: Any = GivenPoints(torch.from_numpy(self.points))
+        embeddings: Any = Given(torch.from_numpy(self.points))
         place = torch.from_numpy(self.pair_point)
         group = Group(batch, slice(0, 1), slice(0, 90), place, embeddings, source, torch.zeros(1), (0, 0, 0))
         return method, method(group)["superpixel"].value, encoder

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stand_ins import Given, unit
 from torch import Tensor, nn
 
 from olivine.common import OlivineError
@@ -25,27 +25,11 @@ from olivine.readers import index_dataset
 from olivine.synthetic.settings import SyntheticSettings
 from olivine.synthetic.write import write_dataset
 from olivine.train.batch import Batch
-from olivine.train.checkpoint import load_checkpoint
-from olivine.train.forward import Distiller
 from olivine.train.group import Group
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
 from olivine.train.methods.uov_tmp import UovTmp, UovTmpSettings
 from olivine.train.settings import load_settings
-
-
-class Given:
-    """Embeddings that are given, whatever the head."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def embed(self, head: nn.Module) -> Tensor:
-        return self.value
-
-
-def unit(a: np.ndarray, axis: int) -> np.ndarray:
-    return a / np.linalg.norm(a, axis=axis, keepdims=True)
 
 
 def pool(rows: np.ndarray, value: np.ndarray, total: int) -> np.ndarray:
@@ -199,24 +183,12 @@ def test_the_preset_trains_without_images_and_both_terms_fall(region_shards: Pat
 
 
 def test_a_run_stopped_and_resumed_with_loader_workers_ends_with_the_same_bits(
-    region_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    region_shards: Path, resumes_to_the_bit: Callable[..., None], tmp_path: Path
 ) -> None:
-    settings = settings_of(region_shards / "train", "run.steps=3")
-    pretrain(settings, tmp_path / "whole")
-    forward = Distiller.forward
-
-    def stop_in_step(self, batch, pixels, class_count, step, first_group):  # type: ignore[no-untyped-def]
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return forward(self, batch, pixels, class_count, step, first_group)
-
-    monkeypatch.setattr(Distiller, "forward", stop_in_step)
-    assert pretrain(settings, tmp_path / "stopped").interrupted
-    monkeypatch.setattr(Distiller, "forward", forward)
-    pretrain(settings_of(region_shards / "train", "run.steps=3", "data.workers=1"), tmp_path / "stopped")
-    one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "stopped"))
-    for state in ("backbone_state", "method_state"):
-        assert all(torch.equal(one[state][key], two[state][key]) for key in one[state])
+    settings, with_workers = (
+        settings_of(region_shards / "train", "run.steps=3", f"data.workers={workers}") for workers in (0, 1)
+    )
+    resumes_to_the_bit(settings, tmp_path, then=with_workers)
 
 
 def test_shards_without_regions_name_the_commands(small_shards: Path, tmp_path: Path) -> None:
