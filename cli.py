@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from .commands import cluster, console, data, doctor, score, train
+from .commands import cluster, console, data, doctor, own_data, score, train
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -22,6 +22,7 @@ app = typer.Typer(
 weights_app = typer.Typer(name="weights", help="The foundation models' weights: list, fetch, check.", **_OPTIONS)
 app.add_typer(weights_app)
 data.register(app, weights_app)
+own_data.register(app)
 train.register(app)
 score.register(app)
 cluster.register(app)

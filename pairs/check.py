@@ -13,6 +13,7 @@ from ..common import Failure, OlivineError, PathLike, sha256_file, track
 from ..common.images import VALUES, open_image
 from ..labelgen.text_table import TEXT_FILES
 from ..readers.frame import MAX_DISTANCE
+from ..readers.lens import distort, lens_numbers
 from .layout import DATASET, MANIFEST, UNITS
 from .shards import FrameRecord, ShardSet, open_shards
 
@@ -135,7 +136,7 @@ def _wrong_values(record: FrameRecord, shards: ShardSet) -> Iterator[str]:
     size = record.image_size[record.pair_camera]
     if not ((record.pair_uv > -0.5) & (record.pair_uv < size - 0.5)).all():
         yield "a pair's pixel is outside its image"
-    off = _reprojection_error(record)
+    off = _reprojection_error(record, shards.lenses(record.index))
     if off > _PIXEL_TOLERANCE:
         yield f"pixels are up to {off:.3g} px from where the calibration projects their points"
     for c, data in enumerate(record.image or []):
@@ -182,7 +183,7 @@ def _wrong_image(data: bytes, size: tuple[int, int], where: str) -> str:
         return str(error)
 
 
-def _reprojection_error(record: FrameRecord) -> float:
+def _reprojection_error(record: FrameRecord, lenses: list[tuple[str, tuple[float, ...]]] | None) -> float:
     worst = 0.0
     for c in range(len(record.image_size)):
         mine = record.pair_camera == c
@@ -190,7 +191,11 @@ def _reprojection_error(record: FrameRecord) -> float:
             continue
         xyz = record.points[record.pair_point[mine], :3].astype(np.float64)
         transform = record.lidar_to_camera[c]
-        ray = (xyz @ transform[:3, :3].T + transform[:3, 3]) @ record.intrinsic[c].T
+        ray = xyz @ transform[:3, :3].T + transform[:3, 3]
+        if lenses is not None:
+            lens = lens_numbers(*lenses[c])
+            ray = np.array([(*distort(*lens, x, y), 1.0) for x, y in ray[:, :2] / ray[:, 2:]])
+        ray = ray @ record.intrinsic[c].T
         worst = max(worst, float(np.abs(ray[:, :2] / ray[:, 2:] - record.pair_uv[mine]).max()))
     return worst
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
 from ..labelgen.text_table import TextTable, check_text, read_text_table
 from ..readers.benchmark import Benchmark
+from ..readers.frame import check_lens
 from ..readers.index import has_offset
 from .chunks import ChunkedArray, damaged
 from .layout import ARRAYS, COLUMNS, Column, check_schema
@@ -408,6 +409,20 @@ class ShardSet(Sequence[FrameRecord]):
         index %= length
         number = bisect.bisect_right(self._stops, index)
         return self.shard(number), index - (self._stops[number - 1] if number else 0)
+
+    def lenses(self, index: int) -> list[tuple[str, tuple[float, ...]]] | None:
+        """Model and coefficients of each camera's lens in a frame; None where all are pinholes."""
+        shard, _ = self.locate(index)
+        plain = shard.attributes.get("lenses")
+        if plain is None:
+            return None
+        demand(plain, [(str, [float])], shard.path, _AGAIN)
+        lenses = [(model, tuple(map(float, distortion))) for model, distortion in plain]
+        if len(lenses) != len(self.cameras):
+            raise damaged(f"has {len(lenses)} lenses and {len(self.cameras)} cameras", str(shard.path))
+        for model, distortion in lenses:
+            check_lens(model, distortion, shard.path)
+        return lenses
 
     def read(self, index: int, columns: Iterable[str]) -> FrameRecord:
         """Some columns of a frame; the others are None and are not read.

@@ -215,9 +215,17 @@ class UnitBuilder:
                 [raw for raw, value in enumerate(lookup) if value == c]
                 for c in range(len(self.recipe["point_classes"]) + 1 if lookup else 0)
             ],
+            **_lenses(first),
             "labels": self.recipe["labels"],
             "recipe": digest(self.recipe),
         }
+
+
+def _lenses(frame: Frame) -> dict[str, Any]:
+    """Model and coefficients of each camera's lens, where one of them distorts."""
+    if all(camera.model == "pinhole" for camera in frame.cameras):
+        return {}
+    return {"lenses": [[camera.model, list(camera.distortion)] for camera in frame.cameras]}
 
 
 def _files_of(folder: Path) -> dict[str, list[Any]] | None:
@@ -242,6 +250,12 @@ def _check_alike(member: Frame, first: Frame, frame: ShardFrame, first_frame: Sh
             f"{', '.join(c.name for c in first.cameras)}",
             where=f"frame {member.token}",
             remedy="download the missing images",
+        )
+    if _lenses(member) != _lenses(first):
+        raise OlivineError(
+            "has other lenses than the scene's first frame",
+            where=f"frame {member.token}",
+            remedy="make a scene of its own of these frames",
         )
     if ("point_label" in frame.columns) != ("point_label" in first_frame.columns):
         raise OlivineError(

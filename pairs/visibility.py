@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..common.compiled import compiled
 from ..readers.frame import Camera
+from ..readers.lens import rays_of
 
 HALF_WIDTH = math.radians(0.4)  # of the window, as tangents of the view angle
 HALF_HEIGHT = math.radians(1.0)
@@ -75,8 +76,11 @@ def visible_pairs(
             continue
         row = view.lidar_to_camera[2]
         depth = points[point[mine], :3].astype(np.float64) @ row[:3] + row[3]
-        x = uv[mine, 0].astype(np.float64) / view.intrinsic[0, 0]
-        y = uv[mine, 1].astype(np.float64) / view.intrinsic[1, 1]
+        if view.model == "pinhole":
+            x = uv[mine, 0].astype(np.float64) / view.intrinsic[0, 0]
+            y = uv[mine, 1].astype(np.float64) / view.intrinsic[1, 1]
+        else:
+            x, y = rays_of(uv[mine], view.intrinsic, view.model, view.distortion).T
         order = np.argsort(x, kind="stable")
         hidden = _hidden(x, y, depth, order, HALF_WIDTH, HALF_HEIGHT, NEARER_FACTOR, NEARER_METRES, CLEARANCE)
         keep[mine] = ~hidden

@@ -20,7 +20,7 @@ from .benchmark import Benchmark
 from .frame import Box, Frame
 
 PACKAGE = "olivine.readers"
-OWN = ("benchmark", "dataset", "frame", "index", "project")
+OWN = ("benchmark", "clouds", "dataset", "frame", "index", "lens", "project", "recording", "recording_start")
 """The modules of this room that are no data set."""
 
 
@@ -43,7 +43,7 @@ class Dataset(ABC):
     """
 
     name: ClassVar[str]
-    intensity_offset: ClassVar[float] = 0.0
+    intensity_offset: float = 0.0
     prompts: ClassVar[Mapping[str, str | None]] = {}
     packages: ClassVar[Mapping[str, str]] = {}
     version: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,23 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = 1e5
 """Metres from the sensor; a point further away is damage, and would ruin its frame's distance density."""
+MODELS = {"pinhole": (0,), "brown-conrady": (4, 5, 8, 12), "fisheye": (4,)}
+"""How many coefficients each model may have: none; k1, k2, p1, p2, then k3, then k4, k5, k6, then s1 … s4; k1 … k4."""
 INDEX_AGAIN = "delete the frames folder and run olivine labelgen again"
 """What to do where the index holds something that is no frame."""
+
+
+def check_lens(model: str, distortion: Sequence[float], where: object) -> None:
+    """Raise unless a model of this name has so many coefficients, all finite; ``where`` is for the message."""
+    if model not in MODELS:
+        raise OlivineError(f"model is {model!r}", where=where, remedy=f"use one of {', '.join(MODELS)}")
+    if len(distortion) not in MODELS[model] or not all(math.isfinite(k) for k in distortion):
+        wanted = " or ".join(map(str, MODELS[model]))
+        raise OlivineError(
+            f"distortion has {len(distortion)} coefficients, {model} has {wanted} (finite numbers)",
+            where=where,
+            remedy="give them in OpenCV's order: k1, k2, p1, p2, k3, … (fisheye: k1, k2, k3, k4)",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +48,8 @@ class Camera:
         intrinsic: float64 [3, 3].
         lidar_to_camera: float64 [4, 4], LiDAR frame (at the LiDAR's time) to camera
             frame (at the camera's own time), through the world.
+        model: of the lens, one of :data:`MODELS`.
+        distortion: its coefficients, in OpenCV's order.
     """
 
     name: str
@@ -40,6 +58,8 @@ class Camera:
     height: int
     intrinsic: NDArray[np.float64]
     lidar_to_camera: NDArray[np.float64]
+    model: str = "pinhole"
+    distortion: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
@@ -54,12 +74,21 @@ class Camera:
 
     def __reduce__(self) -> tuple[Any, ...]:
         matrices = np.concatenate([self.intrinsic.ravel(), self.lidar_to_camera.ravel()]).tobytes()
-        return _camera_from_bytes, (self.name, self.image, self.width, self.height, matrices)
+        lens = () if self.model == "pinhole" else (self.model, self.distortion)
+        return _camera_from_bytes, (self.name, self.image, self.width, self.height, matrices, *lens)
 
 
-def _camera_from_bytes(name: str, image: str, width: int, height: int, matrices: bytes) -> Camera:
+def _camera_from_bytes(
+    name: str,
+    image: str,
+    width: int,
+    height: int,
+    matrices: bytes,
+    model: str = "pinhole",
+    distortion: tuple[float, ...] = (),
+) -> Camera:
     values = np.frombuffer(matrices, np.float64)
-    return Camera(name, image, width, height, values[:9].reshape(3, 3), values[9:].reshape(4, 4))
+    return Camera(name, image, width, height, values[:9].reshape(3, 3), values[9:].reshape(4, 4), model, distortion)
 
 
 @dataclass(frozen=True)
@@ -208,6 +237,7 @@ def check_frame(frame: Frame, where: object) -> None:
     for camera in frame.cameras:
         if "/" in camera.name or camera.image in ("samples", "sweeps", "sequences"):
             raise OlivineError(f"names the camera {camera.name!r} with {camera.image}", where=where, remedy=INDEX_AGAIN)
+        check_lens(camera.model, camera.distortion, where)
         # A sum is not finite where one of a few numbers is not (or all are beyond any calibration), and costs less.
         if not math.isfinite(camera.intrinsic.sum() + camera.lidar_to_camera.sum()):
             raise OlivineError(

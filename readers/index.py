@@ -57,6 +57,7 @@ def _frame_to_plain(frame: Frame) -> dict[str, Any]:
             "height": c.height,
             "intrinsic": c.intrinsic.ravel().tolist(),
             "lidar_to_camera": c.lidar_to_camera.ravel().tolist(),
+            **({} if c.model == "pinhole" else {"model": c.model, "distortion": list(c.distortion)}),
         }
         for c in frame.cameras
     ]
@@ -70,6 +71,8 @@ _CAMERA_FIELDS = {
     "height": Whole(1),
     "intrinsic": list,
     "lidar_to_camera": list,
+    "model?": str,
+    "distortion?": [float],
 }
 _FRAME_FIELDS = {
     "dataset": str,
@@ -109,6 +112,8 @@ def _frame_from_plain(plain: Any, root: Path, where: str) -> Frame:
                 c["height"],
                 np.array(c["intrinsic"], np.float64).reshape(3, 3),
                 np.array(c["lidar_to_camera"], np.float64).reshape(4, 4),
+                c.get("model", "pinhole"),
+                tuple(map(float, c.get("distortion", ()))),
             )
             for c in plain["cameras"]
         )

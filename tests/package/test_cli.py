@@ -12,6 +12,8 @@ import pytest
         (["labelgen", "--dataset", "nuscenes"], "no nuscenes data set here"),
         (["labelgen", "--dataset", "waymo", "--root", "."], "no data set 'waymo'. Did you mean"),
         (["labelgen", "--root", "."], "no data set is recognized here. Add --dataset with one of"),
+        (["init-rig", "."], "holds no point files (.bin"),
+        (["labelgen", "--dataset", "rig", "--root", "."], "write one with: olivine init-rig"),
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),

@@ -36,6 +36,7 @@ ALLOWED = {
     "pairs": {
         "readers.frame",
         "readers.benchmark",
+        "readers.lens",
         "readers.index",
         "readers.project",
         "labelgen.store",

@@ -1,0 +1,620 @@
+"""``rig.yaml``: which files of a folder are whose, how the sensors stand to each other, and when each file was taken."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import OlivineError, inside, read_text
+from ..common.settings import read_yaml_file
+from .clouds import CloudLayout
+from .frame import check_lens
+
+FILE = "rig.yaml"
+UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+SPLITS = ("train", "val", "test")
+FILL_IN = "FILL IN"
+"""What ``olivine init-rig`` writes where only the user knows the value."""
+_IMAGES = (".jpg", ".jpeg", ".png")
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """How the times of a sensor's files are found.
+
+    Attributes:
+        times: ``name`` (the file's name is its time), ``number`` (the name counts), or a table's path.
+        unit: of the times in names or tables: ``s``, ``ms``, ``us`` or ``ns``.
+        rate: files in a second, where names count.
+        offset: seconds, added to every time.
+    """
+
+    times: str = "name"
+    unit: str = "s"
+    rate: float = 10.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sensor:
+    """A LiDAR or a camera.
+
+    Attributes:
+        name: as in the YAML.
+        files: pattern of its files, relative to a scene's folder.
+        clock: of its files.
+        to_vehicle: float64 [4, 4], sensor frame to vehicle frame.
+        layout: of a LiDAR's point files.
+        intrinsic, model, distortion: of a camera.
+    """
+
+    name: str
+    files: str
+    clock: Clock
+    to_vehicle: Matrix
+    layout: CloudLayout = field(default_factory=CloudLayout)
+    intrinsic: Matrix = field(default_factory=lambda: np.eye(3))
+    model: str = "pinhole"
+    distortion: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class PoseTable:
+    """Where the vehicle was: a file in each scene's folder.
+
+    Attributes:
+        file: relative to a scene's folder.
+        format: ``tum`` (time, translation, quaternion x y z w) or ``kitti`` (12 numbers for each file of the first LiDAR).
+        of: ``vehicle``, or the sensor whose poses they are.
+        unit: of the times.
+        max_gap: seconds; between poses further apart nothing is interpolated.
+    """
+
+    file: str
+    format: str = "tum"
+    of: str = "vehicle"
+    unit: str = "s"
+    max_gap: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class RigDescription:
+    """A checked ``rig.yaml``.
+
+    Attributes:
+        scenes: folder and split of each.
+        lidars: the first is the frame of reference, and its files are the frames.
+        cameras: in the YAML's order.
+        limit: seconds between a cloud and an image that belong together, at most.
+        every: take every so many-th cloud.
+        poses: None where there are none: the vehicle is taken to stand still between a cloud and its images.
+        min_range: metres; points nearer to their LiDAR are left out.
+        intensity_offset: see :class:`~olivine.readers.dataset.Dataset`.
+        remarks: what is unusual, for the user.
+    """
+
+    path: Path
+    scenes: dict[str, str]
+    lidars: tuple[Sensor, ...]
+    cameras: tuple[Sensor, ...]
+    limit: float
+    every: int
+    poses: PoseTable | None
+    min_range: float
+    intensity_offset: float
+    remarks: tuple[str, ...] = ()
+
+
+# -- the YAML -----------------------------------------------------------------------------------------------------------
+
+_TOP = ("scenes", "lidars", "cameras", "matching", "poses", "min_range", "intensity_offset")
+_CLOCK = ("times", "unit", "rate", "clock_offset")
+_LIDAR = ("files", *_CLOCK, "columns", "dtype", "xyz", "intensity", "lidar_to_vehicle")
+_CAMERA = (
+    *("files", *_CLOCK, "model", "intrinsic", "distortion"),
+    *("camera_to_vehicle", "camera_to_lidar", "lidar_to_camera"),
+)
+
+
+def read_description(root: Path) -> RigDescription:
+    """The description of a folder.
+
+    Raises:
+        OlivineError: there is no ``rig.yaml``, or something in it is missing or cannot be; names the key.
+    """
+    path = root / FILE
+    if not path.is_file():
+        raise OlivineError(f"no {FILE} here", where=root, remedy=f"write one with: olivine init-rig {root}")
+    keys = _Keys(path, "", read_yaml_file(path))
+    keys.only(_TOP)
+    lidar_keys, camera_keys = keys.section("lidars"), keys.section("cameras")
+    if not lidar_keys.names() or not camera_keys.names():
+        missing = "lidars" if not lidar_keys.names() else "cameras"
+        raise keys.wrong(f"{missing} names none", f"describe each of the {missing} there; olivine init-rig shows how")
+    lidars = tuple(_lidar(lidar_keys.section(name)) for name in lidar_keys.names())
+    cameras, remarks = [], []
+    for name in camera_keys.names():
+        camera, remark = _camera(camera_keys.section(name), lidars[0])
+        cameras.append(camera)
+        remarks += remark
+    if both := {s.name for s in lidars} & {c.name for c in cameras}:
+        raise keys.wrong(f"{both.pop()} is a LiDAR and a camera", "give each sensor a name of its own")
+    matching, poses = keys.section("matching", optional=True), None
+    matching.only(("limit", "every"))
+    if keys.plain.get("poses") is not None:
+        poses = _poses(keys.section("poses"), [s.name for s in (*lidars, *cameras)])
+    return RigDescription(
+        path=path,
+        scenes=_scenes(keys),
+        lidars=lidars,
+        cameras=tuple(cameras),
+        limit=matching.number("limit", 0.05, 0.0),
+        every=int(matching.number("every", 1, 1)),
+        poses=poses,
+        min_range=keys.number("min_range", 0.0, 0.0),
+        intensity_offset=keys.number("intensity_offset", 0.0),
+        remarks=tuple(remarks),
+    )
+
+
+class _Keys:
+    """A mapping of the YAML, and where it stands."""
+
+    def __init__(self, path: Path, at: str, plain: Any) -> None:
+        self.path, self.at = path, at
+        if not isinstance(plain, dict) or not all(isinstance(name, str) for name in plain):
+            raise OlivineError(
+                f"{at.rstrip('.') or 'the file'} is {str(plain)[:30]!r}, expected names with values",
+                where=path,
+                remedy="see docs/own-data.md, or start with olivine init-rig",
+            )
+        self.plain: dict[str, Any] = plain
+
+    def wrong(self, what: str, remedy: str) -> OlivineError:
+        """An error about a key."""
+        return OlivineError(what, where=self.path, remedy=remedy)
+
+    def names(self) -> list[str]:
+        """The keys."""
+        return list(self.plain)
+
+    def only(self, known: Sequence[str]) -> None:
+        """Raise for a key that means nothing."""
+        for name in self.plain:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+                raise self.wrong(f"no key {self.at}{name} is known", f"did you mean {near!r}?")
+
+    def section(self, name: str, optional: bool = False) -> _Keys:
+        """A mapping inside."""
+        if name not in self.plain and not optional:
+            raise self.wrong(f"{self.at}{name} is missing", "add it; olivine init-rig shows how")
+        return _Keys(self.path, f"{self.at}{name}.", self.plain.get(name) or {})
+
+    def text(self, name: str, default: str | None = None, among: Sequence[str] = ()) -> str:
+        """A text, one of ``among``."""
+        value = self.plain.get(name, default)
+        if value is None:
+            raise self.wrong(f"{self.at}{name} is missing", "add it; olivine init-rig shows how")
+        if not isinstance(value, str) or (among and value not in among):
+            wanted = " or ".join(among) if among else "text"
+            raise self.wrong(f"{self.at}{name} is {value!r}", f"use {wanted}")
+        return value
+
+    def number(self, name: str, default: float, low: float = -np.inf) -> float:
+        """A number from ``low`` on."""
+        value = self.plain.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < low:
+            least = "" if low == -np.inf else f" of at least {low:g}"
+            raise self.wrong(f"{self.at}{name} is {value!r}", f"use a number{least}")
+        return value
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A list of numbers, or of lists of as many numbers."""
+        value = self.plain.get(name)
+        if value == FILL_IN:
+            raise self.wrong(f"{self.at}{name} is not filled in", "put the sensor's calibration there")
+        try:
+            if isinstance(value, (str, bool, type(None))):
+                raise ValueError
+            return np.array(value, np.float64)
+        except (ValueError, TypeError):
+            raise self.wrong(f"{self.at}{name} is {str(value)[:40]!r}", "give it as a list of numbers") from None
+
+
+def _scenes(keys: _Keys) -> dict[str, str]:
+    scenes = keys.section("scenes").plain if "scenes" in keys.plain else {".": "train"}
+    for folder, split in scenes.items():
+        if split not in SPLITS:
+            raise keys.wrong(f"scenes.{folder} is {split!r}", f"use {', '.join(SPLITS)}")
+        if folder != ".":
+            inside(keys.path.parent, folder, keys.path)
+        if not (keys.path.parent / folder).is_dir():
+            raise keys.wrong(f"scenes names the folder {folder}, which is not there", "correct its name")
+    if len({scene_name(folder) for folder in scenes}) < len(scenes):
+        raise keys.wrong("two scenes have the same name", "rename one of the folders")
+    return dict(scenes)
+
+
+def scene_name(folder: str) -> str:
+    """The name of the scene in a folder."""
+    return "recording" if folder == "." else folder.strip("/").replace("/", "-")
+
+
+def _clock(keys: _Keys) -> Clock:
+    clock = Clock(
+        keys.text("times", "name"),
+        keys.text("unit", "s", tuple(UNITS)),
+        keys.number("rate", 10.0, 1e-6),
+        keys.number("clock_offset", 0.0),
+    )
+    if clock.times not in ("name", "number"):
+        inside(keys.path.parent, clock.times, keys.path)
+    return clock
+
+
+def _files(keys: _Keys) -> str:
+    pattern = keys.text("files")
+    inside(keys.path.parent, pattern, keys.path)
+    return pattern
+
+
+def _lidar(keys: _Keys) -> Sensor:
+    keys.only(_LIDAR)
+
+    def names(key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        value = keys.plain.get(key, list(default))
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            raise keys.wrong(f"{keys.at}{key} is {value!r}", "give a list of names, for example [x, y, z, intensity]")
+        if len(set(value)) < len(value):
+            raise keys.wrong(f"{keys.at}{key} names a column twice", "give each column a name of its own")
+        return tuple(value)
+
+    xyz = names("xyz", ("x", "y", "z"))
+    if len(xyz) != 3:
+        raise keys.wrong(f"{keys.at}xyz names {len(xyz)} columns", "name the three of x, y and z")
+    intensity = keys.text("intensity", "intensity")
+    layout = CloudLayout(
+        columns=names("columns", ("x", "y", "z", "intensity")),
+        dtype=keys.text("dtype", "float32", ("float32", "float64")),
+        xyz=(xyz[0], xyz[1], xyz[2]),
+        intensity="" if intensity == "none" else intensity,
+    )
+    to_vehicle = _extrinsic(keys, "lidar_to_vehicle") if "lidar_to_vehicle" in keys.plain else np.eye(4)
+    return Sensor(_sensor_name(keys), _files(keys), _clock(keys), to_vehicle, layout)
+
+
+def _sensor_name(keys: _Keys) -> str:
+    name = keys.at.rstrip(".").rpartition(".")[2]
+    if not re.fullmatch(r"[\w-]+", name):
+        raise keys.wrong(f"{keys.at.rstrip('.')}: a sensor's name is of letters, digits, - and _", "rename it")
+    return name
+
+
+def _camera(keys: _Keys, lidar: Sensor) -> tuple[Sensor, list[str]]:
+    keys.only(_CAMERA)
+    model = keys.text("model", "pinhole")
+    distortion: tuple[float, ...] = ()
+    if "distortion" in keys.plain and keys.plain["distortion"] != []:
+        values = keys.numbers("distortion")
+        distortion = tuple(values.ravel().tolist()) if values.ndim == 1 else ()
+    check_lens(model, distortion, f"{keys.path}: {keys.at.rstrip('.')}")
+    intrinsic = _intrinsic(keys, model)
+    given = [name for name in ("camera_to_vehicle", "camera_to_lidar", "lidar_to_camera") if name in keys.plain]
+    if len(given) != 1:
+        what = f"has {' and '.join(given)}" if given else "does not say where it is"
+        raise keys.wrong(
+            f"{keys.at.rstrip('.')} {what}", "give one of camera_to_vehicle, camera_to_lidar and lidar_to_camera"
+        )
+    matrix = _extrinsic(keys, given[0])
+    if given[0] == "lidar_to_camera":
+        matrix = np.linalg.inv(matrix)
+    to_vehicle = matrix if given[0] == "camera_to_vehicle" else lidar.to_vehicle @ matrix
+    name = _sensor_name(keys)
+    pattern = _files(keys)
+    if Path(pattern).suffix.lower() not in _IMAGES:
+        raise keys.wrong(f"{keys.at}files is {pattern!r}", f"name images: a pattern that ends in {', '.join(_IMAGES)}")
+    sensor = Sensor(name, pattern, _clock(keys), to_vehicle, intrinsic=intrinsic, model=model, distortion=distortion)
+    return sensor, _suspicion(keys, given[0], to_vehicle)
+
+
+def _intrinsic(keys: _Keys, model: str) -> Matrix:
+    values = keys.numbers("intrinsic")
+    if values.shape == (4,):
+        fx, fy, cx, cy = values
+        values = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    if values.shape != (3, 3):
+        raise keys.wrong(
+            f"{keys.at}intrinsic is of shape {list(values.shape)}", "give [fx, fy, cx, cy] or a matrix of 3 by 3"
+        )
+    upright = values[0, 0] > 0 and values[1, 1] > 0 and np.array_equal(values[2], (0, 0, 1)) and values[1, 0] == 0
+    if not (np.isfinite(values).all() and upright):
+        raise keys.wrong(
+            f"{keys.at}intrinsic is no camera matrix {np.round(values, 3).tolist()}",
+            "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy over 0",
+        )
+    if model != "pinhole" and values[0, 1]:
+        raise keys.wrong(f"{keys.at}intrinsic has a skew, {model} has none", "leave the skew 0")
+    return values
+
+
+def _extrinsic(keys: _Keys, name: str) -> Matrix:
+    """A rigid transform: a matrix (4 by 4, 3 by 4, or its 12 or 16 numbers), or translation and quaternion."""
+    at = f"{keys.at}{name}"
+    if isinstance(keys.plain[name], dict):
+        inner = keys.section(name)
+        inner.only(("translation", "quaternion_wxyz", "quaternion_xyzw"))
+        translation = inner.numbers("translation")
+        order = "quaternion_xyzw" if "quaternion_xyzw" in inner.plain else "quaternion_wxyz"
+        quaternion = inner.numbers(order)
+        if translation.shape != (3,) or quaternion.shape != (4,):
+            raise keys.wrong(f"{at} is not 3 and 4 numbers", "give translation: [x, y, z] and quaternion_wxyz")
+        quaternion = np.roll(quaternion, 1) if order == "quaternion_xyzw" else quaternion
+        if not abs(np.linalg.norm(quaternion) - 1) < 1e-2:
+            raise keys.wrong(
+                f"{at}.{order} has the length {np.linalg.norm(quaternion):.3g}, a rotation has 1", "check its numbers"
+            )
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = rotation_of(quaternion), translation
+        return matrix
+    values = keys.numbers(name)
+    if values.size not in (12, 16) or values.shape not in ((12,), (16,), (3, 4), (4, 4)):
+        raise keys.wrong(
+            f"{at} is of shape {list(values.shape)}", "give 4 rows of 4 numbers, or translation and quaternion"
+        )
+    matrix = np.eye(4)
+    matrix[: values.size // 4] = values.reshape(-1, 4)
+    if not np.isfinite(matrix).all() or not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        raise keys.wrong(f"{at} has the last row {matrix[3].tolist()}", "its last row is 0, 0, 0, 1; is it transposed?")
+    _check_rotation(keys, at, matrix[:3, :3])
+    return matrix
+
+
+def _check_rotation(keys: _Keys, at: str, rotation: Matrix) -> None:
+    determinant = float(np.linalg.det(rotation))
+    off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if off < 1e-3 and determinant > 0:
+        return
+    if off < 1e-3:
+        swaps = [f"columns {a + 1} and {b + 1} are swapped" for a, b in itertools.combinations(range(3), 2)]
+        raise keys.wrong(
+            f"{at} is left-handed (determinant {determinant:.3f}): two columns or rows are swapped, or an axis is mirrored",
+            f"check whether {', '.join(swaps[:2])} or {swaps[2]}, or one of them has the wrong sign",
+        )
+    raise keys.wrong(
+        f"{at} is no rotation (determinant {determinant:.3f}, R·Rᵀ is up to {off:.2g} off the identity)",
+        "give a rotation: no scale, no rounding to fewer than four digits",
+    )
+
+
+def _suspicion(keys: _Keys, given: str, to_vehicle: Matrix) -> list[str]:
+    """A line where a camera does not look like one that stands upright and looks along the ground."""
+
+    def odd(matrix: Matrix) -> bool:
+        down, ahead = matrix[:3, 1], matrix[:3, 2]
+        return bool(down[2] > -0.5 or abs(ahead[2]) > 0.8)
+
+    if not odd(to_vehicle):
+        return []
+    rotation = to_vehicle[:3, :3]
+    causes = []
+    if not odd(rotation.T):
+        causes.append(f"it is given the other way round (is it not {given} but its inverse?)")
+    for order in itertools.permutations(range(3)):
+        turned = rotation[:, list(order)]
+        if order != (0, 1, 2) and np.linalg.det(turned) > 0 and not odd(turned):
+            causes.append(f"its columns are in the order {', '.join(str(k + 1) for k in order)}")
+    why = f"; it would be usual if {' or if '.join(causes)}" if causes else ""
+    name = keys.at.rstrip(".")
+    return [f"{name}.{given}: the camera does not stand upright and look along the ground (camera axes: x right, y down, "
+            f"z ahead; vehicle: z up){why}"]  # fmt: skip
+
+
+def _poses(keys: _Keys, sensors: Sequence[str]) -> PoseTable:
+    keys.only(("file", "format", "of", "unit", "max_gap"))
+    table = PoseTable(
+        keys.text("file"),
+        keys.text("format", "tum", ("tum", "kitti")),
+        keys.text("of", "vehicle", ("vehicle", *sensors)),
+        keys.text("unit", "s", tuple(UNITS)),
+        keys.number("max_gap", 0.5, 0.0),
+    )
+    inside(keys.path.parent, table.file, keys.path)
+    return table
+
+
+def rotation_of(quaternion: NDArray[np.float64]) -> Matrix:
+    """The rotation matrix [3, 3] of a quaternion (w, x, y, z), which is made one of length 1."""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+# -- files, times, poses ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A sensor's files in a scene, in time order.
+
+    Attributes:
+        files: relative to the data set's folder.
+        times: int64, microseconds.
+    """
+
+    sensor: Sensor
+    files: tuple[str, ...]
+    times: NDArray[np.int64]
+
+
+def stream_of(root: Path, scene: str, sensor: Sensor) -> Stream:
+    """A sensor's files in a scene.
+
+    Raises:
+        OlivineError: no file matches, or a file's time is not known.
+    """
+    folder = root / scene
+    files = sorted(path for path in folder.glob(sensor.files) if path.is_file())
+    if not files:
+        raise OlivineError(
+            f"{sensor.name} has no file {sensor.files}",
+            where=folder,
+            remedy=f"correct the pattern {sensor.name}.files in {FILE}, or take the sensor out of it",
+        )
+    times = np.array(_times(folder, sensor, files), np.int64) + round(sensor.clock.offset * 1e6)
+    order = np.argsort(times, kind="stable")
+    names = [files[k].relative_to(root).as_posix() for k in order]
+    return Stream(sensor, tuple(names), times[order])
+
+
+def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
+    clock = sensor.clock
+    if clock.times in ("name", "number"):
+        factor = UNITS[clock.unit] if clock.times == "name" else 1e6 / clock.rate
+        return [_time(_number_in(path), factor, path) for path in files]
+    table = folder / clock.times
+    rows = _rows(table, "correct the path of the times in " + FILE)
+    if all(len(words) == 1 for _, words in rows):
+        if len(rows) != len(files):
+            raise OlivineError(
+                f"has {len(rows)} times, {sensor.name} has {len(files)} files",
+                where=table,
+                remedy="name the files in it too (one line for each: name, time), or complete it",
+            )
+        return [_time(words[0], UNITS[clock.unit], where) for where, words in rows]
+    by_name: dict[str, int] = {}
+    for where, words in rows:
+        if len(words) != 2:
+            raise OlivineError(f"{where} has {len(words)} values", where=table, remedy="write: file name, time")
+        by_name[Path(words[0]).stem] = _time(words[1], UNITS[clock.unit], f"{table} {where}")
+    if absent := [path for path in files if path.stem not in by_name]:
+        raise OlivineError(f"has no time for {absent[0].name}", where=table, remedy="complete it, or remove that file")
+    return [by_name[path.stem] for path in files]
+
+
+def _number_in(path: Path) -> str:
+    found = re.findall(r"\d+(?:\.\d+)?", path.name.removesuffix(path.suffix))
+    if not found:
+        raise OlivineError(
+            "its name has no number", where=path, remedy=f"say in {FILE} where its time is: times: <a table's path>"
+        )
+    return str(found[-1])
+
+
+def _time(text: str, factor: float, where: object) -> int:
+    try:
+        time = round(Decimal(text) * Decimal(str(factor)))
+        if abs(time) >= 2**62:
+            raise InvalidOperation
+        return time
+    except (InvalidOperation, ValueError, OverflowError):
+        raise OlivineError(f"{text!r} is no time", where=where, remedy=f"check the unit in {FILE}") from None
+
+
+def _rows(path: Path, remedy: str) -> list[tuple[str, list[str]]]:
+    """The lines of a table without comments, and where each stands."""
+    lines = enumerate(read_text(path, remedy).splitlines(), 1)
+    rows = [(f"line {n}", line.replace(",", " ").replace(";", " ").split()) for n, line in lines]
+    rows = [(where, words) for where, words in rows if words and not words[0].startswith("#")]
+    if not rows:
+        raise OlivineError("is empty", where=path, remedy=remedy)
+    return rows
+
+
+class Poses:
+    """Where the vehicle was, at any time between the poses of a table.
+
+    Args:
+        table: of the YAML.
+        folder: the scene's.
+        lidar: the first LiDAR's files, which a table in KITTI's form goes with.
+        to_vehicle: of the sensor whose poses they are.
+    """
+
+    def __init__(self, table: PoseTable, folder: Path, lidar: Stream, to_vehicle: Matrix) -> None:
+        path = folder / table.file
+        rows = _rows(path, f"correct poses.file in {FILE}")
+        width = 8 if table.format == "tum" else 12
+        for where, words in rows:
+            if len(words) != width:
+                raise OlivineError(
+                    f"{where} has {len(words)} values, the form {table.format} has {width}",
+                    where=path,
+                    remedy=f"correct poses.format in {FILE}",
+                )
+        try:
+            values = np.array([[float(v) for v in words[-width + (table.format == "tum") :]] for _, words in rows])
+        except ValueError as error:
+            raise OlivineError(
+                f"holds something else than numbers ({error})", where=path, remedy="correct it"
+            ) from None
+        if table.format == "tum":
+            times = [_time(words[0], UNITS[table.unit], path) for _, words in rows]
+            self._times = np.array(times, np.int64)
+            matrices = np.tile(np.eye(4), (len(rows), 1, 1))
+            if not (np.abs(np.linalg.norm(values[:, 3:], axis=1) - 1) < 1e-2).all():
+                raise OlivineError(
+                    "has a quaternion whose length is not 1", where=path, remedy="write time, x, y, z, qx, qy, qz, qw"
+                )
+            matrices[:, :3, 3] = values[:, :3]
+            matrices[:, :3, :3] = [rotation_of(np.roll(q, 1)) for q in values[:, 3:]]
+        else:
+            if len(rows) != len(lidar.files):
+                raise OlivineError(
+                    f"has {len(rows)} poses, {lidar.sensor.name} has {len(lidar.files)} files",
+                    where=path,
+                    remedy="a table in KITTI's form has one line for each file; else use the form tum",
+                )
+            self._times = lidar.times
+            matrices = np.tile(np.eye(4), (len(rows), 1, 1))
+            matrices[:, :3] = values.reshape(-1, 3, 4)
+        if not np.isfinite(matrices).all():
+            raise OlivineError("holds a pose that is not finite", where=path, remedy="remove that line")
+        order = np.argsort(self._times, kind="stable")
+        self._times = self._times[order]
+        self._poses = matrices[order] @ np.linalg.inv(to_vehicle)
+        self._gap = round(table.max_gap * 1e6)
+
+    def at(self, time: int) -> Matrix | None:
+        """Vehicle to world at a time in microseconds, float64 [4, 4]; None outside the table or in too large a gap."""
+        k = int(np.searchsorted(self._times, time))
+        if k < len(self._times) and self._times[k] == time:
+            return self._poses[k]
+        if k in (0, len(self._times)) or self._times[k] - self._times[k - 1] > self._gap:
+            return None
+        from scipy.spatial.transform import Rotation, Slerp
+
+        before, after = self._times[k - 1], self._times[k]
+        share = (time - before) / (after - before)
+        both = self._poses[k - 1 : k + 1]
+        pose = np.eye(4)
+        pose[:3, :3] = Slerp([0.0, 1.0], Rotation.from_matrix(both[:, :3, :3]))(share).as_matrix()
+        pose[:3, 3] = (1 - share) * both[0, :3, 3] + share * both[1, :3, 3]
+        return pose
+
+
+def nearest(times: NDArray[np.int64], time: int) -> int:
+    """The position of the time nearest to ``time``, the earlier of two."""
+    k = int(np.searchsorted(times, time))
+    around = [j for j in (k - 1, k) if 0 <= j < len(times)]
+    return min(around, key=lambda j: abs(int(times[j]) - time))
+
+
+def names_of(sensors: Sequence[Sensor]) -> Mapping[str, Sensor]:
+    """Sensors by name."""
+    return {sensor.name: sensor for sensor in sensors}
