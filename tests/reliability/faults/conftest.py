@@ -51,7 +51,14 @@ STAGES: dict[str, tuple[str, ...]] = {
     "score-labels": ("score-labels", "--out", "out"),
     "build-pairs": ("build-pairs", "--workers", "1", "--segments", "--out", "out"),
     "pretrain": ("pretrain", "--config", "cpu", *SHORT, "--set", "method.scr=false", "--out", "out"),
-    "pretrain-slidr": ("pretrain", "--config", "cpu", *SHORT[:2], "--set", "method.name=slidr", "--out", "out"),
+    **{
+        f"pretrain-{name}": ("pretrain", "--config", "cpu", *SHORT[:2], "--set", f"method.name={name}", "--out", "out")
+        for name in ("slidr", "st-slidr", "seal", "distil")
+    },
+    "pretrain-uov-tmp": (
+        *("pretrain", "--config", "cpu", *SHORT[:2], "--set", "method.name=uov-tmp"),
+        *("--shards", "data/pairs-regions/train", "--out", "out"),
+    ),
     "probe": ("probe", "--checkpoint", "runs/cpu", "--epochs", "1", "--out", "out"),
     "finetune": ("finetune", "--checkpoint", "runs/cpu", "--epochs", "2", "--out", "out"),
     "predict": ("predict", "--checkpoint", "runs/cpu/finetune-100", "--out", "out"),
@@ -173,7 +180,9 @@ class Machine:
         time.sleep(after)
         alive = os.waitpid(pid, os.WNOHANG)[0] == 0
         if alive:
-            os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         shutil.rmtree(said)
         return alive
@@ -306,7 +315,9 @@ def world(tmp_path_factory) -> Path:
     for arguments in [
         ("synth", *tiny),
         ("labelgen", "--segments", "slic"),
-        ("build-pairs", "--workers", "1", "--segments"),
+        ("build-pairs", "--workers", "1", "--segments", "--clusters", "1"),
+        ("labelgen", "--segments", "regions", "--out", "data/labels-regions"),
+        ("build-pairs", "--labels", "data/labels-regions", "--workers", "1", "--regions", "--out", "data/pairs-regions"),
         ("pretrain", *SHORT, "--set", "method.scr=false"),
         ("finetune", "--epochs", "1"),
         ("export", "--out", "data/backbone.pt"),

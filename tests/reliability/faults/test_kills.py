@@ -11,7 +11,8 @@ import pytest
 
 KILLS = int(os.environ.get("OLIVINE_KILLS", 5))
 SEED = int(os.environ.get("OLIVINE_KILLS_SEED", 0))
-STAGES = ("labelgen", "build-pairs", "pretrain", "pretrain-slidr", "finetune", "probe", "study")
+METHODS = ("slidr", "st-slidr", "seal", "distil", "uov-tmp")
+STAGES = ("labelgen", "build-pairs", "pretrain", *(f"pretrain-{m}" for m in METHODS), "finetune", "probe", "study")
 QUICK = ("labelgen", "build-pairs")
 EVERY = [("two", s) for s in QUICK] + [pytest.param("all", s, marks=pytest.mark.soak) for s in STAGES]
 
