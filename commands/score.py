@@ -86,7 +86,10 @@ def finetune(
     run: Callable[..., Any] = functools.partial(finetune, **options)
     known: tuple[str, ...] = ("run.json", ".run.lock")
     if rounds:
-        run, known = functools.partial(finetune_rounds, rounds=rounds, **options), ("scores.json", "round-*", "labels-*")
+        run, known = (
+            functools.partial(finetune_rounds, rounds=rounds, **options),
+            ("scores.json", "round-*", "labels-*"),
+        )
     what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
     _score(run, settings, given, checkpoint, out, known, what)
 
