@@ -61,6 +61,9 @@ def finetune(
     labels: Annotated[
         str, typer.Option(help="What it learns from: truth, or weak: the shards' weak labels, without annotation.")
     ] = "truth",
+    rounds: Annotated[
+        int, typer.Option(help="With weak labels: train so many times again on the network's own labels.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: <run>/finetune-<fraction>).")] = None,
 ) -> None:
     """Train the whole network on a fraction of the labels, or on weak labels alone, and score it.
@@ -68,6 +71,7 @@ def finetune(
     Example: olivine finetune --fraction 1
     """
     from ..downstream.finetune import finetune
+    from ..downstream.rounds import finetune_rounds
     from ..downstream.settings import FinetuneSettings
 
     settings, network = _settings(FinetuneSettings, given, labels=labels)
@@ -77,9 +81,15 @@ def finetune(
         checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
     percent = f"{settings.fraction:g}"
     name = f"finetune-{'weak-' if settings.labels == 'weak' else ''}{percent}{'-random' if random else ''}"
-    out = out or folder / name
-    run = functools.partial(finetune, random=random, network=network)
-    known = ("run.json", ".run.lock")
+    out = out or folder / (f"{name}-rounds" if rounds else name)
+    options: dict[str, Any] = {"random": random, "network": network}
+    run: Callable[..., Any] = functools.partial(finetune, **options)
+    known: tuple[str, ...] = ("run.json", ".run.lock")
+    if rounds:
+        run, known = (
+            functools.partial(finetune_rounds, rounds=rounds, **options),
+            ("scores.json", "round-*", "labels-*"),
+        )
     what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
     _score(run, settings, given, checkpoint, out, known, what)
 
@@ -130,6 +140,9 @@ def predict(
     smooth: Annotated[
         str, typer.Option(help="none, or afi: smooth each frame's predictions over its surfaces.")
     ] = "none",
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also write how sure the network is of each point.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a fine-tuned network's predictions for every point, in the benchmark's own format.
@@ -144,7 +157,7 @@ def predict(
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or folder / f"predictions-{shards.name}"
     check_output(out, inputs=(checkpoint, shards))
-    console.finish("predict", run(checkpoint, shards, out, smooth=smooth), out, as_json)
+    console.finish("predict", run(checkpoint, shards, out, smooth=smooth, confidence=confidence), out, as_json)
 
 
 def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:

@@ -98,6 +98,11 @@ class PredictionWriter:
         """Write a frame's predictions, classes 1..K of every point in the data set's order."""
         write_bytes(self._path(self._format.file, self._shards.token(frame)), self._id[predicted].tobytes())
 
+    def write_confidence(self, frame: int, sure: NDArray[np.floating]) -> None:
+        """Write how sure a frame's predictions are, 0 to 1 for every point, as bytes."""
+        data = np.rint(255 * sure).astype(np.uint8).tobytes()
+        write_bytes(self._path("confidence/{token}.bin", self._shards.token(frame)), data)
+
     def finish(self) -> None:
         """What the submission needs besides: the declaration of what was used, where the benchmark asks for one."""
         if self._format.declaration:

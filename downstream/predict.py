@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..common import OlivineError, PathLike, demand, track
 from ..common.settings import settings_from_plain
-from ..pairs.shards import open_shards
+from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
 from ..train.devices import make_fabric
 from ..train.voxelize import VoxelSettings
@@ -56,20 +57,29 @@ _FINETUNED = {
 @torch.no_grad()
 def predicted_points(
     model: nn.Module, examples: Examples, frames: range, title: str
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each frame with the class 1..K of its every original point, int64 [N].
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
+    """Each frame with the class 1..K of its every original point, int64 [N], and its probability, float32 [N].
 
     Class 0 is never predicted, as the devkits' scorers require.
     """
     model.eval()
     for frame in track(frames, title, unit="frames"):
         example = examples.whole(frame)
-        predicted = model(example.inputs)[:, 1:].argmax(1) + 1
-        yield frame, predicted.index_select(0, example.inverse).cpu().numpy()
+        best = torch.softmax(model(example.inputs)[:, 1:].float(), 1).max(1)
+        predicted, sure = (
+            value.index_select(0, example.inverse).cpu().numpy() for value in (best.indices + 1, best.values)
+        )
+        yield frame, predicted, sure
 
 
 def predict(
-    checkpoint: PathLike, shards: PathLike, out: PathLike, *, smooth: str = "none", accelerator: str = "auto"
+    checkpoint: PathLike,
+    shards: PathLike,
+    out: PathLike,
+    *,
+    smooth: str = "none",
+    confidence: bool = False,
+    accelerator: str = "auto",
 ) -> PredictSummary:
     """Write a fine-tuned network's predictions for shards, labelled or not, in the benchmark's format.
 
@@ -78,6 +88,8 @@ def predict(
         shards: folder of shards, for example of the test split.
         out: the submission's folder; see :class:`~olivine.downstream.benchmarks.PredictionWriter`.
         smooth: ``none``, or ``afi`` to smooth each frame's predictions, see :mod:`~olivine.downstream.afi`.
+        confidence: also write how sure the network is of each point: ``confidence/<token>.bin``, uint8, 255 = certain;
+            of its own class where smoothing gives the point another.
         accelerator: as Lightning Fabric takes it; one device.
 
     Raises:
@@ -85,14 +97,47 @@ def predict(
     """
     if smooth not in SMOOTHINGS:
         raise OlivineError(f"--smooth {smooth}", remedy=f"choose one of {', '.join(SMOOTHINGS)}")
-    path = checkpoint_file(checkpoint)
+    path, frames = checkpoint_file(checkpoint), open_shards(shards)
+    model, clouds, content = read_segmenter(path, frames, accelerator)
+    classes = tuple(content["data"]["classes"])
+    raw = content["labels"]["point_class_raw"]
+    writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
+    count, changed = np.zeros(len(classes) + 1, np.int64), 0
+    for frame, predicted, sure in predicted_points(model, clouds, range(len(frames)), "predict"):
+        if smooth == "afi":
+            before, predicted = (
+                predicted,
+                afi.smooth(frames.points(frame)[:, :3], predicted, classes, frames.benchmark.ground),
+            )
+            changed += int((predicted != before).sum())
+        writer.write(frame, predicted)
+        if confidence:
+            writer.write_confidence(frame, sure)
+        count += np.bincount(predicted, minlength=len(count))
+    writer.finish()
+    total = int(count.sum())
+    shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
+    progress = progress_of(content)
+    notes = (progress,) if progress else ()
+    share = None if smooth == "none" else 100 * changed / max(1, total)
+    return PredictSummary(Path(out), len(frames), total, shares, share, notes)
+
+
+def read_segmenter(
+    path: Path, frames: ShardSet, accelerator: str = "auto"
+) -> tuple[Segmenter, CloudExamples, dict[str, Any]]:
+    """A fine-tuned network on one device, shards as it takes them, and what else its checkpoint holds.
+
+    Raises:
+        OlivineError: the checkpoint is of no fine-tuning, or of another data set's classes.
+    """
     backbone, content = load_backbone(path)
     if "head_state" not in content:
         raise OlivineError(
             "holds no head for classes", where=path, remedy="give a fine-tuned one: olivine finetune makes them"
         )
     demand(content, _FINETUNED, path, "take another checkpoint")
-    frames, classes = open_shards(shards), tuple(content["data"]["classes"])
+    classes = tuple(content["data"]["classes"])
     if frames.dataset != content["labels"]["dataset"] or frames.point_classes not in ((), classes):
         raise OlivineError(
             f"was trained on the classes of {content['labels']['dataset']}, these shards are {frames.dataset}'s",
@@ -104,23 +149,4 @@ def predict(
     load_state(head, content["head_state"], path)
     model = Segmenter(backbone, head).to(device)
     voxels = settings_from_plain(VoxelSettings, content["voxels"], str(path))
-    clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point)
-    raw = content["labels"]["point_class_raw"]
-    writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
-    count, changed = np.zeros(len(classes) + 1, np.int64), 0
-    for frame, predicted in predicted_points(model, clouds, range(len(frames)), "predict"):
-        if smooth == "afi":
-            before, predicted = (
-                predicted,
-                afi.smooth(frames.points(frame)[:, :3], predicted, classes, frames.benchmark.ground),
-            )
-            changed += int((predicted != before).sum())
-        writer.write(frame, predicted)
-        count += np.bincount(predicted, minlength=len(count))
-    writer.finish()
-    total = int(count.sum())
-    shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
-    progress = progress_of(content)
-    notes = (progress,) if progress else ()
-    share = None if smooth == "none" else 100 * changed / max(1, total)
-    return PredictSummary(Path(out), len(frames), total, shares, share, notes)
+    return model, CloudExamples(frames, voxels, device, per_point=backbone.per_point), content

@@ -94,7 +94,7 @@ def read_result(path: Path) -> Result:
 
 def score_table(results: list[Result]) -> str:
     """A Markdown table: a row for each class and one for the mean, a column for each result; IoU in percent."""
-    classes = list(results[0].scores.iou)
+    classes = [name for name in results[0].classes if name in results[0].scores.iou]
     width = max(len(c) for c in (*classes, "frequency-weighted"))
     names = [r.name for r in results]
     lines = [

@@ -31,6 +31,8 @@ from .weak import WeakLabels
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from .rounds import OwnLabels
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -87,8 +89,12 @@ def segment(
     *,
     predictions: Path | None = None,
     overwrite: bool = False,
+    taught: OwnLabels | None = None,
 ) -> Result:
     """Train and score one backbone; what is finished in ``out`` is not done again.
+
+    Args:
+        taught: labels to learn from instead of the shards'.
 
     Raises:
         OlivineError: settings, checkpoint and shards that do not fit, or a folder that holds something else.
@@ -100,7 +106,8 @@ def segment(
     plan = Plan(frames, settings.length(), settings.batch_of(ground.train.benchmark.batch, len(frames), world))
     kind = "probe" if settings.frozen else "finetune"
     plain = settings_to_plain(settings)
-    identity = {"kind": kind, "settings": plain, "data": ground.identity, "source": source.identity}
+    data = ground.identity | ({} if taught is None else {"taught": taught.identity})
+    identity = {"kind": kind, "settings": plain, "data": data, "source": source.identity}
     raw = ground.validation.shard(0).attributes["point_class_raw"]
     writer = None
     if predictions is not None:
@@ -110,7 +117,7 @@ def segment(
     head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)
     seed, per_point = settings.seed if settings.augment else None, backbone.per_point
     weak = WeakLabels(ground.train, classes) if settings.labels == "weak" else None
-    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=weak)
+    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=taught or weak)
     held_out = CloudExamples(ground.validation, source.voxels, device, per_point=per_point)
     model: nn.Module = head
     train: Examples = clouds
@@ -154,7 +161,7 @@ def segment(
             "steps": plan.steps,
             "batch": plan.batch,
         },
-        notes=(*source.notes, *_incomplete(ground), *_untaught(weak)),
+        notes=(*source.notes, *_incomplete(ground), *_untaught(weak), *([] if taught is None else [taught.note])),
     )
     if rank == 0:
         if writer is not None:
@@ -202,7 +209,7 @@ def _evaluate(
     """The confusion matrix over every original point of some frames, int64 [K + 1, K + 1]."""
     count = len(shards.point_classes)
     confusion = np.zeros((count + 1, count + 1), np.int64)
-    for frame, predicted in predicted_points(model, examples, frames, title):
+    for frame, predicted, _ in predicted_points(model, examples, frames, title):
         truth = shards.point_label(frame)
         assert truth is not None
         confusion += confusion_matrix(truth, predicted, count)

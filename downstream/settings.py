@@ -25,6 +25,7 @@ class SegmentationSettings:
             :func:`~olivine.downstream.benchmarks.training_frames`.
         labels: what is learnt from: the points' ground truth, or their weak labels, for which the training frames need no
             annotation (see :mod:`olivine.downstream.weak`). The ground truth is scored on in either case.
+        sure: of a round's labels, the least probability that the network before gives them.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
             of the frames, so that small sets get steps enough.
@@ -41,6 +42,7 @@ class SegmentationSettings:
 
     fraction: float = 100.0
     labels: Literal["truth", "weak"] = "truth"
+    sure: float = 0.9
     epochs: int | None = None
     batch: int | None = None
     lr: float = 0.05
@@ -69,6 +71,8 @@ class SegmentationSettings:
             value = getattr(self, member.name)
             if member.name in least and value is not None and not value >= least[member.name]:
                 raise OlivineError(f"{member.name} is {value}", remedy=f"use at least {least[member.name]}")
+        if not 0 <= self.sure <= 1:
+            raise OlivineError(f"sure is {self.sure}", where="sure", remedy="give a probability")
         if not 0 < self.fraction <= 100:
             raise OlivineError(f"a fraction of {self.fraction:g} %", where="fraction", remedy="use 1, 5, 10, 25 or 100")
 

@@ -13,6 +13,7 @@ rows:
   random: null                     # weights from the seed, not pre-trained
   InfoNCE: {method.wcd: false, method.scr: false}
   whole: {}
+  UOV-TMP: {method.name: uov-tmp, data.shards: ../regions}  # its own train/, of the same frames: beside the study's shards
 tables:
   - {title: Table 5, stage: probe, rows: [random, InfoNCE, whole], against: InfoNCE}
 claims:
@@ -84,7 +85,8 @@ class StudySettings:
         shards: folder that holds ``train`` and ``val``; ``ground`` the command that makes them.
         seeds: of the runs.
         features: ``stored``, the encoder's features of whole pictures read from a file; or ``encoder``.
-        rows: name → settings of its pre-training (seed 0, no shards yet); None for random weights.
+        rows: name → settings of its pre-training (seed 0; shards where it names its own, from ``shards`` on); None for
+            random weights.
         random: settings of the random weights' network.
         probe: of the linear probe.
         finetune: of the fine-tuning on few labels; None for none.

@@ -11,7 +11,7 @@ for each pre-training, named with its digest), ``features/`` (the frozen encoder
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,16 @@ class StudySummary:
 
 @dataclass(frozen=True)
 class Ground:
-    """The shards of a study, opened, and the encoder's weights."""
+    """The shards of a study, opened, and the encoder's weights; ``others`` are training shards that rows name."""
 
     train: ShardSet
     validation: ShardSet
     encoder: str
+    others: Mapping[str, ShardSet] = field(default_factory=dict)
+
+    def train_of(self, settings: PretrainSettings) -> ShardSet:
+        """The shards that a row is pre-trained on."""
+        return self.others[settings.data.shards] if settings.data.shards else self.train
 
     @property
     def digests(self) -> dict[str, str]:
@@ -88,16 +93,27 @@ def open_ground(study: StudySettings) -> Ground:
     """The shards that the study names.
 
     Raises:
-        OlivineError: they are not there (names the command that makes them), or hold no point labels.
+        OlivineError: they are not there (names the command that makes them), or hold no point labels; a row's own are of
+            other frames.
     """
     folder = Path(study.shards)
-    for split in ("train", "val"):
-        if not (folder / split / "manifest.json").is_file():
-            raise OlivineError("no shards here", where=folder / split, remedy=f"make them: {study.ground}")
-    train, validation = (open_shards(folder / split) for split in ("train", "val"))
+
+    def shards(path: Path) -> ShardSet:
+        if not (path / "manifest.json").is_file():
+            raise OlivineError("no shards here", where=path, remedy=f"make them: {study.ground}")
+        return open_shards(path)
+
+    train, validation = (shards(folder / split) for split in ("train", "val"))
     if not train.point_classes:
         raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
-    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest)
+    named = {settings.data.shards for settings in study.rows.values() if settings is not None}
+    others = {name: shards(folder / name / "train") for name in sorted(name for name in named if name)}
+    for found in others.values():
+        if found.tokens != train.tokens:
+            raise OlivineError(
+                f"the frames are not those of {train.path}", where=found.path, remedy=f"make both: {study.ground}"
+            )
+    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest, others)
 
 
 def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows: Sequence[str] = ()) -> Iterator[Run]:
@@ -132,7 +148,7 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
     decisive = {k: v for k, v in flat_values(settings).items() if k not in INCIDENTAL and k != "seed"}
     decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
     encoder = {"weights": ground.encoder, "features": study.features}
-    return {"settings": decisive, "encoder": encoder, "train": ground.train.digest}
+    return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest}
 
 
 def _decisive(settings: SegmentationSettings | None) -> dict[str, Any]:
@@ -277,11 +293,11 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
 def _pretrain(
     study: StudySettings, ground: Ground, settings: PretrainSettings, seed: int, folder: Path, out: Path
 ) -> dict[str, Any]:
-    data = replace(settings.data, shards=str(Path(study.shards) / "train"))
-    settings = replace(settings, seed=seed, data=data)
+    train = ground.train_of(settings)
+    settings = replace(settings, seed=seed, data=replace(settings.data, shards=str(train.path)))
     if study.features == "stored":
         encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        stored = store_pixel_features(ground.train, settings, encoder, out / "features")
+        stored = store_pixel_features(train, settings, encoder, out / "features")
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))
     forget_peak_memory()
     summary = pretrain(settings, folder)

@@ -9,6 +9,8 @@ import pytest
 
 from olivine.common import OlivineError
 from olivine.downstream.finetune import finetune
+from olivine.downstream.predict import predict
+from olivine.downstream.rounds import finetune_rounds
 from olivine.downstream.settings import FinetuneSettings
 from olivine.downstream.weak import WeakLabels, class_of_prompt
 from olivine.pairs.shards import open_shards
@@ -83,3 +85,29 @@ def test_labels_of_no_class_are_refused(nuscenes_world) -> None:
     shards = open_shards(nuscenes_world.pairs / "train")
     with pytest.raises(OlivineError, match="no prompt is a point class of nuscenes"):
         WeakLabels(shards, ("sky", "water"))
+
+
+def test_rounds_teach_by_what_the_network_before_is_sure_of(nuscenes_world, checkpoint, tmp_path) -> None:
+    settings = replace(SHORT, epochs=4, sure=0.6)
+    first, second = finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1)
+    assert (first.name, second.name) == ("round 0", "round 1")
+    whole = finetune(checkpoint, *nuscenes_world.splits, tmp_path / "whole", settings)
+    assert whole.confusion == first.confusion  # the first round is the plain run
+    summary = predict(tmp_path / "run/round-0", nuscenes_world.pairs / "train", tmp_path / "predicted", confidence=True)
+    shards, kept = open_shards(nuscenes_world.pairs / "train"), 0
+    assert summary.frames == len(shards)
+    for frame in range(len(shards)):
+        token = shards.token(frame)
+        predicted = np.fromfile(next((tmp_path / "predicted/lidarseg").rglob(f"{token}_lidarseg.bin")), np.uint8)
+        sure = np.fromfile(tmp_path / "predicted/confidence" / f"{token}.bin", np.uint8) / 255
+        label = np.fromfile(tmp_path / "run/labels-1" / f"{frame:06d}.bin", np.uint8)
+        near = np.abs(sure - settings.sure) < 1 / 255
+        np.testing.assert_array_equal(label[~near], np.where(sure >= settings.sure, predicted, 0)[~near])
+        kept += int((label > 0).sum())
+    assert 0 < kept < sum(len(record.points) for record in shards)
+    assert any("sure of" in note for note in second.notes) and not any("sure of" in note for note in first.notes)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1)[1] == second
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(OlivineError, match="rounds of labels are for weak ones"):
+        finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "x", replace(settings, labels="truth"), rounds=1)

@@ -58,14 +58,13 @@ def keyframe_store(keyframe: Frame, keyframe_camseg: Path, tmp_path_factory: pyt
     return write_store(folder, PROMPTS)
 
 
-@pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., LabelStore]:
-    """A made-up data set with labels: ``make_store(scenes={"a": 3, "b": 70}, width=64, height=36)``."""
+def store_in(base: Path) -> Callable[..., LabelStore]:
+    """A function that makes a made-up data set with labels in a folder."""
 
     def make(
         scenes: dict[str, int], width: int = 64, height: int = 36, points: int = 300, split: str = "train"
     ) -> LabelStore:
-        root, folder = tmp_path / "raw", tmp_path / "labels"
+        root, folder = base / "raw", base / "labels"
         rng = np.random.default_rng(0)
         frames = [
             made_up_frame(root, folder, scene, k, rng, width, height, points, split)
@@ -76,6 +75,18 @@ def make_store(tmp_path: Path) -> Callable[..., LabelStore]:
         return write_store(folder, CLASSES, segments="sam")
 
     return make
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., LabelStore]:
+    """A made-up data set with labels: ``make_store(scenes={"a": 3, "b": 70}, width=64, height=36)``."""
+    return store_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_store_in() -> Callable[[Path], Callable[..., LabelStore]]:
+    """The same in a folder of one's own: ``make_store_in(folder)(scenes)``."""
+    return store_in
 
 
 def made_up_frame(
@@ -172,7 +183,7 @@ def with_regions(store: LabelStore, seed: int = 0) -> LabelStore:
     return open_store(store.root)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def add_regions() -> Callable[..., LabelStore]:
     """``add_regions(store, seed)``: the store with regions."""
     return with_regions

@@ -91,25 +91,29 @@ def test_the_bytes_do_not_depend_on_how_it_ran(make_store: MakeStore, tmp_path: 
     assert contents(tmp_path / "one") == contents(out)
 
 
-def _build_in_process(labels: Path, out: Path, part: tuple[int, int]) -> None:
-    build_pairs(open_store(labels), out, SETTINGS, split="train", part=part)
+def _build_in_turn(labels: Path, runs: list[tuple[Path, tuple[int, int]]], together: threading.Barrier) -> None:
+    for out, part in runs:
+        together.wait()
+        build_pairs(open_store(labels), out, SETTINGS, split="train", part=part)
 
 
-@pytest.mark.parametrize("parts", [[(0, 1), (0, 1)], [(0, 2), (1, 2)]])
-def test_two_writers_at_once_leave_one_whole_set(
-    make_store: MakeStore, tmp_path: Path, parts: list[tuple[int, int]]
-) -> None:
+def test_two_writers_at_once_leave_one_whole_set(make_store: MakeStore, tmp_path: Path) -> None:
     """On the same units, and on a part each."""
     store = make_store(dict.fromkeys("abcdefgh", 1), points=20)
     build_pairs(store, tmp_path / "one", SETTINGS, split="train")
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_build_in_process, args=(store.root, tmp_path / "out", p)) for p in parts]
+    together = context.Barrier(2)
+    same, halves = tmp_path / "same", tmp_path / "halves"
+    writers = [
+        context.Process(target=_build_in_turn, args=(store.root, [(same, (0, 1)), (halves, (i, 2))], together))
+        for i in (0, 1)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert contents(tmp_path / "one") == contents(tmp_path / "out")
+    assert contents(tmp_path / "one") == contents(same) == contents(halves)
 
 
 def test_shards_made_otherwise_are_not_mixed_and_not_replaced_unasked(make_store: MakeStore, tmp_path: Path) -> None:
@@ -225,22 +229,26 @@ SPOILERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__.strip("_"))
-def test_a_bad_frame_is_left_out_and_named_and_made_when_mended(
-    make_store: MakeStore, tmp_path: Path, spoil: Callable[[Frame, LabelStore], str]
-) -> None:
-    store, out = make_store({"a": 3, "b": 1}), tmp_path / "out"
+def test_a_bad_frame_is_left_out_and_named_and_made_when_mended(make_store: MakeStore, tmp_path: Path) -> None:
+    """A scene for each fault: its second frame of three is bad."""
+    faults = {spoil.__name__.strip("_"): spoil for spoil in SPOILERS}
+    store, out = make_store({**dict.fromkeys(faults, 3), "good": 1}), tmp_path / "out"
     shutil.copytree(tmp_path / "raw", tmp_path / "raw-good")
     shutil.copytree(tmp_path / "labels", tmp_path / "labels-good")
-    said = spoil(list(store.index().frames())[1], store)
+    bad = {frame.scene: frame for frame in store.index().frames() if frame.token.endswith("-0001")}
+    said = {scene: spoil(bad[scene], store) for scene, spoil in faults.items()}
     summary = build_pairs(store, out, SETTINGS, split="train")
-    (failure,) = summary.failures
-    assert failure.unit == "a frame a-token-0001" and said in failure.reason and "\n" not in failure.reason
+    reasons = {failure.unit: failure.reason for failure in summary.failures}
+    assert set(reasons) == {f"{scene} frame {scene}-token-0001" for scene in faults}
+    for scene, what in said.items():
+        reason = reasons[f"{scene} frame {scene}-token-0001"]
+        assert what in reason and "\n" not in reason
     shards = open_shards(out)
-    assert [record.token for record in shards] == ["a-token-0000", "a-token-0002", "b-token-0000"]
-    assert not shards.complete and shards.manifest["shards"][0]["left_out"]
+    kept = [f"{scene}-token-{k:04d}" for scene in faults for k in (0, 2)] + ["good-token-0000"]
+    assert sorted(record.token for record in shards) == sorted(kept)
+    assert not shards.complete and sum(bool(shard["left_out"]) for shard in shards.manifest["shards"]) == len(faults)
     again = build_pairs(store, out, SETTINGS, split="train")
-    assert len(again.failures) == 1 and again.frames_left_out == 1 and again.frames_kept == 1
+    assert len(again.failures) == again.frames_left_out == len(faults) and again.frames_kept == 1
 
     shutil.copytree(tmp_path / "raw-good", tmp_path / "raw", dirs_exist_ok=True)
     shutil.copytree(tmp_path / "labels-good", tmp_path / "labels", dirs_exist_ok=True)
@@ -487,13 +495,10 @@ def _wait_for_a_shard(out: Path) -> None:
     raise AssertionError("no shard after 60 s")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(
-    make_store: MakeStore, tmp_path: Path, workers: int
-) -> None:
+def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_half_done(make_store: MakeStore, tmp_path: Path) -> None:
     store, out = make_store({f"s{k:02d}": 1 for k in range(8)}, points=20), tmp_path / "out"
     with _held(store):
-        process = _start(tmp_path / "program.py", store, out, workers)
+        process = _start(tmp_path / "program.py", store, out, 2)
         _wait_for_a_shard(out)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
         _, errors = process.communicate(timeout=60)

@@ -34,13 +34,24 @@ from olivine.readers import open_dataset
 SETTINGS = PairSettings(segments=True, regions=True, clusters=1, consolidate=1)
 
 
+@pytest.fixture(scope="module")
+def made(
+    make_store_in: Callable[[Path], Callable[..., LabelStore]],
+    add_regions: Callable[..., LabelStore],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[LabelStore, Path]:
+    """A data set with labels and its shards, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    store = add_regions(make_store_in(folder)({"a": 3, "b": 2}))
+    build_pairs(store, folder / "pairs", SETTINGS, split="train")
+    return store, folder / "pairs"
+
+
 @pytest.fixture
-def built(
-    make_store: Callable[..., LabelStore], add_regions: Callable[..., LabelStore], tmp_path: Path
-) -> tuple[LabelStore, ShardSet]:
-    store = add_regions(make_store({"a": 3, "b": 2}))
-    build_pairs(store, tmp_path / "pairs", SETTINGS, split="train")
-    return store, open_shards(tmp_path / "pairs")
+def built(made: tuple[LabelStore, Path], tmp_path: Path) -> tuple[LabelStore, ShardSet]:
+    """The data set, and a copy of its shards that a test may damage."""
+    store, pairs = made
+    return store, open_shards(shutil.copytree(pairs, tmp_path / "pairs"))
 
 
 def test_every_field_of_a_frame_comes_back(built: tuple[LabelStore, ShardSet]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +134,70 @@ def test_missing_shards_name_the_command_that_makes_them(small, tmp_path):
         run_study(small, tmp_path)
 
 
+def test_a_row_on_shards_of_its_own_is_pre_trained_on_those_and_probed_on_the_studys(tmp_path, monkeypatch):
+    def opened(path):
+        other = path.parent.name == "regions"
+        tokens = ("a", "b") if not other or same else ("a", "c")
+        return SimpleNamespace(
+            path=path, digest=f"{path.parent.name} {path.name}", tokens=tokens, point_classes=("car",)
+        )
+
+    trained, probed = [], []
+    monkeypatch.setattr(study_module, "open_shards", opened)
+    monkeypatch.setattr(study_module, "pretrain", lambda settings, _: trained.append(settings.data.shards) or _Done())
+    monkeypatch.setattr(study_module, "linear_probe", lambda *a, **_: [probed.append(a[1:3]) or _Done()])
+    monkeypatch.setattr(study_module, "_save_random", lambda *_: None)
+    rows = {"base": {}, "other": {"data.shards": "../regions"}}
+    plain = {
+        **PLAIN,
+        "rows": rows,
+        "tables": [],
+        "claims": [],
+        "shards": str(tmp_path / "pairs"),
+        "features": "encoder",
+    }
+    study = study_from_plain(plain, "small.yaml")
+    for name in ("pairs/train", "pairs/val"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{}")
+    with pytest.raises(OlivineError, match=r"\.\./regions/train: no shards here. Make them: make the-ground"):
+        run_study(study, tmp_path / "study", (0,))
+    (tmp_path / "regions" / "train").mkdir(parents=True)
+    (tmp_path / "regions" / "train" / "manifest.json").write_text("{}")
+    same = False
+    with pytest.raises(OlivineError, match=r"regions/train: the frames are not those of .*pairs/train"):
+        run_study(study, tmp_path / "study", (0,))
+    same = True
+    assert run_study(study, tmp_path / "study", (0,)).done == 4
+    whole = tmp_path / "pairs"
+    assert trained == [str(whole / "train"), str(whole / "../regions/train")]
+    assert probed == [(whole / "train", whole / "val")] * 2
+    digests = {
+        r.row: r.configuration["pretrain"]["train"] for r in read_rows([tmp_path / "study"]) if r.stage == "probe"
+    }
+    assert digests == {"base": "pairs train", "other": "regions train"}
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What stands for the summary of a pre-training and of a probe."""
+
+    interrupted: bool = False
+    steps: int = 1
+
+    @property
+    def scores(self):
+        return _Scores()
+
+
+@dataclass(frozen=True)
+class _Scores:
+    mean_iou: float = 0.5
+    frequency_weighted_iou: float = 0.5
+    iou: dict = field(default_factory=dict)
+    absent: tuple = ()
+
+
 def test_the_studies_of_the_package_are_right():
     demo = load_study("configs/study-demo.yaml")
     assert list(demo.rows) == ["random", "InfoNCE", "whole method"]
@@ -176,14 +240,17 @@ def test_the_studies_of_methods_differ_in_the_method_alone(ground):
     for name in ("study-methods", "study-methods-small"):
         study = load_study(name)
         rows = {row: settings for row, settings in study.rows.items() if settings is not None}
-        assert {s.method.name for s in rows.values()} == {"olivine", "slidr", "st-slidr", "seal", "distil"}
+        assert {s.method.name for s in rows.values()} == {"olivine", "slidr", "st-slidr", "seal", "uov-tmp", "distil"}
         first = rows["PPKT"]
         assert (first.method.wcd, first.method.scr) == (False, False)
         for settings in rows.values():
-            for part in ("backbone", "voxels", "image", "augment", "run", "data"):
+            for part in ("backbone", "voxels", "image", "augment", "run"):
                 assert getattr(settings, part) == getattr(first, part), part
+            assert replace(settings.data, shards=None) == first.data
+        assert {row for row, settings in rows.items() if settings.data.shards} == {"UOV-TMP"}
         assert study.features == "encoder"
         assert "--segments --clusters 1" in study.ground
+        ground = replace(ground, others={"../regions": SimpleNamespace(digest="r" * 64)})
         assert len({run.digest for run in plan_study(study, ground, (0,))}) == len(
             list(plan_study(study, ground, (0,)))
         )

@@ -1,0 +1,83 @@
+"""OLIVINE's draw by the confidence of labels: what is drawn, and what the shards must have for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from olivine.common import OlivineError
+from olivine.train.loop import pretrain
+from olivine.train.method import Context
+from olivine.train.methods.olivine import Olivine, OlivineSettings
+from olivine.train.sampling import generator_of, sampling_probability
+
+COUNT, PAIRS, CLASSES = 4000, 300, 5
+SETTINGS = OlivineSettings(pairs=PAIRS, scr=False)
+
+
+@pytest.fixture(scope="module")
+def columns() -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    score = rng.integers(0, 256, COUNT).astype(np.uint8)
+    score[:500] = 0  # not known
+    return {
+        "pair_label": torch.from_numpy(rng.integers(0, CLASSES, COUNT)),
+        "pair_density": torch.from_numpy(rng.uniform(0.001, 1, COUNT).astype(np.float32)),
+        "pair_score": torch.from_numpy(score),
+    }
+
+
+def draw(columns: dict[str, torch.Tensor], seed: int, **changes: object) -> torch.Tensor:
+    labels = tuple(f"class {k}" for k in range(CLASSES))
+    method = Olivine(replace(SETTINGS, **changes), Context(lambda width: nn.Identity(), 1, labels, 1, 0.1))  # type: ignore[arg-type]
+    group = SimpleNamespace(
+        size=COUNT,
+        column=columns.__getitem__,
+        class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
+        generator=lambda draw: generator_of(seed, 0, 0, draw),
+    )
+    return method.draw_by_label(group)  # type: ignore[arg-type]
+
+
+def test_pairs_are_drawn_in_proportion_to_their_scores_and_never_where_it_is_not_known(columns) -> None:
+    drawn = torch.cat([draw(columns, seed, scored_draw=True, mode="random") for seed in range(40)])
+    found = torch.bincount(drawn, minlength=COUNT).double() / 40
+    score = columns["pair_score"].double()
+    assert not found[score == 0].any()
+    share = score / score.sum() * PAIRS
+    for low, high in ((1, 80), (80, 170), (170, 256)):
+        held = (score >= low) & (score < high)
+        assert float(found[held].sum()) == pytest.approx(float(share[held].sum()), rel=0.1)
+
+
+def test_with_density_and_frequency_it_is_one_more_factor(columns) -> None:
+    drawn = torch.cat([draw(columns, seed, scored_draw=True) for seed in range(40)])
+    plain = torch.cat([draw(columns, seed) for seed in range(40)])
+    score = columns["pair_score"].float()
+    assert float(score[drawn].mean()) > 1.2 * float(score[plain].mean())
+    count = torch.bincount(columns["pair_label"], minlength=CLASSES)
+    known = score > 0
+    expected = sampling_probability(columns["pair_density"], columns["pair_label"], count) * score
+    order = torch.argsort(expected, descending=True)
+    # The likeliest are drawn nearly every time.
+    assert float(torch.isin(order[:20], drawn[: 5 * PAIRS]).float().mean()) > 0.9
+    assert bool(known[drawn].all())
+
+
+def test_pairs_under_the_least_score_are_left_out(columns) -> None:
+    drawn = draw(columns, 0, least_score=0.8)
+    assert len(drawn) == PAIRS
+    assert int(columns["pair_score"][drawn].min()) >= 0.8 * 255
+    assert len(draw(columns, 0, least_score=0.99)) == int((columns["pair_score"] >= 0.99 * 255).sum())
+
+
+def test_shards_without_scores_name_the_command_that_adds_them(streets: Path, quick, tmp_path: Path) -> None:
+    settings = quick("cpu", streets, "method.scored_draw=true", "method.pairs=100")
+    with pytest.raises(OlivineError, match=r"pair_score.*olivine build-pairs --consolidate"):
+        pretrain(settings, tmp_path / "run")
