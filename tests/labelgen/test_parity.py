@@ -28,7 +28,7 @@ BOX_THRESHOLD = 0.25
 @pytest.fixture(scope="session")
 def images(keyframe_index) -> list[np.ndarray]:
     frame = next(keyframe_index.frames())
-    return [np.asarray(Image.open(frame.image_path(c)).convert("RGB")) for c in frame.cameras[:3]]
+    return [np.asarray(Image.open(frame.image_path(c)).convert("RGB")) for c in frame.cameras[:2]]
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +70,42 @@ def package_detector(tiny_networks, tmp_path_factory):
     return load_model(str(folder / "config.py"), str(tiny_networks.detector_checkpoint), device="cpu")
 
 
+@pytest.fixture(scope="session")
+def peer_boxes(original, package_detector, images):
+    """What groundingdino's own predict finds in each image: boxes in pixels, scores."""
+    from groundingdino.util.inference import predict
+
+    found = []
+    for image in images:
+        tensor = original.detector.preprocess(image)
+        boxes, scores, _ = predict(package_detector, tensor, CAPTION, BOX_THRESHOLD, 0.25, device="cpu")
+        found.append((pixel_boxes(boxes, (900, 1600)), scores))
+    return found
+
+
+@pytest.fixture(scope="session")
+def peer_hf_boxes(tiny_folders, images):
+    """The same of transformers' own model and processor."""
+    from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
+    from transformers.models.grounding_dino import GroundingDinoProcessor
+
+    model = GroundingDinoForObjectDetection.from_pretrained(tiny_folders.detector).eval()
+    processor = GroundingDinoProcessor(
+        GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 320}),
+        AutoTokenizer.from_pretrained(tiny_folders.detector),
+    )
+    found = []
+    for image in images:
+        inputs = processor(images=Image.fromarray(image), text=CAPTION, return_tensors="pt")
+        with torch.inference_mode():
+            out = model(**inputs)
+        (one,) = processor.post_process_grounded_object_detection(
+            out, inputs.input_ids, threshold=BOX_THRESHOLD, text_threshold=0.25, target_sizes=[(900, 1600)]
+        )
+        found.append((one["boxes"], one["scores"]))
+    return found
+
+
 def _found(labeler, images):
     """Every box over the box threshold, the text threshold aside, of one batch."""
     with torch.inference_mode():
@@ -94,24 +130,23 @@ def test_images_are_prepared_as_the_packages_load_image_does(keyframe_index, ori
     assert expected.shape == (3, 750, 1333)
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_boxes_and_scores_are_those_of_groundingdinos_predict(batched, original, package_detector, images):
-    from groundingdino.util.inference import predict
-
-    ours = _found(original, images) if batched else [_found(original, [image])[0] for image in images]
-    for image, found in zip(images, ours):
-        boxes, scores, _ = predict(
-            package_detector, original.detector.preprocess(image), CAPTION, BOX_THRESHOLD, 0.25, device="cpu"
-        )
+def _same_boxes(labeler, images, batched, expected):
+    ours = _found(labeler, images) if batched else [_found(labeler, [image])[0] for image in images]
+    for found, (boxes, scores) in zip(ours, expected, strict=True):
         assert len(boxes) == len(found.box) > 3
-        assert torch.allclose(found.box, pixel_boxes(boxes, (900, 1600)), atol=0.05)
+        assert torch.allclose(found.box, boxes, atol=0.05)
         assert torch.allclose(found.score, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_boxes_and_scores_are_those_of_groundingdinos_predict(batched, original, peer_boxes, images):
+    _same_boxes(original, images, batched, peer_boxes)
 
 
 def test_the_text_encoder_is_asked_once_for_a_caption(original, images):
     memory = original.detector.model.bert
-    _found(original, images)
     _found(original, images[:1])
+    _found(original, images)
     assert memory.asked == 1
 
 
@@ -132,8 +167,7 @@ def test_a_boxs_class_is_the_prompt_whose_tokens_score_highest(original, images)
         assert int(prompt) == int(np.argmax(best)) and float(text_score) == pytest.approx(max(best))
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_mask_logits_are_those_of_sam_predictor(batched, original, tiny_networks, images):
+def test_mask_logits_are_those_of_sam_predictor_batched_or_not(original, tiny_networks, images):
     from segment_anything import SamPredictor
 
     from olivine.labelgen.grounded_sam import build_sam, load_state
@@ -141,11 +175,7 @@ def test_mask_logits_are_those_of_sam_predictor(batched, original, tiny_networks
     predictor = SamPredictor(build_sam(load_state(tiny_networks.sam_checkpoint), tiny_networks.sam_checkpoint))
     boxes = torch.tensor([[100.0, 200.0, 900.0, 700.0], [0.0, 0.0, 1600.0, 900.0], [5.5, 3.2, 40.0, 77.0]])
     with torch.inference_mode():
-        features = (
-            original.segmenter.encode(images)
-            if batched
-            else torch.cat([original.segmenter.encode([image]) for image in images])
-        )
+        batch = original.segmenter.encode(images)
         for i, image in enumerate(images):
             predictor.set_image(image)
             expected, _, _ = predictor.predict_torch(
@@ -155,9 +185,10 @@ def test_mask_logits_are_those_of_sam_predictor(batched, original, tiny_networks
                 multimask_output=False,
                 return_logits=True,
             )
-            ours = original.segmenter.mask_logits(features[i : i + 1], boxes, (900, 1600))
-            assert ours.shape == (3, 900, 1600)
-            assert torch.allclose(ours, expected[:, 0], atol=1e-4)
+            for features in (batch[i : i + 1], original.segmenter.encode([image])):
+                ours = original.segmenter.mask_logits(features, boxes, (900, 1600))
+                assert ours.shape == (3, 900, 1600)
+                assert torch.allclose(ours, expected[:, 0], atol=1e-4)
             assert float(expected.std()) > 1e-3  # a mask worth comparing
 
 
@@ -186,49 +217,27 @@ def test_the_size_of_sam_is_read_from_its_weights_as_the_registry_builds_it(name
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_hf_boxes_and_scores_are_those_of_transformers_own_processor(batched, hugging, tiny_folders, images):
-    from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
-    from transformers.models.grounding_dino import GroundingDinoProcessor
-
-    model = GroundingDinoForObjectDetection.from_pretrained(tiny_folders.detector).eval()
-    processor = GroundingDinoProcessor(
-        GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 320}),
-        AutoTokenizer.from_pretrained(tiny_folders.detector),
-    )
-    ours = _found(hugging, images) if batched else [_found(hugging, [image])[0] for image in images]
-    for image, found in zip(images, ours):
-        inputs = processor(images=Image.fromarray(image), text=CAPTION, return_tensors="pt")
-        with torch.inference_mode():
-            out = model(**inputs)
-        (expected,) = processor.post_process_grounded_object_detection(
-            out, inputs.input_ids, threshold=BOX_THRESHOLD, text_threshold=0.25, target_sizes=[(900, 1600)]
-        )
-        assert len(expected["boxes"]) == len(found.box) > 3
-        assert torch.allclose(found.box, expected["boxes"], atol=0.05)
-        assert torch.allclose(found.score, expected["scores"], atol=1e-4)
+def test_hf_boxes_and_scores_are_those_of_transformers_own_processor(batched, hugging, peer_hf_boxes, images):
+    _same_boxes(hugging, images, batched, peer_hf_boxes)
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_hf_mask_logits_are_those_of_transformers_own_processor(batched, hugging, tiny_folders, images):
+def test_hf_mask_logits_are_those_of_transformers_own_processor_batched_or_not(hugging, tiny_folders, images):
     from transformers import SamImageProcessor, SamModel, SamProcessor
 
     model = SamModel.from_pretrained(tiny_folders.sam).eval()
     processor = SamProcessor(SamImageProcessor(size={"longest_edge": 256}, pad_size={"height": 256, "width": 256}))
     boxes = torch.tensor([[100.0, 200.0, 900.0, 700.0], [0.0, 0.0, 1600.0, 900.0], [5.5, 3.2, 40.0, 77.0]])
     with torch.inference_mode():
-        features = (
-            hugging.segmenter.encode(images)
-            if batched
-            else torch.cat([hugging.segmenter.encode([image]) for image in images])
-        )
+        batch = hugging.segmenter.encode(images)
         for i, image in enumerate(images):
             inputs = processor(Image.fromarray(image), input_boxes=[boxes.tolist()], return_tensors="pt")
             out = model(**inputs, multimask_output=False)
             (expected,) = processor.post_process_masks(
                 out.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"], binarize=False
             )
-            ours = hugging.segmenter.mask_logits(features[i : i + 1], boxes, (900, 1600))
-            assert torch.allclose(ours, expected[:, 0], atol=1e-3 * float(expected.abs().max()))
+            for features in (batch[i : i + 1], hugging.segmenter.encode([image])):
+                ours = hugging.segmenter.mask_logits(features, boxes, (900, 1600))
+                assert torch.allclose(ours, expected[:, 0], atol=1e-3 * float(expected.abs().max()))
             assert float(expected.std()) > 1e-3
 
 
@@ -243,13 +252,15 @@ def test_reference_overlap_is_painting_in_the_detectors_order(which, request, ke
     finally:
         labeler.settings = before
     (found,) = _found(labeler, images[:1])
-    painted = np.zeros((900, 1600), np.uint8)
+    painted, clear = np.zeros((900, 1600), np.uint8), np.ones((900, 1600), bool)
     with torch.inference_mode():
         feature = labeler.segmenter.encode(images[:1])
         for box, prompt in zip(found.box, found.prompt):
-            mask = labeler.segmenter.mask_logits(feature, box[None], (900, 1600))[0] > 0
-            painted[mask.numpy()] = int(prompt) + 1
-    assert np.array_equal(labelled.label, painted) and painted.any()
+            logit = labeler.segmenter.mask_logits(feature, box[None], (900, 1600))[0].numpy()
+            painted[logit > 0] = int(prompt) + 1
+            # A product's last bits depend on where its arrays lie in memory.
+            clear &= np.abs(logit) > 1e-4
+    assert np.array_equal(labelled.label[clear], painted[clear]) and painted.any() and clear.mean() > 0.95
 
 
 @pytest.mark.parametrize("which", ["original", "hugging"])
