@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from . import __version__
 from .commands import cluster, console, data, doctor, own_data, score, train
 
 _OPTIONS: dict[str, Any] = {
@@ -27,6 +28,20 @@ train.register(app)
 score.register(app)
 cluster.register(app)
 doctor.register(app)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"olivine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version, and stop.", is_eager=True, callback=_say_version
+    ),
+) -> None: ...
 
 
 def main() -> None:

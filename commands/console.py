@@ -100,6 +100,8 @@ def run(app: typer.Typer) -> NoReturn:
 
 
 def _fail_other(error: Exception) -> NoReturn:
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        sys.exit(0)
     click_message = getattr(error, "format_message", None)
     if click_message is not None:  # what the option parser has to say
         _fail(f"{click_message().rstrip('.')}. Run the command with --help for its options", 2)

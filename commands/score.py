@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(unfold(probe))
     app.command()(unfold(finetune))
     app.command()(predict)
+    app.command()(embed)
     app.command()(study)
     app.command()(export)
     app.command()(report)
@@ -158,6 +159,49 @@ def predict(
     out = out or folder / f"predictions-{shards.name}"
     check_output(out, inputs=(checkpoint, shards))
     console.finish("predict", run(checkpoint, shards, out, smooth=smooth, confidence=confidence), out, as_json)
+
+
+def embed(
+    points: Annotated[list[Path], typer.Argument(help="Point files: .bin, .pcd, .ply, .npy or .npz.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a run (default: the newest).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the features.")] = Path("embeddings"),
+    columns: Annotated[
+        str, typer.Option(help="Columns of files that name none, as of .bin files.")
+    ] = "x,y,z,intensity",
+    intensity: Annotated[
+        str, typer.Option(help="The column of the intensity; empty where there is none.")
+    ] = "intensity",
+    intensity_offset: Annotated[
+        float, typer.Option(help="Added to the intensity: 1 for networks trained on KITTI.")
+    ] = 0.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Write a network's feature of every point of some files, one .npy file for each.
+
+    Rows are the file's points in its order, without those that have no position (NaN).
+
+    Example: olivine embed scan.pcd --checkpoint runs/cpu
+    """
+    import numpy as np
+
+    from ..common import write_bytes
+    from ..downstream.embed import Embedder, EmbedSummary, npy_bytes
+    from ..readers.clouds import CloudLayout, read_cloud
+
+    names = [path.stem for path in points]
+    if len(set(names)) < len(names):
+        raise OlivineError("two point files have one name", where=str(points[0]), remedy="embed them one by one")
+    checkpoint, _ = _choose_backbone(checkpoint, as_json)
+    check_output(out, inputs=(checkpoint, *points), known=("*.npy",))
+    network = Embedder(checkpoint, device, intensity_offset)
+    layout = CloudLayout(columns=tuple(columns.split(",")), intensity=intensity)
+    count = outside = 0
+    for path in points:
+        cloud = read_cloud(path, layout)
+        write_bytes(out / f"{path.stem}.npy", npy_bytes(network.features(cloud)))
+        count, outside = count + len(cloud), outside + int(np.count_nonzero(~network.in_range(cloud)))
+    console.finish("embed", EmbedSummary(len(points), count, network.channels, outside), out, as_json)
 
 
 def _choose_backbone(checkpoint: Path | None, as_json: bool, runs: str = "*") -> tuple[Path, Path]:

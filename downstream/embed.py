@@ -1,0 +1,129 @@
+"""A trained network on clouds of one's own: features of points, or their classes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..common import OlivineError, PathLike
+from ..common.settings import settings_from_plain
+from ..train.backbone import Clouds
+from ..train.checkpoint import checkpoint_file, load_backbone, load_state
+from ..train.voxelize import VoxelSettings, voxelize
+from .network import new_head
+
+Points = TypeVar("Points", NDArray[Any], Tensor)
+
+
+class Embedder:
+    """A network from a checkpoint; ``olivine.load(path)`` makes one.
+
+    Attributes:
+        backbone: the 3D network, in evaluation mode.
+        channels: width of its features.
+        classes: names of the classes 1..K where the checkpoint is a fine-tuned one, else empty.
+        voxels: how it cuts clouds.
+    """
+
+    def __init__(self, path: PathLike, device: str | torch.device = "cpu", intensity_offset: float = 0.0) -> None:
+        path = checkpoint_file(path)
+        self.backbone, content = load_backbone(path)
+        self.backbone.to(device).eval().requires_grad_(False)
+        self.channels, self._device, self._offset = (
+            self.backbone.feature_channels,
+            torch.device(device),
+            intensity_offset,
+        )
+        voxels = settings_from_plain(VoxelSettings, content.get("voxels") or content["settings"]["voxels"], str(path))
+        self.voxels = voxels if voxels.from_corner else VoxelSettings(**{**vars(voxels), "crop": False})
+        self.classes: tuple[str, ...] = ()
+        self._head: torch.nn.Linear | None = None
+        if "head_state" in content:
+            self.classes = tuple(content["data"]["classes"])
+            self._head = new_head(self.channels, len(self.classes) + 1, 0).to(device)
+            load_state(self._head, content["head_state"], path)
+
+    @torch.no_grad()
+    def _at_points(self, points: NDArray[Any] | Tensor, head: torch.nn.Module | None) -> tuple[Tensor, Tensor]:
+        cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
+        if cloud.ndim != 2 or cloud.shape[1] < 4:
+            raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
+        cloud[:, 3] += self._offset
+        voxels = voxelize(cloud, None, self.voxels)
+        seen = voxels.inverse >= 0
+        of_point = torch.zeros(len(cloud), dtype=torch.int64, device=self._device)
+        width = self.channels if head is None else len(self.classes) + 1
+        found = torch.zeros(len(cloud), width, device=self._device)
+        if bool(seen.any()):
+            value = self.backbone.encode(Clouds(cloud, of_point, voxels, self.voxels)).raw()
+            value = value if head is None else head(value)
+            place = torch.arange(len(cloud), device=self._device) if self.backbone.per_point else voxels.inverse
+            found[seen] = value.index_select(0, place[seen]).float()
+        return found, seen
+
+    def features(self, points: Points) -> Points:
+        """The network's feature of each point.
+
+        Args:
+            points: floating [N, 4 or more], in metres in the LiDAR's frame, and raw intensity; NumPy or torch.
+
+        Returns:
+            float32 [N, :attr:`channels`], as ``points`` NumPy or torch. Points outside the network's range
+            (:meth:`in_range`) have zeros.
+
+        Raises:
+            OlivineError: another shape, or points that are not finite.
+        """
+        return _like(points, self._at_points(points, None)[0])
+
+    def in_range(self, points: Points) -> Points:
+        """Which points the network sees, bool [N]; a network without a fixed grid sees all."""
+        return _like(points, self._at_range(points))
+
+    def _at_range(self, points: NDArray[Any] | Tensor) -> Tensor:
+        return voxelize(torch.as_tensor(points).to(self._device, torch.float32), None, self.voxels).inverse >= 0
+
+    def predict(self, points: Points) -> tuple[Points, Points]:
+        """The class of each point and how sure the network is of it, for a fine-tuned network.
+
+        Returns:
+            int64 [N], 1..K as in :attr:`classes`, 0 outside the range; float32 [N], its probability.
+
+        Raises:
+            OlivineError: the checkpoint has no head for classes.
+        """
+        if self._head is None:
+            raise OlivineError("holds no head for classes", where="predict", remedy="load a fine-tuned checkpoint")
+        logit, seen = self._at_points(points, self._head)
+        best = torch.softmax(logit[:, 1:], 1).max(1)
+        label, sure = torch.where(seen, best.indices + 1, 0), torch.where(seen, best.values, 0.0)
+        return _like(points, label), _like(points, sure)
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What was written; ``outside`` counts points beyond the network's range, whose features are 0."""
+
+    files: int
+    points: int
+    channels: int
+    outside: int
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _like(points: Points, value: Tensor) -> Points:
+    if isinstance(points, np.ndarray):
+        return value.cpu().numpy()
+    return value.to(points.device)
