@@ -87,7 +87,7 @@ def modern_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
     """A ``run.json`` in today's form."""
     if identity.get("kind") != "pretrain":
-        return identity
+        return {**identity, "settings": {"layer_decay": 1.0, **identity["settings"]}}
     return {**identity, "settings": _settings_of_run(identity["settings"])}
 
 
