@@ -272,7 +272,8 @@ def study(
 def export(
     checkpoint: Checkpoint = None,
     layout: Annotated[
-        str | None, typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet or state_dict (default: by the backbone).")
+        str | None,
+        typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet, waffleiron or state_dict (default: its own)."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file (default: <run>/<layout>.pt).")] = None,
     overwrite: Overwrite = False,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..common import OlivineError, package_versions, stop_signals, track
+from ..train.backbone import Backbone
 from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ..train.devices import over_processes, torch_state
 from ..train.loader import stream_position
@@ -89,12 +90,12 @@ def fit(
     parts: dict[str, nn.Module] = {"head": model}
     if isinstance(model, Segmenter):
         parts = {"head": model.head, "backbone": model.backbone}
-    rates = (settings.lr, settings.backbone_lr)[: len(parts)]
+    groups = [([p for p in model.parameters() if p.requires_grad], settings.lr)]
+    if isinstance(model, Segmenter):
+        groups = [(list(model.head.parameters()), settings.lr), *_backbone_groups(model.backbone, settings)]
+    rates = [rate for _, rate in groups]
     optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate}
-            for part, rate in zip(parts.values(), rates)
-        ],
+        [{"params": parameters, "lr": rate} for parameters, rate in groups],
         momentum=settings.momentum,
         dampening=settings.dampening,
         weight_decay=settings.weight_decay,
@@ -160,3 +161,12 @@ def fit(
     if interrupted:
         raise KeyboardInterrupt
     return wrapped
+
+
+def _backbone_groups(backbone: Backbone, settings: SegmentationSettings) -> list[tuple[list[nn.Parameter], float]]:
+    """The backbone's parameters and their rates, layer by layer where these fall with depth."""
+    if settings.layer_decay == 1:
+        return [([p for p in backbone.parameters() if p.requires_grad], settings.backbone_lr)]
+    layers = [[p for p in layer.parameters() if p.requires_grad] for layer in backbone.layers()]
+    rates = [settings.backbone_lr * settings.layer_decay**depth for depth in reversed(range(len(layers)))]
+    return list(zip(layers, rates))

@@ -6,6 +6,7 @@
 | `slidr` | `model_points` | the same names, one head (`final`), no prefix |
 | `olivine-lightning` | `state_dict` | the same names with the prefix `model_points.` |
 | `minkowski` (export) | `model_points` | as `slidr`, with both heads where there are two |
+| `waffleiron` | `model_point` (ScaLR), `net` | this package's, the head as `classif`, a 1D convolution |
 | `openpcdet` | `model_state` | `backbone_3d.…`, kernels [out, z, y, x, in], norms without `.bn`, no heads |
 """
 
@@ -21,7 +22,7 @@ from ..train.sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 
 Weights = dict[str, Tensor]
 #: Layouts that :func:`export_weights` writes.
-EXPORT_LAYOUTS = ("minkowski", "openpcdet", "state_dict")
+EXPORT_LAYOUTS = ("minkowski", "openpcdet", "waffleiron", "state_dict")
 
 _LIGHTNING, _OPENPCDET = "model_points.", "backbone_3d."
 _HEADS = ("final.", "final_class_level.")
@@ -49,6 +50,8 @@ def find_weights(content: Any, *, where: object) -> tuple[str, Weights]:
         for container, layout, prefix in (
             ("model_points", "slidr", ""),
             ("state_dict", "olivine-lightning", _LIGHTNING),
+            ("model_point", "waffleiron", ""),
+            ("net", "waffleiron", ""),
             ("model_state", "openpcdet", _OPENPCDET),
         ):
             inner = content.get(container)
@@ -66,7 +69,7 @@ def find_weights(content: Any, *, where: object) -> tuple[str, Weights]:
     raise OlivineError(
         f"no 3D network in it ({kind})",
         where=where,
-        remedy="give a file with model_points (SLidR), state_dict (OLIVINE) or model_state (OpenPCDet)",
+        remedy="give a file with model_points (SLidR), model_point (ScaLR), state_dict (OLIVINE) or model_state (OpenPCDet)",
     )
 
 
@@ -83,7 +86,9 @@ def _tensors(weights: dict[str, Any], where: object) -> Weights:
 
 
 def own_layout(network: nn.Module) -> str:
-    """The layout of the code base that a network comes from: ``minkowski`` for U-Nets, ``openpcdet`` for trunks."""
+    """The layout of the code base that a network comes from: ``minkowski`` for U-Nets, ``openpcdet`` for trunks …"""
+    if any(name.startswith("waffleiron.") for name in network.state_dict()):
+        return "waffleiron"
     return "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
 
 
@@ -109,7 +114,11 @@ def load_weights(network: nn.Module, weights: Weights, *, layout: str = "olivine
         OlivineError: a name is missing or extra, or a shape differs; the first is named with both shapes.
     """
     own = network.state_dict()
-    converted, heads = split_heads(from_openpcdet(weights, network) if layout == "openpcdet" else dict(weights))
+    if layout == "openpcdet":
+        weights = from_openpcdet(weights, network)
+    elif layout == "waffleiron":
+        weights = from_waffleiron(weights, where)
+    converted, heads = split_heads(dict(weights))
     # A network that ends in a layer ``final`` of its own takes that one.
     converted |= {name: heads.pop(name) for name in own if name in heads}
     # A norm's counter is absent from some exports and changes nothing: momenta are fixed.
@@ -125,6 +134,7 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
 
     ``minkowski``: a file that SLidR's and OLIVINE's loaders read (``model_points``). ``openpcdet``: a file whose
     ``model_state`` OpenPCDet's detectors with that trunk load as pre-trained weights; it has no place for the heads.
+    ``waffleiron``: a file that WaffleIron's code reads (``net``).
     ``state_dict``: the tensors by this package's names and no more, for any network.
 
     Args:
@@ -149,10 +159,43 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
         content: dict[str, Any] = dict(state)
     elif layout == "minkowski":
         content = {"model_points": state}
+    elif layout == "waffleiron":
+        content = {"net": {name: tensor for name, tensor in state.items() if name not in heads} | _to_classif(heads)}
     else:
         content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in to_openpcdet(network).items()}}
     write_tensors(path, content)
+    if layout == "waffleiron":
+        return [name for name in heads if not name.startswith("final.")]
     return [name for name in state if name.startswith(_HEADS)] if layout == "openpcdet" else []
+
+
+def _to_classif(heads: Weights) -> Weights:
+    """A head [in, out], [1, out] as WaffleIron's 1D convolution, where there is one."""
+    found = {}
+    if "final.kernel" in heads:
+        found = {"classif.weight": heads["final.kernel"].T[:, :, None].contiguous()}
+    if "final.bias" in heads:
+        found["classif.bias"] = heads["final.bias"].flatten()
+    return found
+
+
+def from_waffleiron(weights: Weights, where: object) -> Weights:
+    """The parameters of WaffleIron's or ScaLR's network, its ``classif`` as a head ``final``.
+
+    Raises:
+        OlivineError: the network of ScaLR+, which has other activations between the same parameters.
+    """
+    if "classif.0.weight" in weights:
+        raise OlivineError(
+            "holds the network of ScaLR+ (GELU, an MLP as head), which is another one",
+            where=where,
+            remedy="give a checkpoint of ScaLR or WaffleIron",
+        )
+    converted = {name: tensor for name, tensor in weights.items() if not name.startswith("classif.")}
+    if "classif.weight" in weights:
+        converted["final.kernel"] = weights["classif.weight"].flatten(1).T.contiguous()
+        converted["final.bias"] = weights["classif.bias"][None]
+    return converted
 
 
 def to_openpcdet(network: nn.Module) -> Weights:

@@ -30,6 +30,7 @@ class SegmentationSettings:
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
             of the frames, so that small sets get steps enough.
         lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
+        layer_decay: the backbone's last layer has ``backbone_lr``, each layer before it so many times that of the next.
         augment: rotation about z and flips of x and y, drawn for each frame and epoch.
         momentum, dampening, weight_decay: of SGD; the rates fall with a cosine to 0, changed every epoch.
         seed: of the head, of the order, of the augmentation and of random weights.
@@ -47,6 +48,7 @@ class SegmentationSettings:
     batch: int | None = None
     lr: float = 0.05
     backbone_lr: float = 0.0
+    layer_decay: float = 1.0
     augment: bool = False
     momentum: float = 0.9
     dampening: float = 0.1
@@ -73,6 +75,8 @@ class SegmentationSettings:
                 raise OlivineError(f"{member.name} is {value}", remedy=f"use at least {least[member.name]}")
         if not 0 <= self.sure <= 1:
             raise OlivineError(f"sure is {self.sure}", where="sure", remedy="give a probability")
+        if not 0 < self.layer_decay <= 1:
+            raise OlivineError(f"layer_decay is {self.layer_decay}", remedy="use over 0 and at most 1")
         if not 0 < self.fraction <= 100:
             raise OlivineError(f"a fraction of {self.fraction:g} %", where="fraction", remedy="use 1, 5, 10, 25 or 100")
 

@@ -45,8 +45,8 @@ def export_backbone(
 
     Args:
         checkpoint: run folder or file.
-        layout: ``minkowski``, ``openpcdet``, or ``state_dict`` (a plain dictionary of this package's names); None is
-            the one of the first two that the backbone has.
+        layout: ``minkowski``, ``openpcdet``, ``waffleiron``, or ``state_dict`` (a plain dictionary of this package's names);
+            None is the one of the first three that the backbone has.
         overwrite: replace an earlier export.
 
     Raises:
@@ -66,13 +66,13 @@ def export_backbone(
 def import_weights(
     path: PathLike, out: PathLike, settings: PretrainSettings | None = None, *, overwrite: bool = False
 ) -> WeightsSummary:
-    """Make a checkpoint of this package from a published file of SLidR, OLIVINE or OpenPCDet, or from an export.
+    """Make a checkpoint of this package from a published file of SLidR, OLIVINE, ScaLR or OpenPCDet, or from an export.
 
     Args:
         path: the file; only tensors and plain values are read.
         out: the checkpoint to write.
         settings: the backbone and voxels it was made with, which no such file says. By default the preset
-            ``voxelnet`` for OpenPCDet's files and ``reference`` (SR-UNet34 on cylindrical voxels, as the public code
+            ``voxelnet`` for OpenPCDet's files, ``scalr`` for ScaLR's and ``reference`` (SR-UNet34 on cylindrical voxels, as the public code
             trains it) for the others.
         overwrite: replace a checkpoint that was imported earlier; no other.
 
@@ -81,7 +81,7 @@ def import_weights(
     """
     check_output_file(out, _is_imported, overwrite=overwrite, inputs=(path,))
     layout, weights = read_weights(path)
-    settings = settings or load_settings("voxelnet" if layout == "openpcdet" else "reference")
+    settings = settings or load_settings({"openpcdet": "voxelnet", "waffleiron": "scalr"}.get(layout, "reference"))
     arguments = backbone_arguments(settings)
     network = build_backbone(**arguments, seed=settings.seed)
     if layout == "openpcdet" and own_layout(network) != "openpcdet":

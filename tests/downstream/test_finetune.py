@@ -29,6 +29,7 @@ from olivine.downstream.results import read_result
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
+from olivine.train.backbone import build_backbone
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
 from olivine.train.settings import load_settings
 from olivine.train.voxelize import VoxelSettings
@@ -90,6 +91,26 @@ def test_head_and_backbone_have_rates_of_their_own_and_every_layer_moves(whole, 
     assert {n for n in start if n.endswith("kernel")} <= moved and start.keys() == end.keys()
     groups = load_checkpoint(out)["optimizer_state"]["param_groups"]
     assert [g["lr"] / (0.5 * (1 + np.cos(np.pi / 2))) for g in groups] == pytest.approx([0.5, 0.05])
+
+
+def test_rates_of_layers_fall_with_depth_and_no_parameter_is_left_out():
+    backbone = build_backbone("srunet-small")
+    groups = fit._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1, layer_decay=0.5))
+    rate = {id(parameter): rate for parameters, rate in groups for parameter in parameters}
+    assert rate.keys() == {id(parameter) for parameter in backbone.parameters()}
+    assert sum(len(parameters) for parameters, _ in groups) == len(rate)
+    assert rate[id(backbone.block8[0].conv1.kernel)] == 0.1
+    assert rate[id(backbone.conv0p1s1.kernel)] == pytest.approx(0.1 * 0.5**8)  # the first of nine layers
+    ((every, one),) = fit._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1))
+    assert one == 0.1 and len(every) == len(rate)
+
+
+def test_a_run_from_before_layer_rates_goes_on(whole, nuscenes_world, checkpoint, monkeypatch):
+    identity = json.loads((whole[0] / "run.json").read_text())
+    assert identity["settings"].pop("layer_decay") == 1.0
+    (whole[0] / "run.json").write_text(json.dumps(identity))
+    monkeypatch.setattr(fit, "segmentation_loss", None)  # nothing is trained again
+    finetune(checkpoint, *nuscenes_world.splits, whole[0], SHORT)
 
 
 def test_the_rate_falls_with_a_cosine_of_the_epochs(whole):
@@ -476,6 +497,7 @@ def test_wrong_settings_are_refused_with_their_name():
         (["lr"], "not key=value"),
         (["batch=0"], "batch is 0"),
         (["lr=-1"], "lr is -1"),
+        (["layer_decay=0"], "layer_decay is 0"),
     ):
         with pytest.raises(OlivineError, match=message):
             settings_of(FinetuneSettings, changes)

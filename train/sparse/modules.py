@@ -143,12 +143,23 @@ class BatchNorm(nn.Module):
         )
 
 
+class RowBatchNorm(nn.BatchNorm1d):
+    """Batch norm of rows [N, C], over the rows of all processes where :func:`share_norms` says so."""
+
+    #: As :attr:`BatchNorm.group`.
+    group: dist.ProcessGroup | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[N, C] → [N, C]."""
+        return norm_add_relu(input, self, group=self.group, relu=False)
+
+
 def share_norms(network: nn.Module, group: dist.ProcessGroup | None) -> int:
     """Let a network's batch norms take their training statistics over a group of processes, or over this one (None).
 
     For all processes pass ``torch.distributed.group.WORLD``. Returns the number of norms.
     """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm | RowBatchNorm)]
     for norm in norms:
         norm.group = group
     return len(norms)
