@@ -124,7 +124,7 @@ def require_packages(labeler: str, names: dict[str, str]) -> None:
     for module, distribution in names.items():
         try:
             importlib.import_module(module)
-        except ImportError as error:  # noqa: PERF203  two names at most
+        except ImportError as error:
             raise OlivineError(
                 f"--labeler {labeler} needs the package {distribution} ({error})",
                 remedy="install it with: pip install 'olivine[labelgen]'",

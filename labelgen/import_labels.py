@@ -138,6 +138,6 @@ class ImportLabeler:
         for task in tasks:
             try:
                 results.append(Labelled(self._read(task.camera)))
-            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
+            except OlivineError as error:
                 results.append(error)
         return BatchResult(tuple(results))

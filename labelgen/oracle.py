@@ -327,7 +327,7 @@ class OracleLabeler:
         for task in tasks:
             try:
                 results.append(self._label(task))
-            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
+            except OlivineError as error:
                 results.append(error)
         return BatchResult(tuple(results))
 

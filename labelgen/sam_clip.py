@@ -308,7 +308,7 @@ class SamClipLabeler:
         for (task, image), seen in zip(piece, tokens.float()):
             try:
                 results.append(self._labelled(image, seen, task))
-            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
+            except OlivineError as error:
                 results.append(error)
         return results
 

@@ -122,7 +122,7 @@ class SceneLabeler:
         for task in batch:
             try:
                 images.append(read_image(task))
-            except OlivineError as error:  # noqa: PERF203  one bad image must not stop the others
+            except OlivineError as error:
                 images.append(error)
         return images
 
