@@ -24,7 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import OlivineError, demand, disk_error, is_running, parse_json, read_bytes, write_json
+from ..common import (
+    OlivineError,
+    demand,
+    disk_error,
+    is_running,
+    parse_json,
+    read_bytes,
+    remove_leftovers,
+    write_json,
+)
 
 HEARTBEAT = 5.0  # seconds
 SILENT = 60.0  # seconds without a heartbeat after which a driver on another machine is taken for dead
@@ -76,6 +85,7 @@ class Account:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, folder) from None
+        remove_leftovers(folder)
         out = os.path.relpath(self.out.absolute(), folder)
         write_json(folder / "job.json", {"job": self.job, "out": out, "units": self.units})
 

@@ -24,7 +24,7 @@ from olivine.cluster.slurm import SlurmSettings, submit
 from olivine.cluster.status import find_jobs, read_status, watch_jobs
 from olivine.cluster.ticket import Ticket, check_environment
 from olivine.commands.defaults import choose_executor
-from olivine.common import OlivineError, write_json
+from olivine.common import OlivineError, write_json, writer_name
 
 
 def _job(tmp_path: Path, done: int, units: int) -> Path:
@@ -79,6 +79,17 @@ def test_jobs_are_found_by_their_output_and_from_above(tmp_path: Path) -> None:
     assert find_jobs(tmp_path / "out") == find_jobs(tmp_path) == find_jobs(logs) == [logs]
     with pytest.raises(OlivineError, match="no job has left an account here"):
         find_jobs(tmp_path / "elsewhere")
+
+
+def test_what_a_killed_driver_left_half_written_in_the_account_goes_when_it_is_opened_again(tmp_path: Path) -> None:
+    logs = _job(tmp_path, 1, 1)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    host = writer_name().rpartition("-")[0]
+    (logs / f".job.json.partial-{host}-{dead.strip()}-abc123").write_text("{")
+    Account(logs, "test", tmp_path / "out", 1).open()
+    assert [path.name for path in logs.iterdir() if path.is_file()] == ["job.json"]
 
 
 def test_a_watch_follows_jobs_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
