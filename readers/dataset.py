@@ -20,7 +20,7 @@ from .benchmark import Benchmark
 from .frame import Box, Frame
 
 PACKAGE = "olivine.readers"
-OWN = ("benchmark", "clouds", "dataset", "frame", "index", "lens", "project", "recording", "recording_start")
+OWN = ("benchmark", "checks", "clouds", "dataset", "frame", "index", "lens", "project", "recording", "recording_start")
 """The modules of this room that are no data set."""
 
 
@@ -67,6 +67,11 @@ class Dataset(ABC):
     @abstractmethod
     def count(cls, root: Path) -> int:
         """About how many frames a folder holds of this data set, 0 where it is another's; quick, without its packages."""
+
+    @classmethod
+    def recognizes(cls, root: Path) -> bool:
+        """Whether a folder looks like this data set, by its files."""
+        return cls.count(root) > 0
 
     @classmethod
     @abstractmethod
@@ -191,7 +196,7 @@ def reader_of(kind: type[Dataset]) -> str:
 
 def recognize(root: PathLike) -> list[str]:
     """The data sets of this package that a folder may hold; of one and another that is built on it, the latter."""
-    found = {name: kind for name in dataset_names() if (kind := dataset_class(name)).count(Path(root)) > 0}
+    found = {name: kind for name in dataset_names() if (kind := dataset_class(name)).recognizes(Path(root))}
     return [n for n, kind in found.items() if not any(o is not kind and issubclass(o, kind) for o in found.values())]
 
 

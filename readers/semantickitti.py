@@ -65,9 +65,9 @@ class SemanticKittiDataset(KittiDataset):
     prompts = PROMPTS
 
     @classmethod
-    def count(cls, root: Path) -> int:
-        """The clouds of all sequences, where some have labels; see :class:`Dataset`."""
-        return super().count(root) if any(root.glob("sequences/*/labels")) else 0
+    def recognizes(cls, root: Path) -> bool:
+        """Whether some sequence has labels; see :class:`Dataset`."""
+        return any(root.glob("sequences/*/labels"))
 
     @classmethod
     def benchmark(cls, version: str) -> Benchmark:

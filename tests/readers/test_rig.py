@@ -14,57 +14,6 @@ from olivine.readers import open_dataset, recognize
 from olivine.readers.project import project_points
 
 
-def tum(time_us, matrix):
-    from scipy.spatial.transform import Rotation
-
-    values = (*matrix[:3, 3], *Rotation.from_matrix(matrix[:3, :3]).as_quat())
-    return " ".join([f"{time_us // 10**6}.{time_us % 10**6:06d}", *(f"{v:.17g}" for v in values)])
-
-
-def matrix_of(record):
-    from olivine.readers.recording import rotation_of
-
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rotation_of(np.array(record["rotation"])), record["translation"]
-    return matrix
-
-
-def keyframe_as_rig(keyframe, folder):
-    """The keyframe's tables read here, without the reader: calibration, times and poses as a user would write them."""
-    tables = keyframe / "v1.0-mini"
-    data, sensors, calibrations, poses = (
-        json.loads((tables / f"{name}.json").read_text())
-        for name in ("sample_data", "sensor", "calibrated_sensor", "ego_pose")
-    )
-    sensor_of, calibration_of, pose_of = ({r["token"]: r for r in t} for t in (sensors, calibrations, poses))
-    plain = {"scenes": {".": "val"}, "lidars": {}, "cameras": {}, "poses": {"file": "poses.txt"}}
-    plain["matching"] = {"limit": 0.1}
-    lines, names = [], {}
-    for record in data:
-        if not record["is_key_frame"]:
-            continue
-        calibration = calibration_of[record["calibrated_sensor_token"]]
-        name = sensor_of[calibration["sensor_token"]]["channel"]
-        pose = pose_of[record["ego_pose_token"]]
-        lines.append(tum(record["timestamp"], matrix_of(pose)))
-        source = keyframe / record["filename"]
-        target = folder / name / f"{record['timestamp']}{source.suffix}"
-        target.parent.mkdir(parents=True)
-        shutil.copy(source, target)
-        where = {"translation": calibration["translation"], "quaternion_wxyz": calibration["rotation"]}
-        sensor = {"files": f"{name}/*{source.suffix}", "unit": "us"}
-        if name == "LIDAR_TOP":
-            columns = ["x", "y", "z", "intensity", "ring"]
-            plain["lidars"][name] = {**sensor, "columns": columns, "lidar_to_vehicle": where}
-        else:
-            names[name] = {**sensor, "intrinsic": calibration["camera_intrinsic"], "camera_to_vehicle": where}
-    order = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
-    plain["cameras"] = {name: names[name] for name in order}
-    (folder / "poses.txt").write_text("# time x y z qx qy qz qw\n" + "\n".join(sorted(lines)) + "\n")
-    (folder / "rig.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    return folder
-
-
 def kitti_as_rig(kitti_frame, folder):
     """The KITTI frame: P2 and Tr from calib.txt, the pose of camera 0 as it is."""
     sequence = kitti_frame / "sequences" / "00"
@@ -109,9 +58,9 @@ def assert_same_pairs(frame, mine, cameras):
     np.testing.assert_allclose(frame.pose, mine.pose, rtol=0, atol=1e-6)
 
 
-def test_the_keyframe_as_a_recording_gives_the_same_pairs(nuscenes_keyframe, tmp_path):
+def test_the_keyframe_as_a_recording_gives_the_same_pairs(nuscenes_keyframe, rig_of_keyframes, tmp_path):
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
-    (mine,) = open_dataset("rig", keyframe_as_rig(nuscenes_keyframe, tmp_path)).frames("val")
+    (mine,) = open_dataset("rig", rig_of_keyframes(nuscenes_keyframe, tmp_path)).frames("val")
     assert_same_pairs(frame, mine, 6)
     assert (mine.timestamp, mine.split, mine.scene) == (frame.timestamp, "val", "recording")
     assert recognize(tmp_path) == ["rig"]
