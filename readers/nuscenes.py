@@ -252,8 +252,17 @@ def _choose_version(root: Path, version: str | None) -> tuple[str, str]:
     return largest, f"{largest}, {why}"
 
 
-@lru_cache(maxsize=2)
 def _open_devkit(root: Path, version: str) -> Any:
+    """The devkit on the tables as they are now; kept while they stay so."""
+    state = []
+    for path in sorted((root.absolute() / version).glob("*.json")):
+        there = path.stat()
+        state.append((str(path), there.st_size, there.st_mtime_ns))
+    return _devkit(root, version, tuple(state))
+
+
+@lru_cache(maxsize=2)
+def _devkit(root: Path, version: str, state: tuple[tuple[str, int, int], ...]) -> Any:
     try:
         from nuscenes import NuScenes
     except ImportError as error:

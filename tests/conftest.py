@@ -213,10 +213,8 @@ def olivine() -> Callable[..., subprocess.CompletedProcess[str]]:
     user runs it. With ``check=True`` it must end well.
     """
     from olivine import cli
-    from olivine.readers.nuscenes import _open_devkit
 
     def here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-        _open_devkit.cache_clear()  # its key is the path, and data/nuscenes is another data set in each folder
         out, errors = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.chdir(cwd)

@@ -314,3 +314,14 @@ def test_a_class_index_that_is_no_byte_is_named(broken, index):
     change_table(broken, "category", lambda records: records[3].update(index=index))
     with pytest.raises(OlivineError, match=r"category\.json: index is|v1\.0-mini: the tables of the data set do not"):
         open_dataset("nuscenes", broken)
+
+
+def test_a_data_set_that_takes_anothers_place_is_read_anew(nuscenes_world, tmp_path):
+    root = tmp_path / "nuscenes"
+    shutil.copytree(nuscenes_world.root / "v1.0-mini", root / "v1.0-mini")
+    for folder in ("samples", "maps", "lidarseg"):
+        (root / folder).symlink_to(nuscenes_world.root / folder)
+    before = len(open_dataset("nuscenes", root).frames())
+    scenes = root / "v1.0-mini" / "scene.json"
+    scenes.write_text(json.dumps(json.loads(scenes.read_text())[:1]))
+    assert len(open_dataset("nuscenes", root).frames()) < before

@@ -77,7 +77,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
     from olivine.labelgen.prompts import DEFAULT_VOCABULARY, load_vocabulary
     from olivine.labelgen.store import open_store, read_values
     from olivine.pairs.shards import open_shards
-    from olivine.readers import nuscenes, open_dataset
+    from olivine.readers import open_dataset
     from olivine.readers.index import open_index
     from olivine.report.figures import read_losses, read_scores
     from olivine.study.config import load_study
@@ -108,7 +108,6 @@ def kinds_of(world: Path) -> dict[str, Kind]:
 
     def frames_of(name: str, folder: str) -> Callable[[Path], Any]:
         def read(_: Path) -> Any:
-            nuscenes._open_devkit.cache_clear()  # else the tables of the case before would be taken
             return [repr(frame) for frame in open_dataset(name, folder).frames()]
 
         return read
