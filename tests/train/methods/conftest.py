@@ -23,14 +23,25 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic streets with SLIC segments and clusters of scans, each frame in a shard of its own."""
     folder = tmp_path_factory.mktemp("streets")
     write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
-    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
-    generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
+    _build(folder / "raw", folder / "labels", folder / "pairs", "slic", PairSettings(segments=True, clusters=1))
+    return folder / "pairs"
+
+
+@pytest.fixture(scope="session")
+def streets_with_regions(streets: Path) -> Path:
+    """The same frames with the oracle's regions, and no images."""
+    raw, folder = streets.parent / "raw", streets.parent / "regions"
+    _build(raw, folder / "labels", folder / "pairs", "regions", PairSettings(segments=True, regions=True, images=False))
+    return folder / "pairs"
+
+
+def _build(raw: Path, labels: Path, shards: Path, segments: str, settings: PairSettings) -> None:
+    index, _ = index_dataset(labels / "frames", "nuscenes", raw, None)
+    generate_labels(index, labels, LabelSettings("oracle", segments=segments))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 1)
-        settings = PairSettings(segments=True, clusters=1)
-        summary = build_pairs(open_store(folder / "labels"), folder / "pairs", settings, split="train")
+        summary = build_pairs(open_store(labels), shards, settings, split="train")
     assert not summary.failures
-    return folder / "pairs"
 
 
 @pytest.fixture(scope="session")
