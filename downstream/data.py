@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common import OlivineError
 from ..pairs.shards import ShardSet
-from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, rotate_and_flip
+from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
 from ..train.backbone import Backbone, Clouds
 from ..train.voxelize import VoxelSettings, voxelize
 
@@ -95,7 +95,7 @@ class CloudExamples:
             points = np.array(self.shards.points(frame))
             generator = generator_of(self.seed or 0, epoch, frame)
             points[:, 3] += self.shards.intensity_offset
-            points[:, :3] = rotate_and_flip(points[:, :3], settings, generator)
+            points[:, :3] = move_cloud(points[:, :3], settings, generator)
             label = self._label_of(frame)
             parts.append(points)
             labels.append(np.zeros(len(points), np.uint8) if label is None else label)

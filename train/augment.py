@@ -2,7 +2,7 @@
 
 NumPy and numba only; the loader's workers import this file and no torch. Every random number comes from a generator made of
 (seed, epoch, frame), so that neither the number of workers nor the order of frames changes anything. The order is the
-public code's: points outside a circle, rotation, flips, cuboid, crop, image flip.
+public code's: points outside a circle, rotation, flips, cuboid, crop, image flip. Scaling, which it has not, is after flips.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class AugmentSettings:
             public code does it for VoxelNet; None leaves out none.
         rotate: rotation about z by a uniform angle in [0, 2π).
         flip_axes: flip of x and of y, each with probability ½.
+        scale: the cloud is scaled by a factor from 1 − scale to 1 + scale, one for x, y and z.
         cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
         crop: random crop of each image; without it the whole image is resized.
         crop_area: least and largest fraction of the image's area.
@@ -51,6 +52,7 @@ class AugmentSettings:
     circle: tuple[float, float, float] | None = None
     rotate: bool = True
     flip_axes: bool = True
+    scale: float = 0.0
     cuboid: float = 0.2
     crop: bool = True
     crop_area: tuple[float, float] = (0.3, 1.0)
@@ -68,7 +70,7 @@ class AugmentSettings:
         Raises:
             OlivineError: one is out of its range, or the circle holds nothing.
         """
-        check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
+        check_ranges("augment", self, scale=(0, 1, "[)"), cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
         check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
         for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
             low, high = getattr(self, name)
@@ -83,7 +85,7 @@ class AugmentSettings:
             )
 
 
-NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, cuboid=0.0, crop=False, flip_image=0.0)
+NO_AUGMENTATION = AugmentSettings(rotate=False, flip_axes=False, scale=0.0, cuboid=0.0, crop=False, flip_image=0.0)
 
 
 def without_augmentation(settings: AugmentSettings) -> AugmentSettings:
@@ -99,10 +101,10 @@ def generator_of(seed: int, epoch: int, frame: int, *scan: int) -> np.random.Gen
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, frame, *scan))))
 
 
-def rotate_and_flip(
+def move_cloud(
     points: NDArray[np.float32], settings: AugmentSettings, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Rotate a cloud [N, ≥3] about z and flip x and y at random; further columns stay. Returns a new array."""
+    """Rotate a cloud [N, ≥3] about z, flip x and y, and scale it at random; further columns stay. Returns a new array."""
     angle = generator.uniform(0, 2 * math.pi)
     flips = np.where(generator.random(2) < 0.5, -1.0, 1.0)
     matrix = np.eye(3)
@@ -112,6 +114,8 @@ def rotate_and_flip(
     if settings.flip_axes:
         matrix[:2] *= flips[:, None]
     moved: NDArray[np.float32] = turn(points, matrix[:2, :2])
+    if settings.scale > 0:  # drawn only here, so that the other numbers are the same without it
+        moved[:, :3] *= np.float32(generator.uniform(1 - settings.scale, 1 + settings.scale))
     return moved
 
 
@@ -273,7 +277,7 @@ def make_sample(
     Raises:
         OlivineError: an image cannot be decoded, or there is no ground truth.
     """
-    points = rotate_and_flip(record.points, settings, generator)
+    points = move_cloud(record.points, settings, generator)
     stays = inside_circle(record.points, settings.circle)
     if settings.cuboid > 0 and stays.any():
         held, number = stays[record.pair_point], np.cumsum(stays) - 1
@@ -303,7 +307,7 @@ def make_scan(
     Args:
         columns: wanted, see :func:`scan_columns`.
     """
-    points = rotate_and_flip(record.points, settings, generator)
+    points = move_cloud(record.points, settings, generator)
     stays = inside_circle(record.points, settings.circle)
     if settings.cuboid > 0:
         dropped = cuboid_members(points[:, :3], settings.cuboid, generator)

@@ -18,7 +18,7 @@ from olivine.train.augment import (
     augment_images,
     choose_crop,
     generator_of,
-    rotate_and_flip,
+    move_cloud,
     without_augmentation,
 )
 from olivine.train.augment_kernels import move_pairs
@@ -145,10 +145,26 @@ def test_validation_changes_nothing_but_the_images_size() -> None:
     np.testing.assert_array_equal(truth.pair_label, record.point_label[record.pair_point])
 
 
+def test_scaling_multiplies_all_three_coordinates_and_changes_no_other_draw() -> None:
+    points = frame().points
+    factors = []
+    for seed in range(200):
+        plain = move_cloud(points, AugmentSettings(), generator_of(seed, 0, 0))
+        scaled = move_cloud(points, AugmentSettings(scale=0.1), generator_of(seed, 0, 0))
+        factor = np.linalg.norm(scaled[:, :3]) / np.linalg.norm(plain[:, :3])
+        np.testing.assert_allclose(scaled[:, :3], plain[:, :3] * factor, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(scaled[:, 3:], plain[:, 3:])
+        factors.append(factor)
+    assert 0.9 <= min(factors) < 0.91 and 1.09 < max(factors) <= 1.1
+    assert abs(np.mean(factors) - 1) < 3 * 0.2 / np.sqrt(12 * 200)
+    with pytest.raises(OlivineError, match=r"augment\.scale is 1"):
+        AugmentSettings(scale=1)
+
+
 def test_rotation_and_flips_keep_distances_heights_and_the_input() -> None:
     xyz = frame().points[:, :3]
     kept = xyz.copy()
-    turned = rotate_and_flip(xyz, AugmentSettings(), generator_of(3, 0, 0))
+    turned = move_cloud(xyz, AugmentSettings(), generator_of(3, 0, 0))
     np.testing.assert_array_equal(xyz, kept)
     np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(xyz, axis=1), rtol=1e-5)
     np.testing.assert_array_equal(turned[:, 2], xyz[:, 2])
@@ -156,7 +172,7 @@ def test_rotation_and_flips_keep_distances_heights_and_the_input() -> None:
         round(
             float(
                 np.linalg.det(
-                    np.linalg.lstsq(xyz, rotate_and_flip(xyz, AugmentSettings(), generator_of(s, 0, 0)), rcond=None)[0]
+                    np.linalg.lstsq(xyz, move_cloud(xyz, AugmentSettings(), generator_of(s, 0, 0)), rcond=None)[0]
                 )
             )
         )

@@ -40,6 +40,7 @@ class StSlidrSettings(SlidrSettings):
 
     def __post_init__(self) -> None:
         """Check the ranges; :func:`~olivine.common.settings.check_ranges` raises."""
+        super().__post_init__()
         check_ranges("method", self, quantile=(0, 1), count=(0, 1 << 40))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,19 +28,31 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 def make_streets(folder: Path) -> None:
     write_dataset(SyntheticSettings(scenes=2, frames=2, image_scale=0.1, workers=1), folder / "raw")
-    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "raw", None)
-    generate_labels(index, folder / "labels", LabelSettings("oracle", segments="slic"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 1)
-        settings = PairSettings(segments=True, clusters=1)
-        summary = build_pairs(open_store(folder / "labels"), folder / "pairs", settings, split="train")
-    assert not summary.failures
+    _build(folder / "raw", folder, "slic", PairSettings(segments=True, clusters=1))
 
 
 @pytest.fixture(scope="session")
 def streets(once: Callable[..., Path]) -> Path:
     """Synthetic streets with SLIC segments and clusters of scans, each frame in a shard of its own."""
     return once("streets", make_streets) / "pairs"
+
+
+@pytest.fixture(scope="session")
+def streets_with_regions(once: Callable[..., Path], streets: Path) -> Path:
+    """The same frames with the oracle's regions, and no images."""
+    settings = PairSettings(segments=True, regions=True, images=False)
+    make = partial(_build, streets.parent / "raw", segments="regions", settings=settings)
+    return once("streets-with-regions", make) / "pairs"
+
+
+def _build(raw: Path, folder: Path, segments: str, settings: PairSettings) -> None:
+    labels = folder / "labels"
+    index, _ = index_dataset(labels / "frames", "nuscenes", raw, None)
+    generate_labels(index, labels, LabelSettings("oracle", segments=segments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("olivine.pairs.unit.FRAMES_PER_SHARD", 1)
+        summary = build_pairs(open_store(labels), folder / "pairs", settings, split="train")
+    assert not summary.failures
 
 
 @pytest.fixture(scope="session")

@@ -126,3 +126,5 @@ def test_gradients_reach_both_heads_sides_and_not_the_similarities() -> None:
 def test_a_share_that_is_none_is_refused() -> None:
     with pytest.raises(OlivineError, match=r"method\.quantile is 1\.5"):
         load_settings("st-slidr", ["method.quantile=1.5"])
+    with pytest.raises(OlivineError, match=r"method\.temperature is -1"):
+        load_settings("st-slidr", ["method.temperature=-1"])
