@@ -209,7 +209,7 @@ class RigDataset(Dataset):
             points = read_cloud(path, layout)
             if plain["min_range"] > 0:
                 points = points[np.linalg.norm(points[:, :3].astype(np.float64), axis=1) >= plain["min_range"]]
-            if cloud["matrix"]:
+            if len(cloud["matrix"]) == 12:
                 matrix = np.array(cloud["matrix"], np.float64).reshape(3, 4)
                 points = points.copy()
                 points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
