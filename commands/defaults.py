@@ -50,7 +50,9 @@ def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
     if dataset is not None:
         from ..readers.dataset import dataset_class
 
-        return DATA / "labels" / dataset_class(dataset).name, "as asked"
+        # The name of a data set of the user's own is enough here, and not where it is read.
+        name = dataset_class(dataset).name if ":" in dataset or "." in dataset else dataset
+        return DATA / "labels" / name, "as asked"
     return _largest(
         [p.parent for p in (DATA / "labels").glob("*/manifest.json")],
         lambda p: _sum_of_frames(p / "frames" / "index.json", "scenes"),

@@ -75,6 +75,7 @@ class DataCheck:
         looked_at: frames whose points were projected.
         share: percent of a cloud's points that each camera sees, on average.
         fit: how much rather points at steps in depth lie on edges than others do, in standard deviations of the edge map.
+        delay: milliseconds from a cloud to each camera's image, where the data set says: least, median and largest.
         speed: median, metres per second; None without poses.
         points: median of the clouds.
         notes: what is worth knowing.
@@ -87,6 +88,7 @@ class DataCheck:
     looked_at: int
     share: dict[str, float] = field(default_factory=dict)
     fit: dict[str, float] = field(default_factory=dict)
+    delay: dict[str, list[float]] = field(default_factory=dict)
     speed: float | None = None
     points: int = 0
     notes: list[str] = field(default_factory=list)
@@ -109,6 +111,7 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
     result.speed = float(np.median(speeds)) if speeds else None
     if result.speed is None:
         result.notes.append("there are no poses: whether the times fit cannot be seen")
+    delays: dict[str, list[float]] = {}
     counts: dict[str, list[tuple[Frame, int]]] = {}
     seen: dict[str, str] = {}
     looks: dict[str, list[_Look]] = {}
@@ -131,6 +134,8 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
                 continue
             result.failures += _duplicate(frame, data, camera.image, seen)
         if k in chosen:
+            for name, seconds in frame.source.delays(frame).items():
+                delays.setdefault(name, []).append(1000 * seconds)
             for camera in frame.cameras:
                 try:
                     look, share = _look(frame, camera, points, twists[frame.token])
@@ -149,6 +154,7 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
             result.failures.append(
                 Failure(name, f"sees {value:.2g} % of the points: it looks elsewhere, or lidar_to_camera is wrong")
             )
+    result.delay = {n: [float(f(v)) for f in (np.min, np.median, np.max)] for n, v in delays.items()}
     swapped = _swapped(looks, settings, result)
     for name, several in looks.items():
         if name not in swapped:
@@ -505,6 +511,7 @@ class CheckReport:
     points: int
     share: dict[str, float]
     fit: dict[str, float]
+    delay: dict[str, list[float]]
     speed: float | None
     notes: list[str]
     failures: list[Failure]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,11 @@ from ..common.compiled import compiled
 
 SUFFIXES = (".bin", ".npy", ".npz", ".pcd", ".ply")
 _REMEDY = "export or record it again, or leave this file out"
+# What np.load raises on damaged bytes: its headers are Python text, and its archives zip files.
+_NUMPY_DAMAGE = (
+    *(ValueError, EOFError, OSError, TypeError, LookupError, AttributeError, SyntaxError, NotImplementedError),
+    *(MemoryError, OverflowError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 Named = Mapping[str, NDArray[Any]]
 
 
@@ -56,8 +63,11 @@ def read_cloud(path: Path, layout: CloudLayout) -> NDArray[np.float32]:
     if any(c.ndim != 1 or c.dtype.kind not in "fiu" for c in columns) or len({len(c) for c in columns}) > 1:
         raise OlivineError("its columns are not as many numbers each", where=path, remedy=_REMEDY)
     points = np.zeros((len(columns[0]), 4), np.float32)
-    for k, column in enumerate(columns):
-        points[:, k] = column
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what float32 cannot hold becomes infinite, and is left out below
+        for k, column in enumerate(columns):
+            points[:, k] = column
     there = np.isfinite(points[:, :3]).all(axis=1)
     return points if there.all() else points[there]
 
@@ -103,7 +113,7 @@ def _bin(data: bytes, path: Path, layout: CloudLayout) -> Named:
 def _npy(data: bytes, path: Path, layout: CloudLayout) -> Named:
     try:
         rows = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, TypeError, SyntaxError) as error:
+    except _NUMPY_DAMAGE as error:
         raise OlivineError(f"is no array that NumPy reads ({error})", where=path, remedy=_REMEDY) from None
     return _by_position(np.asarray(rows), path, layout.columns)
 
@@ -112,7 +122,7 @@ def _npz(data: bytes, path: Path, layout: CloudLayout) -> Named:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _NUMPY_DAMAGE as error:
         raise OlivineError(f"is no archive that NumPy reads ({error})", where=path, remedy=_REMEDY) from None
     if len(arrays) == 1 and (rows := next(iter(arrays.values()))).ndim == 2:
         return _by_position(rows, path, layout.columns)

@@ -149,6 +149,11 @@ class Dataset(ABC):
         return None
 
     @classmethod
+    def delays(cls, frame: Frame) -> dict[str, float]:
+        """Seconds from a frame's cloud to the image of each camera; empty where the data set does not say."""
+        return {}
+
+    @classmethod
     def prompt_of(cls, point_class: str) -> str | None:
         """The prompt that a point class is, None where it is none; blanks, ``-`` and ``_`` are the same.
 

@@ -109,6 +109,17 @@ class NuScenesDataset(Dataset):
         )
 
     @classmethod
+    def delays(cls, frame: Frame) -> dict[str, float]:
+        """Seconds from the LiDAR's sample_data to each camera's, by their times; parses the tables."""
+        devkit = _open_devkit(frame.root, frame.version)
+        try:
+            sample = devkit.get("sample", devkit.get("sample_data", frame.token)["sample_token"])
+            times = {c.name: devkit.get("sample_data", sample["data"][c.name])["timestamp"] for c in frame.cameras}
+            return {name: (time - frame.timestamp) / 1e6 for name, time in times.items()}
+        except _BROKEN as error:
+            raise _do_not_fit(error, frame.root / frame.version) from error
+
+    @classmethod
     def boxes(cls, frame: Frame) -> list[Box]:
         """The annotated boxes of a keyframe in its LiDAR frame, in the tables' order; parses the tables."""
         devkit = _open_devkit(frame.root, frame.version)

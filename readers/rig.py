@@ -128,7 +128,7 @@ class RigDataset(Dataset):
         has_poses: bool,
     ) -> Frame:
         rig = self.description
-        clouds, cameras = [], []
+        clouds, cameras, delays = [], [], []
         for (stream, j), world in zip(taken[: len(rig.lidars)], to_world):
             matrix = np.linalg.inv(to_world[0]) @ world
             layout = asdict(stream.sensor.layout)
@@ -139,6 +139,7 @@ class RigDataset(Dataset):
             sensor = stream.sensor
             lidar_to_camera = np.linalg.inv(world) @ to_world[0]
             width, height = sizes[sensor.name]
+            delays.append(int(stream.times[j] - taken[0][0].times[taken[0][1]]))
             lens = sensor.model, sensor.distortion
             cameras.append(
                 Camera(sensor.name, stream.files[j], width, height, sensor.intrinsic, lidar_to_camera, *lens)
@@ -153,7 +154,7 @@ class RigDataset(Dataset):
             point_columns=4,
             pose=to_world[0] if has_poses else np.full((4, 4), np.nan),
             cameras=tuple(cameras),
-            detail=json.dumps({"clouds": clouds, "min_range": rig.min_range}),
+            detail=json.dumps({"clouds": clouds, "min_range": rig.min_range, "delays_us": delays}),
         )
 
     def _say(
@@ -189,6 +190,13 @@ class RigDataset(Dataset):
                 self.note += line
 
     @classmethod
+    def delays(cls, frame: Frame) -> dict[str, float]:
+        """By the times of the files; see :class:`Dataset`."""
+        where = f"frame {frame.token}"
+        plain = demand(parse_json(frame.detail, where, INDEX_AGAIN), {"delays_us": [int]}, where, INDEX_AGAIN)
+        return {camera.name: delay / 1e6 for camera, delay in zip(frame.cameras, plain["delays_us"])}
+
+    @classmethod
     def cloud(cls, frame: Frame) -> NDArray[np.float32]:
         """The clouds of all LiDARs in the first one's frame; see :class:`Dataset`."""
         where = f"frame {frame.token}"
@@ -201,7 +209,7 @@ class RigDataset(Dataset):
             points = read_cloud(path, layout)
             if plain["min_range"] > 0:
                 points = points[np.linalg.norm(points[:, :3].astype(np.float64), axis=1) >= plain["min_range"]]
-            if cloud["matrix"]:
+            if len(cloud["matrix"]) == 12:
                 matrix = np.array(cloud["matrix"], np.float64).reshape(3, 4)
                 points = points.copy()
                 points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]

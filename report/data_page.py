@@ -70,7 +70,8 @@ def _page(title: str, figures: Mapping[str, Any], failures: Sequence[Failure], d
         f"<tr><td>{html.escape(key.replace('_', ' '))}</td><td>{value}</td></tr>" for key, value in plain.items()
     )
     cameras = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{share:.1f} %</td><td>{_number(figures['fit'].get(name))}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{share:.1f} %</td><td>{_number(figures['fit'].get(name))}</td>"
+        f"<td>{_delay(figures['delay'].get(name))}</td></tr>"
         for name, share in figures["share"].items()
     )
     images = "".join(
@@ -82,11 +83,15 @@ def _page(title: str, figures: Mapping[str, Any], failures: Sequence[Failure], d
 <style>body {{ font-family: sans-serif; max-width: 54em; margin: 2em auto; }} img {{ max-width: 100%; }}
 td, th {{ padding: 0.2em 1em 0.2em 0; text-align: left; }} figure {{ margin: 1em 0; }}</style>
 <h1>{html.escape(title)}</h1>{found}{notes}<table>{rows}</table>
-<h2>Cameras</h2><table><tr><th>camera</th><th>points it sees</th><th>fit of edges</th></tr>{cameras}</table>
+<h2>Cameras</h2><table><tr><th>camera</th><th>points it sees</th><th>fit of edges</th><th>image after the cloud: least, median, most</th></tr>{cameras}</table>
 <p>The fit is how much rather points at a step in depth lie on image edges than other points do, in standard deviations
 of the edge map. Below, points are coloured by distance (red {_NEAR:g} m, blue {_FAR:g} m); those with a rim are at a step
 in depth, and should lie on the rims of things.</p>{images}
 """
+
+
+def _delay(values: list[float] | None) -> str:
+    return "not known" if values is None else ", ".join(f"{value:.1f}" for value in values) + " ms"
 
 
 def _number(value: float | None) -> str:

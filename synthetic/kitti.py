@@ -65,14 +65,8 @@ def write_frame(root: Path, sequence: str, frame: int, shot: Capture) -> Row:
 
 def write_sequence(root: Path, sequence: str, rig: Rig, scale: float, rows: list[Row]) -> None:
     """Write calibration, times and poses of a sequence over its frames' rows, in time order."""
-    calibration = kitti_calibration()
-    width, height, _ = rig.cameras[0].scaled(scale)
-    sx, sy = width / rig.cameras[0].width, height / rig.cameras[0].height
-    # As CameraMount.scaled: pixel centres on integers.
-    resize = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
-    to_camera = calibration.velodyne_to_camera_0
-    lines = [f"P{k}: {_numbers(resize @ calibration.projection[k])}" for k in range(4)]
-    lines.append(f"Tr: {_numbers(to_camera[:3])}")
+    to_camera = kitti_calibration().velodyne_to_camera_0
+    lines = calibration_lines(rig, scale)
     put(root, f"sequences/{sequence}/calib.txt", ("\n".join(lines) + "\n").encode())
     times = "".join(f"{k * STEP_US * 1e-6:.6e}\n" for k in range(len(rows)))
     put(root, f"sequences/{sequence}/times.txt", times.encode())
@@ -82,6 +76,17 @@ def write_sequence(root: Path, sequence: str, rig: Rig, scale: float, rows: list
     text = "".join(_numbers((first @ pose)[:3]) + "\n" for pose in poses)
     put(root, f"poses/{sequence}.txt", text.encode())
     put(root, f"sequences/{sequence}/poses.txt", text.encode())
+
+
+def calibration_lines(rig: Rig, scale: float) -> list[str]:
+    """P0 to P3 of the scaled images, and Tr."""
+    calibration = kitti_calibration()
+    width, height, _ = rig.cameras[0].scaled(scale)
+    sx, sy = width / rig.cameras[0].width, height / rig.cameras[0].height
+    # As CameraMount.scaled: pixel centres on integers.
+    resize = np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+    lines = [f"P{k}: {_numbers(resize @ calibration.projection[k])}" for k in range(4)]
+    return [*lines, f"Tr: {_numbers(calibration.velodyne_to_camera_0[:3])}"]
 
 
 def _numbers(matrix: NDArray[np.float64]) -> str:

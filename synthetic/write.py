@@ -22,7 +22,7 @@ from ..common import (
     track,
     write_json,
 )
-from . import kitti, nuscenes
+from . import kitti, kitti_object, nuscenes
 from .capture import capture
 from .kinds import CLASSES
 from .rig import Rig, kitti_rig, nuscenes_rig
@@ -30,6 +30,7 @@ from .settings import VERSION, SyntheticSettings, SyntheticSummary
 from .world import World, make_world
 
 MARK = "synthetic.json"
+_FORMS: dict[str, Any] = {"nuscenes": nuscenes, "semantickitti": kitti, "kitti-object": kitti_object}
 CHUNK = 4
 """Frames of one unit of work: few enough to share, enough to pay for making the scene."""
 
@@ -152,16 +153,15 @@ def _rig(settings: SyntheticSettings) -> Rig:
 
 
 def _scene_names(settings: SyntheticSettings) -> tuple[str, list[tuple[str, str]]]:
-    names = nuscenes.scene_names if settings.format == "nuscenes" else kitti.scene_names
-    return names(settings.scenes)
+    return _FORMS[settings.format].scene_names(settings.scenes)
 
 
 def _finish(settings: SyntheticSettings, folder: Path, by_scene: list[list[dict[str, Any]]]) -> int:
     """Write what goes over all frames; the number of boxes."""
     version, scenes = _scene_names(settings)
-    if settings.format == "semantickitti":
+    if settings.format != "nuscenes":
         named = [(name, rows) for (name, _), rows in zip(scenes, by_scene)]
-        kitti.finish(folder, kitti_rig(), settings.image_scale, named)
+        _FORMS[settings.format].finish(folder, kitti_rig(), settings.image_scale, named)
         return sum(row["boxes"] for rows in by_scene for row in rows)
     keyed = [(nuscenes.SceneName(settings.seed, k, scenes[k][0], version), rows) for k, rows in enumerate(by_scene)]
     nuscenes.write_tables(folder, version, nuscenes_rig(), settings.image_scale, keyed)
@@ -220,7 +220,7 @@ def _world(seed: int, scene: int, duration: float) -> World:
 
 
 def _write_unit(settings: SyntheticSettings, scene: int, frames: range, folder: Path) -> Iterator[Made]:
-    real = nuscenes if settings.format == "nuscenes" else kitti
+    real = _FORMS[settings.format]
     rig, step = _rig(settings), real.STEP_US * 1e-6
     version, names = _scene_names(settings)
     world = _world(settings.seed, scene, settings.frames * step)
@@ -234,8 +234,8 @@ def _write_unit(settings: SyntheticSettings, scene: int, frames: range, folder: 
             model=real.MODEL,
             keep_lost=settings.format == "nuscenes",
         )
-        if settings.format == "semantickitti":
-            row = kitti.write_frame(folder, names[scene][0], frame, shot)
+        if settings.format != "nuscenes":
+            row = real.write_frame(folder, names[scene][0], frame, shot)
         else:
             name = nuscenes.SceneName(settings.seed, scene, names[scene][0], version)
             row = nuscenes.write_frame(folder, name, frame, world, rig, shot)

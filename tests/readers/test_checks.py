@@ -49,6 +49,7 @@ def test_a_clean_drive_has_nothing_wrong(frames):
     found = check_frames(frames, SETTINGS)
     assert found.failures == []
     assert found.looked_at == 8 and set(found.fit) == {c.name for c in frames[0].cameras}
+    assert all(least <= middle <= most < 100 for least, middle, most in found.delay.values()) and len(found.delay) == 6
     assert min(found.fit.values()) > 0.3 and min(found.share.values()) > 1 and found.speed > 2
 
 

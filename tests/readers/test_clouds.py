@@ -167,3 +167,29 @@ def test_what_is_wrong_with_a_point_file_is_one_line(tmp_path, name, data, says)
     with pytest.raises(OlivineError, match=says) as error:
         read_cloud(tmp_path / name, CloudLayout(NAMES))
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_damaged_bytes_are_read_or_refused_in_a_line(tmp_path, name):
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(FORMS[name])
+        for _ in range(int(rng.integers(1, 4))):
+            # Most damage is in the header, where it can do most.
+            at = int(rng.integers(0, min(len(data), 400) if rng.random() < 0.7 else len(data)))
+            what = rng.integers(0, 4)
+            if what == 0:
+                data[at] = rng.integers(0, 256)
+            elif what == 1:
+                del data[at : at + int(rng.integers(1, 30))]
+            elif what == 2:
+                data[at:at] = rng.bytes(int(rng.integers(1, 9)))
+            else:
+                data[at : at + 1] = rng.choice([b"9", b"-", b"99999999999", b"nan"])
+        (tmp_path / name).write_bytes(data)
+        try:
+            points = read_cloud(tmp_path / name, CloudLayout(NAMES))
+        except OlivineError as error:
+            assert "\n" not in str(error)
+        else:
+            assert points.shape[1:] == (4,) and np.isfinite(points[:, :3]).all()

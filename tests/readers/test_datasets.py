@@ -214,6 +214,17 @@ def test_a_data_set_in_one_file_outside_the_package_goes_through_the_whole_pipel
     assert result.classes == ("ground", "plants", "rest") and result.scores.scorer_mean_iou is None
 
 
+def test_commands_call_its_folders_by_its_short_name(my_car, tmp_path, monkeypatch):
+    from olivine.commands import defaults
+
+    root, _ = my_car
+    monkeypatch.chdir(tmp_path)
+    assert defaults.choose_dataset("mycar_reader:MyCar", root)[:2] == ("mycar_reader:MyCar", root)
+    assert defaults.choose_dataset("mycar_reader:MyCar", None)[1].as_posix() == "data/mycar"
+    for name in ("mycar_reader:MyCar", "mycar"):
+        assert defaults.choose_labels(None, name)[0].as_posix() == "data/labels/mycar"
+
+
 def test_shards_from_before_the_benchmarks_file_say_what_to_run(kitti_world, tmp_path):
     from olivine.pairs.shards import open_shards
 

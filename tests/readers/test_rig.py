@@ -12,6 +12,7 @@ from PIL import Image
 from olivine.common import OlivineError
 from olivine.readers import open_dataset, recognize
 from olivine.readers.project import project_points
+from olivine.readers.rig import RigDataset
 
 
 def kitti_as_rig(kitti_frame, folder):
@@ -114,6 +115,7 @@ def test_a_recording_without_poses_has_none(drive):
     assert [f.timestamp for f in frames] == [1_700_000_000_100_000 + k * 1_000_000 for k in range(3)]
     assert all(np.isnan(f.pose).all() and len(f.points()) == 200 for f in frames)
     assert len(project_points(frames[0].points(), frames[0].cameras)[0]) > 20
+    assert RigDataset.delays(frames[1]) == {"front": 0.01}
     assert dataset.note == "rig.yaml with top, front" and dataset.frames("val") == []
 
 

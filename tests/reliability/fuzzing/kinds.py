@@ -198,6 +198,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
         "frame index": Kind(of("data/labels/nuscenes/frames/index.json"), change_json, frame_index, True, (build, score), 2),
         "frames of a scene": Kind(of("data/labels/nuscenes/frames/*.jsonl"), change_json_lines, frame_index, True, (build, score), 2),
         "shard manifest": Kind(of(f"{pairs}/*/manifest.json"), change_json, shards, True, (train, ("build-pairs", "--describe", f"{pairs}/train"))),
+        "data set of shards": Kind(of(f"{pairs}/*/dataset.json"), change_json, lambda p: repr(open_shards(p.parent).benchmark), True, (("predict", "--checkpoint", f"{run_folder}/finetune-100", "--out", "OUT"),)),
         "shard metadata": Kind(of(f"{pairs}/*/*.zarr/**/zarr.json"), change_json, shards, True, (("build-pairs", "--check", f"{pairs}/train"),), 2),
         "shard chunk": Kind(of(f"{pairs}/*/*.zarr/**/c/**/*"), change_bytes, shards, True, (("build-pairs", "--check", f"{pairs}/train"),), 2),
         "job account": Kind(of("data/*/nuscenes.logs/**/job.json"), change_json, lambda p: repr(read_status(p.parent, NOW)), commands=(("status", "data/labels/nuscenes"),)),
