@@ -23,6 +23,8 @@ def olivine(*arguments, cwd):
         (["labelgen", "--root", "."], "--root needs --dataset"),
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
+        (["features"], "Run olivine build-pairs first"),
+        (["features", "--shard", "4/4"], "from 0 to N-1"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),

@@ -34,7 +34,7 @@ ALLOWED = {
     # Who has units of work brings them to the engines; the engines know no room, so nothing goes round.
     "labelgen": {"readers.frame", "readers.index", "readers.project", "cluster"},
     "pairs": {"readers.frame", "readers.index", "readers.project", "labelgen.store", "labelgen.text_table", "cluster"},
-    "train": {"pairs.shards"},
+    "train": {"pairs.shards", "pairs.feature_maps"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
     "report": {"readers.frame", "labelgen.store", "pairs.shards"},
