@@ -1,4 +1,4 @@
-"""The command that pre-trains."""
+"""The commands that pre-train, and store the image encoder's maps before."""
 
 from __future__ import annotations
 
@@ -15,8 +15,55 @@ from .options import DryRun, Json
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
+    app.command()(features)
     app.command()(pretrain)
+
+
+def features(
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards (default: the largest train split in data/pairs, and val beside it).")
+    ] = None,
+    config: Annotated[
+        str, typer.Option(help="A preset's name, a YAML file, or auto: its image section counts.")
+    ] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    dtype: Annotated[str, typer.Option(help="float16, float32, or int8 with a scale for each map and channel.")] = (
+        "float16"
+    ),
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="The maps of mirrored images too, for runs with augment.flip_image.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the stores (default: data/features).")] = None,
+    part: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
+    ] = "0/1",
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Store the image encoder's map of every image, for runs with image.stored.
+
+    Example: olivine features --config olivine-dinov2
+    """
+    from ..pairs.shards import open_shards
+    from ..train.settings import load_settings
+
+    settings = load_settings(config, list(set_ or []))
+    share = defaults.part(part)
+    chosen, why = defaults.choose_shards(shards, "train")
+    folders = [chosen]
+    if shards is None and chosen.name == "train" and (chosen.parent / "val" / "manifest.json").is_file():
+        folders.append(chosen.parent / "val")
+    console.note(f"shards: {', '.join(map(str, folders))} ({why})", as_json)
+    out = out or defaults.DATA / "features"
+    check_output(out, inputs=(*folders, settings.image.weights), known=("*/features.json",))
+    if dry_run:
+        images = sum(len(found) * len(found.cameras) for found in map(open_shards, folders))
+        return console.say_plan(f"maps of {images} images by {settings.image.encoder} as {dtype}", out, as_json)
+    from ..train.encoders._store import store_all_maps
+
+    summary = store_all_maps(folders, settings, out, dtype, mirrored=mirrored, part=share)
+    console.finish("features", summary, out, as_json)
 
 
 def pretrain(

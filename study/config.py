@@ -84,7 +84,7 @@ class StudySettings:
         name: of the study.
         shards: folder that holds ``train`` and ``val``; ``ground`` the command that makes them.
         seeds: of the runs.
-        features: ``stored``, the encoder's features of whole pictures read from a file; or ``encoder``.
+        features: ``stored``, the encoder's maps of whole images read from files; or ``encoder``.
         rows: name → settings of its pre-training (seed 0; shards where it names its own, from ``shards`` on); None for
             random weights.
         random: settings of the random weights' network.

@@ -37,9 +37,9 @@ from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
 from ..train.build import backbone_arguments, build_encoder, seeded_backbone
 from ..train.checkpoint import save_checkpoint
+from ..train.encoders._store import store_maps
 from ..train.loop import pretrain
 from ..train.metrics_log import forget_peak_memory
-from ..train.pixel_features import store_pixel_features
 from ..train.settings import INCIDENTAL, PretrainSettings
 from .config import StudySettings, slug, study_from_plain
 from .cost import cost_table
@@ -297,7 +297,7 @@ def _pretrain(
     settings = replace(settings, seed=seed, data=replace(settings.data, shards=str(train.path)))
     if study.features == "stored":
         encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        stored = store_pixel_features(train, settings, encoder, out / "features")
+        stored = store_maps(train, settings, encoder, out / "features")[0].folder
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))
     forget_peak_memory()
     summary = pretrain(settings, folder)

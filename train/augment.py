@@ -199,12 +199,14 @@ class Images:
         segment: int32 [C, H, W], −1 = no segment, or None.
         uv: float32 [M, 2], the pairs' new pixels.
         kept: bool [M], which pairs lie in their image's crop (and were there before).
+        mirrored: bool [C], which images are flipped.
     """
 
     image: NDArray[np.uint8] | None
     segment: NDArray[np.int32] | None
     uv: NDArray[np.float32]
     kept: NDArray[np.bool_]
+    mirrored: NDArray[np.bool_]
 
 
 def augment_images(
@@ -226,7 +228,7 @@ def augment_images(
     cameras = len(record.image_size)
     image = np.empty((cameras, *size, 3), np.uint8) if "image" in columns else None
     segment = np.empty((cameras, *size), np.int32) if "segment" in columns else None
-    uv, kept = np.empty_like(record.pair_uv), pair_kept.copy()
+    uv, kept, mirrored = np.empty_like(record.pair_uv), pair_kept.copy(), np.zeros(cameras, bool)
     # Pairs are ordered by camera.
     edge = np.searchsorted(record.pair_camera, np.arange(cameras + 1))
     for c in range(cameras):
@@ -235,13 +237,13 @@ def augment_images(
         crop = (0, 0, width, height)
         if settings.crop:
             crop = choose_crop(record.pair_uv[mine][kept[mine]], width, height, settings, generator)
-        flip = bool(generator.random() < settings.flip_image)
+        mirrored[c] = flip = bool(generator.random() < settings.flip_image)
         if image is not None:
             decode_crop(record.image[c], crop, flip, image[c])
         if segment is not None:
             segment[c] = decode_segments(record.segment[c], crop, flip, size)
         move_pairs(record.pair_uv[mine], *crop, *size, settings.round_pixels, flip, uv[mine], kept[mine])
-    return Images(image, segment, uv, kept)
+    return Images(image, segment, uv, kept, mirrored)
 
 
 #: Columns that every sample has; a method's needs come on top.
@@ -284,7 +286,8 @@ def make_sample(
         left = points[stays, :3], number[record.pair_point[held]], record.pair_camera[held]
         stays[stays] = drop_cuboid(*left, len(record.image_size), settings, generator)
     images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
-    made = {"points": points, "image": images.image, "segment": images.segment, "pair_uv": images.uv}
+    made: dict[str, Any] = {"points": points, "image_mirrored": images.mirrored, "pair_uv": images.uv}
+    made |= {"image": images.image, "segment": images.segment}
     return Sample(frame, record.token, _columns(record, (*BASE, *columns), made, stays, images.kept, labels))
 
 
@@ -328,9 +331,7 @@ def _columns(
     found: dict[str, NDArray[Any]] = {}
     value: Any
     for name in names:
-        if name == "pair_row":
-            value = np.flatnonzero(pair_kept)
-        elif name == "pair_point":
+        if name == "pair_point":
             value = (np.cumsum(stays) - 1)[record.pair_point[pair_kept]]
         elif name == "pair_label" and labels == "truth":
             if record.point_label is None:

@@ -31,7 +31,7 @@ def needs_of(settings: PretrainSettings) -> Needs:
 def columns_of(settings: PretrainSettings) -> tuple[str, ...]:
     """What the loader delivers for a run besides clouds and the pairs' points and pixels."""
     needs, stored = needs_of(settings), settings.image.stored is not None
-    images = ("pair_row" if stored else "image",) if needs.encoder else ()
+    images = ("image_mirrored" if stored else "image",) if needs.encoder else ()
     return (*needs.columns, *images)
 
 

@@ -74,6 +74,14 @@ def find_encoder(name: str) -> type[Encoder]:
     return find(name, "olivine.train.encoders", Encoder, "image encoder")
 
 
+def weights_file(encoder: type[Encoder], weights: PathLike | None) -> Path | None:
+    """The file that ``image.weights`` means: itself, or in its folder; without it the bundled one, or the fetched one."""
+    path = Path(weights) if weights is not None else encoder.bundled
+    if path is None and encoder.published:
+        path = weights_folder() / encoder.published
+    return path / "model.safetensors" if path is not None and path.is_dir() else path
+
+
 class ImageEncoder(nn.Module):
     """A frozen encoder: uint8 images [I, H, W, 3] → features [I, E, ceil(H/stride), ceil(W/stride)].
 
@@ -106,11 +114,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         spec = find_encoder(kind)
         self.kind, self.spec, self.channels, self.dtype = kind, spec, spec.channels, dtype
-        path = Path(weights) if weights is not None else spec.bundled
-        if path is None and spec.published:
-            path = weights_folder() / spec.published
-        if path is not None and path.is_dir():
-            path = path / "model.safetensors"
+        path = weights_file(spec, weights)
         fetch = f" ({spec.fetch})" if spec.fetch else ""
         if path is None:
             raise OlivineError(

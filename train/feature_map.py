@@ -7,15 +7,13 @@ features gives the same embeddings and the same head gradients, without a map of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..common import OlivineError
-
-if TYPE_CHECKING:
-    from .encoder import ImageEncoder
 
 FeatureGrid = Literal["align_corners", "stride", "patch"]
 
@@ -83,30 +81,37 @@ def sample_features(
 
 @torch.no_grad()
 def features_at_pixels(
-    encoder: ImageEncoder, image: Tensor, image_index: Tensor, uv: Tensor, grid: FeatureGrid, at_once: int = 0
+    maps: Callable[[Tensor], Tensor],
+    channels: int,
+    size: tuple[int, int],
+    image_index: Tensor,
+    uv: Tensor,
+    grid: FeatureGrid,
+    at_once: int = 0,
 ) -> Tensor:
-    """The encoder's features at chosen pixels.
+    """Features at chosen pixels of images.
 
-    Images go through the encoder a few at a time, and those without a chosen pixel not at all: what is kept are the
+    Maps are asked for a few at a time, and those of images without a chosen pixel not at all: what is kept are the
     features at those pixels, never the maps of a whole batch.
 
     Args:
-        image: uint8 [I, H, W, 3].
+        maps: images, int64 [I'] → their maps [I', E, h, w].
+        channels: E.
+        size: (height, width) of the images.
         image_index: the image of each pixel, int64 [M].
         uv: float32 [M, 2].
         grid: see :func:`sample_features`.
-        at_once: images per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
+        at_once: maps per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
 
     Returns:
         float32 [M, E].
     """
-    at_once = at_once or (len(image) if image.is_cuda else 4)
-    size = (image.shape[1], image.shape[2])
-    found, order = [image.new_zeros(0, encoder.channels, dtype=torch.float32)], [image_index[:0]]
-    for some in torch.unique(image_index).split(at_once):
+    images = torch.unique(image_index)
+    at_once = at_once or (max(1, len(images)) if uv.is_cuda else 4)
+    found, order = [uv.new_zeros(0, channels, dtype=torch.float32)], [image_index[:0]]
+    for some in images.split(at_once):
         members = torch.nonzero(torch.isin(image_index, some))[:, 0]
         local = torch.searchsorted(some, image_index.index_select(0, members))
-        feature_map = encoder(image.index_select(0, some))
-        found.append(sample_features(feature_map, local, uv.index_select(0, members), size, grid).float())
+        found.append(sample_features(maps(some), local, uv.index_select(0, members), size, grid).float())
         order.append(members)
     return torch.cat(found).index_select(0, torch.argsort(torch.cat(order)))

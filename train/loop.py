@@ -273,6 +273,7 @@ def validate(
     total = torch.zeros(len(names), 2, dtype=torch.float64, device=fabric.device)
     model.eval()
     with stream:
+        pixels = pixels and pixels.of(stream.shards)
         # Its own frequencies: it may hold a class that the training frames do not.
         class_count = pair_class_count(stream.shards, settings).to(fabric.device)
         for step, samples in enumerate(stream.batches(0, steps)):

@@ -38,8 +38,8 @@ COLUMNS: dict[str, Column] = {
     # uint8 [C, H, W, 3] and int32 [C, H, W], decoded; −1 = no segment.
     "image": Column("image", "uint8", "images"),
     "segment": Column("segment", "int32", "images"),
-    # The pair's row among the stored frame's pairs.
-    "pair_row": Column("pair_row", "int64", "pairs"),
+    # Whether augmentation flipped the image.
+    "image_mirrored": Column("image_mirrored", "bool", "images"),
 }
 
 

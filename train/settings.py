@@ -58,7 +58,7 @@ class ImageSettings:
         feature_grid: where features lie in the image; see :func:`olivine.train.feature_map.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
         at_once: images that go through the encoder together; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
-        stored: folder of the encoder's features at every pair, read instead of running it; None runs it.
+        stored: folder of the encoder's maps that ``olivine features`` made, read instead of running it; None runs it.
     """
 
     encoder: str = "resnet50"

@@ -16,6 +16,8 @@ import pytest
         (["labelgen", "--dataset", "rig", "--root", "."], "write one with: olivine init-rig"),
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
+        (["features"], "Run olivine build-pairs first"),
+        (["features", "--shard", "4/4"], "from 0 to N-1"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
         (["pretrain", "--set", "data.shards=elsewhere"], "elsewhere"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),

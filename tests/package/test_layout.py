@@ -43,7 +43,7 @@ ALLOWED = {
         "labelgen.text_table",
         "cluster",
     },
-    "train": {"pairs.shards"},
+    "train": {"pairs.shards", "pairs.feature_maps"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
     "report": {"readers.frame", "labelgen.store", "pairs.shards"},

@@ -18,6 +18,7 @@ COMMANDS = {
     "score-labels": (["score-labels"], "data/labels/nuscenes"),
     "build-pairs": (["build-pairs", "--workers", "1", "--overwrite"], "data/labels"),
     "pretrain": (["pretrain", *SHORT], "data/pairs/nuscenes/train"),
+    "features": (["features"], "data/pairs/nuscenes/train"),
     "pretrain-over-shards": (["pretrain", *SHORT], "data/pairs"),
     "probe": (["probe", "--overwrite", "--epochs", "1"], "runs/cpu"),
     "finetune": (["finetune", "--overwrite", "--epochs", "1"], "runs/cpu"),
@@ -89,7 +90,11 @@ def test_out_never_costs_a_file_that_was_there(command, where, world, olivine):
 def test_the_root_folder_is_refused_before_anything_is_written(command, world, olivine, monkeypatch):
     written = []
     monkeypatch.setattr(files, "_partial_name", lambda path: written.append(path) or world / "x")
-    dry = ["--dry-run"] if command in ("synth", "labelgen", "build-pairs", "pretrain", "probe", "finetune") else []
+    dry = (
+        ["--dry-run"]
+        if command in ("synth", "labelgen", "build-pairs", "features", "pretrain", "probe", "finetune")
+        else []
+    )
     assert olivine(*COMMANDS[command][0], *dry, "--out", "/", cwd=world).returncode in (
         (0,) if "build" in command else (2,)
     )

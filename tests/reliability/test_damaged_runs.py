@@ -20,6 +20,7 @@ from olivine.common import OlivineError, write_json
 from olivine.downstream.metrics import scores
 from olivine.downstream.results import Result, read_result, write_results
 from olivine.downstream.weights import export_backbone, import_weights
+from olivine.pairs.feature_maps import FeatureMaps
 from olivine.report.figures import read_losses, read_scores
 from olivine.study.rows import Run, read_row, read_rows, write_row
 from olivine.train.build import backbone_arguments, seeded_backbone
@@ -27,7 +28,6 @@ from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkp
 from olivine.train.decode import decode_crop, decode_segments
 from olivine.train.devices import make_fabric
 from olivine.train.metrics_log import MetricsLog
-from olivine.train.pixel_features import _checksum_file, _checksums, _file, read_features
 from olivine.train.run_folder import claim, read_identity
 from olivine.train.settings import OptimizerSettings, RunSettings, load_settings
 
@@ -234,22 +234,28 @@ def test_a_full_disk_is_one_line_in_metrics_and_exports(tmp_path, checkpoint, mo
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_stored_features_that_changed_are_not_used(tmp_path):
-    path = _file(tmp_path, 0)
-    values = np.random.default_rng(0).random((20, 4)).astype(np.float16)
-    np.save(path, values)
-    np.save(_checksum_file(path), _checksums(values))
-    rows = np.array([3, 17])
-    assert np.array_equal(read_features(tmp_path, 0, rows), values[rows].astype(np.float32))
+def test_stored_maps_that_changed_are_not_used(tmp_path):
+    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [2, 3, 4]}
+    maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 2, "dtype": "float16", "mirrored": False})
+    values = np.random.default_rng(0).random((5, 2, 1, 2, 3, 4)).astype(np.float32)
+    maps.write(0, values)
+    path = maps.folder / "maps-00000.bin"
+    assert np.array_equal(maps.read(0, 3, 1, False), values[3, 1, 0].astype(np.float16).astype(np.float32))
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    read_features(tmp_path, 0, rows)  # the changed row is not asked for
-    with pytest.raises(OlivineError, match="features are not what was written"):
-        read_features(tmp_path, 0, np.array([19]))
-    for wrong in (b"", data[:90], data[:50], b"x" * 500, b"PK\3\4" + data):
+    maps.read(0, 3, 1, False)  # the changed map is not asked for
+    with pytest.raises(OlivineError, match="a map of frame 4 is not what was written"):
+        maps.read(0, 4, 1, False)
+    with pytest.raises(OlivineError, match="no map of frame 5"):
+        maps.read(0, 5, 0, False)
+    for wrong in (b"", data[:90]):
         path.write_bytes(wrong)
-        with pytest.raises(OlivineError, match=r"frame-000000\.npy"):
-            read_features(tmp_path, 0, rows)
+        with pytest.raises(OlivineError, match=r"maps-00000\.bin: ends .* early"):
+            maps.read(0, 3, 1, False)
+    for wrong in (b"{", b"[]", b'{"size": 3}'):
+        (maps.folder / "maps-00000.json").write_bytes(wrong)
+        with pytest.raises(OlivineError, match=r"maps-00000\.json"):
+            FeatureMaps(maps.folder).read(0, 3, 1, False)
 
 
 _HOLDER = """

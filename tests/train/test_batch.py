@@ -13,7 +13,7 @@ from olivine.train.augment import AugmentSettings, generator_of, make_sample, ma
 from olivine.train.batch import Batch, collate
 from olivine.train.sample import Sample
 
-COLUMNS = ("image", "pair_label", "pair_density", "class_count", "pair_row", "timestamp")
+COLUMNS = ("image", "pair_label", "pair_density", "class_count", "timestamp")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_a_pair_has_its_own_point_image_label_and_row_in_the_batch(batch: Batch,
         point, camera = batch.pair_point[rows], batch.pair_camera[rows]
         np.testing.assert_array_equal(batch.points[point].numpy(), sample.points[sample.pair_point])
         np.testing.assert_array_equal(batch.image[camera].numpy(), sample.image[sample.pair_camera])
-        for name in ("pair_label", "pair_uv", "pair_density", "pair_row"):
+        for name in ("pair_label", "pair_uv", "pair_density"):
             np.testing.assert_array_equal(getattr(batch, name)[rows].numpy(), getattr(sample, name), err_msg=name)
     assert first == len(batch.pair_point)
     assert batch.point_count == tuple(len(s.points) for s in samples) and batch.image_count == (2, 2, 2)
@@ -53,7 +53,7 @@ def test_what_is_of_a_frame_is_stacked_and_what_a_value_numbers_is_wide(batch: B
 def test_choosing_pairs_takes_the_same_rows_of_every_column_over_pairs(batch: Batch) -> None:
     kept = torch.tensor([5, 17, len(batch.pair_point) - 1])
     some = batch.select_pairs(kept)
-    for name in ("pair_point", "pair_camera", "pair_label", "pair_uv", "pair_density", "pair_row"):
+    for name in ("pair_point", "pair_camera", "pair_label", "pair_uv", "pair_density"):
         assert torch.equal(getattr(some, name), getattr(batch, name)[kept]), name
     assert torch.equal(some.pair_frame, batch.pair_frame[kept])
     assert torch.equal(some.points, batch.points) and torch.equal(some.class_count, batch.class_count)

@@ -1,30 +1,37 @@
-"""Stored pixel features are the encoder's, and a step does not see the difference."""
+"""Stored feature maps are the encoder's, and a step does not see the difference."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from olivine.cli import main
 from olivine.common import OlivineError
+from olivine.pairs.feature_maps import FeatureMaps
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.batch import collate
 from olivine.train.build import build_model, columns_of, label_names
 from olivine.train.encoder import ImageEncoder
+from olivine.train.encoders._store import store_maps
 from olivine.train.loop import pretrain
-from olivine.train.pixel_features import StoredFeatures, open_pixel_features, store_pixel_features
+from olivine.train.pixel_features import EncodedFeatures, StoredFeatures, open_pixel_features
 from olivine.train.settings import PretrainSettings
 
-WHOLE = ("augment.crop=false", "augment.flip_image=0")
+NO_CROP = ("augment.crop=false",)
+WHOLE = (*NO_CROP, "augment.flip_image=0")
 Make = Callable[..., PretrainSettings]
 
 
-def stored(shards: Path, settings: PretrainSettings, folder: Path, dtype: str = "float32") -> Path:
-    return store_pixel_features(open_shards(shards), settings, ImageEncoder("small"), folder, dtype)
+def stored(shards: Path, settings: PretrainSettings, folder: Path, dtype: str = "float32", **options: bool) -> Path:
+    return store_maps(open_shards(shards), settings, ImageEncoder("small"), folder, dtype, **options)[0].folder
 
 
 def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Tensor]]:
@@ -32,6 +39,7 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     records = open_shards(shards)
     pixels = open_pixel_features(settings, records, torch.device("cpu"))
     size, columns = (settings.image.height, settings.image.width), columns_of(settings)
+    assert ("image" in columns) == (settings.image.stored is None)
     samples = [make_sample(records[i], i, size, settings.augment, generator_of(3, 1, i), columns) for i in (4, 1)]
     assert len(samples[0].points) < len(records[4].points)  # a cuboid was dropped: rows and places differ
     model, classes = build_model(settings, pixels.channels, label_names(records, settings), 4), len(records.class_count)
@@ -46,74 +54,178 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 3e-3)])
-def test_a_step_with_stored_features_is_a_step_with_the_encoder_on_whole_images(
-    small_shards: Path, small_settings: Make, tmp_path: Path, dtype: str, tolerance: float
+@pytest.mark.parametrize("flips", ["none", "some"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)])
+def test_a_step_with_stored_maps_is_a_step_with_the_encoder_on_the_same_views(
+    small_shards: Path, small_settings: Make, tmp_path: Path, dtype: str, tolerance: float, flips: str
 ) -> None:
-    settings = small_settings(small_shards, *WHOLE, "run.group=2", "augment.cuboid_min_pairs=1", "augment.cuboid=0.9")
-    folder = stored(small_shards, settings, tmp_path, dtype)
+    changes = [*(WHOLE if flips == "none" else NO_CROP), "run.group=2", "augment.cuboid_min_pairs=1"]
+    changes.append("augment.cuboid=0.9")
+    settings = small_settings(small_shards, *changes)
+    folder = stored(small_shards, settings, tmp_path, dtype, mirrored=flips == "some")
     expected, expected_gradients = step(settings, small_shards)
-    loss, gradients = step(
-        small_settings(
-            small_shards,
-            *WHOLE,
-            "run.group=2",
-            "augment.cuboid_min_pairs=1",
-            "augment.cuboid=0.9",
-            f"image.stored={folder}",
-        ),
-        small_shards,
-    )
+    loss, gradients = step(small_settings(small_shards, *changes, f"image.stored={folder}"), small_shards)
     assert abs(loss - expected) <= tolerance * abs(expected)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         error = torch.linalg.vector_norm(gradient - expected_gradients[name])
-        assert error <= 30 * tolerance * torch.linalg.vector_norm(expected_gradients[name]) + 1e-6, name
+        assert error <= 100 * tolerance * torch.linalg.vector_norm(expected_gradients[name]) + 1e-6, name
 
 
-def test_a_run_reads_stored_features_and_needs_no_image(
-    small_shards: Path, small_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = small_settings(small_shards, *WHOLE, "run.steps=3")
-    folder = stored(small_shards, settings, tmp_path / "features")
-    with_encoder = pretrain(settings, tmp_path / "a")
-    monkeypatch.setattr("olivine.train.augment.decode_crop", None)
-    monkeypatch.setattr(ImageEncoder, "forward", None)
-    without = pretrain(small_settings(small_shards, *WHOLE, "run.steps=3", f"image.stored={folder}"), tmp_path / "b")
-    assert without.last_loss == pytest.approx(with_encoder.last_loss, rel=1e-5)
-
-
-def test_what_is_stored_is_not_made_again_and_what_is_missing_is(
+def test_maps_are_the_encoders_of_each_image_and_of_the_mirrored_one(
     small_shards: Path, small_settings: Make, tmp_path: Path
 ) -> None:
     settings = small_settings(small_shards, *WHOLE)
-    folder = stored(small_shards, settings, tmp_path)
-    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.npy")}
-    (folder / "frame-000002.npy").unlink()
-    assert stored(small_shards, settings, tmp_path) == folder
-    after = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.npy")}
-    assert [name for name in sorted(before) if after[name] != before[name]] == [
-        "frame-000002.crc.npy",
-        "frame-000002.npy",
-    ]
+    maps = FeatureMaps(stored(small_shards, settings, tmp_path, mirrored=True))
+    shards, encoder = open_shards(small_shards), ImageEncoder("small")
+    for shard, position, frame in ((0, 1, 1), (1, 1, 4)):  # three frames and two
+        sample = make_sample(shards[frame], frame, (40, 72), settings.augment, generator_of(0, 0, 0), ["image"])
+        assert sample.frame == frame
+        for camera in (0, 1):
+            image = torch.from_numpy(sample.image[camera : camera + 1])
+            for mirrored, view in ((False, image), (True, image.flip(2))):
+                found = maps.read(shard, position, camera, mirrored)
+                expected = encoder(view)[0].permute(1, 2, 0).numpy()
+                assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+            plain, mirrored = (maps.read(shard, position, camera, m) for m in (False, True))
+            assert np.abs(plain[:, ::-1] - mirrored).max() > 0.1 * np.abs(plain).max()  # never a mirrored map
 
 
-def test_features_that_do_not_fit_the_run_are_refused(
+def test_int8_is_within_half_a_step_of_each_channel(tmp_path: Path) -> None:
+    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [5, 6, 7]}
+    maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 1, "dtype": "int8", "mirrored": False})
+    scale = 10.0 ** np.arange(-3, 4)
+    values = (np.random.default_rng(0).normal(size=(2, 1, 1, 5, 6, 7)) * scale).astype(np.float32)
+    values[1, ..., 3] = 0  # a channel that says nothing
+    maps.write(0, values)
+    for frame in (0, 1):
+        found, expected = maps.read(0, frame, 0, False), values[frame, 0, 0]
+        assert (np.abs(found - expected) <= 0.5001 * np.abs(expected).max((0, 1)) / 127).all()
+    assert (maps.folder / "maps-00000.bin").stat().st_size == 2 * (5 * 6 * 7 + 4 * 7)
+
+
+def test_a_run_reads_stored_maps_and_needs_neither_image_nor_weights(
+    small_shards: Path, small_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (*NO_CROP, "run.steps=3", f"data.validation={small_shards}", "run.validate_epochs=1")
+    settings = small_settings(small_shards, *changes)
+    stored(small_shards, settings, tmp_path / "features", mirrored=True)
+    with_encoder = pretrain(settings, tmp_path / "a")
+    monkeypatch.setattr("olivine.train.augment.decode_crop", None)
+    monkeypatch.setattr(ImageEncoder, "__init__", None)
+    without = pretrain(small_settings(small_shards, *changes, f"image.stored={tmp_path / 'features'}"), tmp_path / "b")
+    assert without.last_loss == pytest.approx(with_encoder.last_loss, rel=1e-5)
+    validated = [(tmp_path / run / "epochs.csv").read_text().splitlines()[-1].split(",") for run in "ab"]
+    header = (tmp_path / "a" / "epochs.csv").read_text().splitlines()[0].split(",")
+    place = header.index("validation_loss")
+    assert float(validated[1][place]) == pytest.approx(float(validated[0][place]), rel=1e-5)
+
+
+def test_what_is_stored_is_not_made_again_and_parts_make_the_whole(
+    small_shards: Path, small_settings: Make, tmp_path: Path
+) -> None:
+    settings, shards, encoder = small_settings(small_shards, *WHOLE), open_shards(small_shards), ImageEncoder("small")
+    whole = stored(small_shards, settings, tmp_path / "whole")
+    for part in (0, 1):
+        maps, made = store_maps(shards, settings, encoder, tmp_path / "parts", "float32", part=(part, 2))
+        parts = maps.folder
+        assert made == (3, 2)[part]
+        assert parts.name == whole.name
+        assert len(list(parts.glob("maps-*.bin"))) == part + 1
+    content = {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert {file.name: file.read_bytes() for file in parts.iterdir()} == content
+    before = {file.name: file.stat().st_mtime_ns for file in whole.glob("maps-*")}
+    (whole / "maps-00001.json").unlink()  # a process that was killed between the file and its table
+    stored(small_shards, settings, tmp_path / "whole")
+    after = {file.name: file.stat().st_mtime_ns for file in whole.glob("maps-*")}
+    assert sorted(n for n in before if after[n] != before[n]) == ["maps-00001.bin", "maps-00001.json"]
+    assert {file.name: file.read_bytes() for file in whole.iterdir()} == content
+
+
+def test_maps_that_do_not_fit_the_run_are_refused_in_one_line(
     small_shards: Path, small_settings: Make, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = small_settings(small_shards, *WHOLE)
     folder = stored(small_shards, settings, tmp_path)
     shards = open_shards(small_shards)
-    with pytest.raises(OlivineError, match=r"augments its images. Set augment.crop=false"):
-        StoredFeatures(folder, small_settings(small_shards), shards)
-    with pytest.raises(OlivineError, match=r"pictures is .* there and .* here"):
-        StoredFeatures(folder, small_settings(small_shards, *WHOLE, "image.height=44"), shards)
-    with pytest.raises(OlivineError, match="shards is"):
-        StoredFeatures(folder, settings, open_shards(make_shards({"a": 1}, seed=9)))
-    with pytest.raises(OlivineError, match=r"Leave out data.validation"):
-        StoredFeatures(folder, small_settings(small_shards, *WHOLE, f"data.validation={small_shards}"), shards)
-    (folder / "frame-000003.npy").unlink()
-    with pytest.raises(OlivineError, match=r"holds no features of frame 3. .* olivine study"):
-        StoredFeatures(folder, settings, shards)
-    with pytest.raises(OlivineError, match="Store them first: olivine study"):
-        StoredFeatures(tmp_path / "absent", settings, shards)
+
+    def refused(message: str, *changes: str, of: Path = folder, shards: object = shards) -> None:
+        with pytest.raises(OlivineError, match=message) as caught:
+            StoredFeatures(of, small_settings(small_shards, *changes), shards)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+    refused(r"the run crops its images.*Set augment.crop=false")
+    refused(r"mirrored is False there and True here", *NO_CROP)
+    refused(r"images is \[40, 72\] there and \[44, 72\] here", *WHOLE, "image.height=44")
+    refused(r"encoder is small there and resnet18 here", *WHOLE, "image.encoder=resnet18")
+    refused(r"weights is \w+ there and random here", *WHOLE, "image.weights=random")
+    refused(r"shards is", *WHOLE, shards=open_shards(make_shards({"a": 1}, seed=9)))
+    refused(r"absent.*Store them first: olivine features", *WHOLE, of=tmp_path / "absent")
+    other = stored(small_shards, settings, tmp_path, "float16")
+    refused(rf"2 stores fit this run.*({folder.name}|{other.name})", *WHOLE, of=tmp_path)
+    (folder / "maps-00001.bin").unlink()
+    refused(r"holds no maps of shard 1\. Run olivine features again", *WHOLE)
+    (folder / "features.json").write_text(json.dumps({"dtype": "float16"}))
+    refused(r"features\.json", *WHOLE)
+
+
+def test_what_cannot_be_stored_is_refused_in_one_line(small_shards: Path, small_settings: Make, tmp_path: Path) -> None:
+    settings, shards = small_settings(small_shards, *WHOLE), open_shards(small_shards)
+    with pytest.raises(OlivineError, match=r"no type 'int4'.*float16, float32, int8"):
+        store_maps(shards, settings, ImageEncoder("small"), tmp_path, "int4")
+    encoder = ImageEncoder("dinov3-vits16", "random")
+    with pytest.raises(OlivineError, match=r"multiples of 16, not 40 x 72"):
+        store_maps(shards, settings, encoder, tmp_path)
+    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [1, 1, 1]}
+    maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 1, "dtype": "float16", "mirrored": False})
+    with pytest.raises(OlivineError, match=r"a feature of 70000 is too large for float16.*float32 or int8"):
+        maps.write(0, np.full((1, 1, 1, 1, 1, 1), 7e4, np.float32))
+    assert not list(maps.folder.glob("maps-*.bin"))
+
+
+def test_means_over_segments_are_the_encoders_too(small_shards: Path, small_settings: Make, tmp_path: Path) -> None:
+    settings = small_settings(small_shards, *WHOLE)
+    folder, shards, encoder = stored(small_shards, settings, tmp_path), open_shards(small_shards), ImageEncoder("small")
+    columns = ["image", "image_mirrored"]
+    samples = [make_sample(shards[i], i, (40, 72), settings.augment, generator_of(0, 0, i), columns) for i in (1, 4)]
+    number = torch.arange(9).repeat_interleave(8).expand(2, 40, 72) - 1  # columns of pixels; the first is no segment
+    head = torch.nn.Linear(64, 8)
+    sources = EncodedFeatures(encoder, "align_corners"), StoredFeatures(folder, settings, shards)
+    (mean, feature), (other_mean, other_feature) = (
+        source.mean_by_segment(collate(samples), slice(2, 4), number, 8, head, encoder=True) for source in sources
+    )
+    torch.testing.assert_close(other_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_feature, feature, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_makes_a_store_that_pretrain_takes(
+    small_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "data/pairs/made").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data/pairs/made" / split).symlink_to(small_shards)
+    monkeypatch.chdir(tmp_path)
+    size = ["--config", "cpu", "--set", "image.height=40", "--set", "image.width=72", "--set", "run.accelerator=cpu"]
+
+    def olivine(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["olivine", *arguments, *size, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        said: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return said
+
+    first = olivine("features", "--mirrored")
+    assert (first["frames"], first["frames_made"]) == (10, 5)  # the two splits are the same shards here
+    assert first["bytes_per_frame"] == 2 * 2 * 10 * 18 * 64 * 2  # cameras, mirrored or not, a map of 10 x 18, float16
+    assert olivine("features", "--mirrored")["frames_made"] == 0
+    monkeypatch.setattr(ImageEncoder, "forward", None)
+    changes = [
+        "augment.crop=false",
+        "image.stored=data/features",
+        "run.steps=1",
+        "method.scr=false",
+        "method.pairs=100",
+    ]
+    run = olivine("pretrain", *(word for change in changes for word in ("--set", change)))
+    assert run["step"] == 1

@@ -231,7 +231,7 @@ def test_a_method_asks_for_what_its_settings_read_and_no_more() -> None:
 
     assert columns() == {"pair_label", "pair_density", "image"}
     assert columns("method.mode=category", "method.frequency=frame") == {"pair_label", "class_count", "image"}
-    assert columns("method.density=batch", "image.stored=somewhere") == {"pair_label", "pair_row"}
+    assert columns("method.density=batch", "image.stored=somewhere") == {"pair_label", "image_mirrored"}
     assert columns("method.wcd=false") == {"pair_label", "image"}
 
 

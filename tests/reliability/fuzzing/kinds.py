@@ -76,6 +76,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
     from olivine.labelgen.oracle import parse_error_model, read_world_classes
     from olivine.labelgen.prompts import DEFAULT_VOCABULARY, load_vocabulary
     from olivine.labelgen.store import open_store, read_values
+    from olivine.pairs.feature_maps import FeatureMaps
     from olivine.pairs.shards import open_shards
     from olivine.readers import open_dataset
     from olivine.readers.index import open_index
@@ -84,7 +85,6 @@ def kinds_of(world: Path) -> dict[str, Kind]:
     from olivine.study.rows import read_rows
     from olivine.train.checkpoint import load_backbone
     from olivine.train.metrics_log import MetricsLog
-    from olivine.train.pixel_features import read_features
     from olivine.train.run_folder import read_identity
     from olivine.train.settings import load_settings
 
@@ -164,7 +164,10 @@ def kinds_of(world: Path) -> dict[str, Kind]:
             read_losses(path) if path.name == "steps.csv" else (),
         )
 
-    stored_pairs = np.arange(len(np.load(next(Path().glob("runs-study/features/*/frame-000000.npy")))))
+    def stored_maps(path: Path) -> Any:
+        maps = FeatureMaps(path.parent)
+        count = len(maps._read_table(0)["crc32"]) // maps.identity["cameras"]
+        return [maps.read(0, i, c, False) for i in range(count) for c in range(maps.identity["cameras"])]
 
     def of(pattern: str) -> list[Path]:
         found = sorted(path for path in Path().glob(pattern) if path.is_file())
@@ -216,7 +219,8 @@ def kinds_of(world: Path) -> dict[str, Kind]:
         "scores.json": Kind(of("runs-study/runs/*/probe-*/scores.json"), change_json, lambda p: (repr(read_result(p)), [(r["name"], r["scores"]) for r in read_scores(p)]), True),
         "study row": Kind(of("runs-study/rows/*.json"), change_json, lambda p: repr(read_rows([p.parents[1]])), True, (("study", "--merge", "runs-study", "--out", "OUT"),), 2),
         "study.json": Kind(of("runs-study/study.json"), change_json, lambda p: None, False, (("study", "--merge", "runs-study", "--out", "OUT"),), 0.1),
-        "stored features": Kind(of("runs-study/features/*/*.npy"), change_bytes, lambda p: read_features(p.parent, 0, stored_pairs), True),
+        "stored feature maps": Kind(of("runs-study/features/*/maps-00000.bin"), change_bytes, stored_maps, True),
+        "table of stored maps": Kind(of("runs-study/features/*/*.json"), change_json, stored_maps),
     }  # fmt: skip
 
 
