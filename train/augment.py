@@ -34,6 +34,7 @@ class AugmentSettings:
             public code does it for VoxelNet; None leaves out none.
         rotate: rotation about z by a uniform angle in [0, 2π).
         flip_axes: flip of x and of y, each with probability ½.
+        scale: the cloud is scaled by a uniform factor in [1 − scale, 1 + scale].
         cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
         crop: random crop of each image; without it the whole image is resized.
         crop_area: least and largest fraction of the image's area.
@@ -51,6 +52,7 @@ class AugmentSettings:
     circle: tuple[float, float, float] | None = None
     rotate: bool = True
     flip_axes: bool = True
+    scale: float = 0.0
     cuboid: float = 0.2
     crop: bool = True
     crop_area: tuple[float, float] = (0.3, 1.0)
@@ -68,7 +70,7 @@ class AugmentSettings:
         Raises:
             OlivineError: one is out of its range, or the circle holds nothing.
         """
-        check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
+        check_ranges("augment", self, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1), scale=(0, 1, "[)"))
         check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
         for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
             low, high = getattr(self, name)
@@ -102,7 +104,7 @@ def generator_of(seed: int, epoch: int, frame: int, *scan: int) -> np.random.Gen
 def rotate_and_flip(
     points: NDArray[np.float32], settings: AugmentSettings, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Rotate a cloud [N, ≥3] about z and flip x and y at random; further columns stay. Returns a new array."""
+    """Rotate a cloud [N, ≥3] about z, flip x and y and scale it at random; further columns stay. Returns a new array."""
     angle = generator.uniform(0, 2 * math.pi)
     flips = np.where(generator.random(2) < 0.5, -1.0, 1.0)
     matrix = np.eye(3)
@@ -112,6 +114,8 @@ def rotate_and_flip(
     if settings.flip_axes:
         matrix[:2] *= flips[:, None]
     moved: NDArray[np.float32] = turn(points, matrix[:2, :2])
+    if settings.scale:
+        moved[:, :3] *= np.float32(1 + settings.scale * generator.uniform(-1, 1))
     return moved
 
 

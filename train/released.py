@@ -100,6 +100,7 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     method.setdefault("name", "olivine")
     method.setdefault("class_mean", "batch")
     plain.get("augment", {}).setdefault("cuboid_keeps", "full images")
+    plain.get("augment", {}).setdefault("scale", 0.0)
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
         plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")
     return plain

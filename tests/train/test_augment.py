@@ -165,6 +165,20 @@ def test_rotation_and_flips_keep_distances_heights_and_the_input() -> None:
     assert determinants == {-1, 1}  # mirrored and not
 
 
+def test_a_cloud_is_scaled_as_a_whole_and_what_was_drawn_before_stays() -> None:
+    points = frame().points
+    factors = []
+    for seed in range(50):
+        plain, scaled = (
+            rotate_and_flip(points, AugmentSettings(scale=scale), generator_of(seed, 0, 0)) for scale in (0.0, 0.1)
+        )
+        factor = np.linalg.norm(scaled[:, :3]) / np.linalg.norm(plain[:, :3])
+        np.testing.assert_allclose(scaled[:, :3], factor * plain[:, :3], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(scaled[:, 3:], points[:, 3:])
+        factors.append(factor)
+    assert 0.9 <= min(factors) < 0.93 and 1.07 < max(factors) <= 1.1
+
+
 def test_crops_keep_to_their_area_aspect_and_pairs() -> None:
     record, settings = frame(), AugmentSettings(crop_min_pairs=100)
     members = record.pair_camera == 0
