@@ -39,6 +39,7 @@ class PairSummary:
         shards: shards in the folder.
         frames, planned_frames: frames in the folder, and in the split.
         pairs: pairs in the folder.
+        labels_changed: pairs of this run's frames whose label the vote changed; None without ``--consolidate``.
         class_count: pairs of each class, by name; ``(none)`` = no label.
         bytes_per_frame: on disk.
         removed: what dead writers had left half-written.
@@ -52,6 +53,7 @@ class PairSummary:
     frames: int
     planned_frames: int
     pairs: int
+    labels_changed: int | None
     class_count: dict[str, int]
     bytes_per_frame: int
     removed: int
@@ -126,7 +128,7 @@ def build_pairs(
     provenance = {"labels": store.manifest}
     planned, expected = (sum(unit.count for unit in part) for part in (units, waiting))
     failures: list[Failure] = []
-    built = kept = 0
+    built = kept = changed = 0
     if merge_only:
         failures += [Failure(unit.name, _MISSING) for unit in waiting]
         waiting = []
@@ -151,6 +153,7 @@ def build_pairs(
                     continue
                 built += outcome.result.frames
                 kept += outcome.result.kept
+                changed += outcome.result.changed
                 failures += outcome.result.failures
                 if (begun := time.monotonic()) > due:
                     merge_manifest(out, recipe, provenance, planned)
@@ -167,6 +170,7 @@ def build_pairs(
         frames=manifest["frames"],
         planned_frames=planned,
         pairs=manifest["pairs"],
+        labels_changed=changed if settings.consolidate else None,
         class_count=dict(zip(("(none)", *store.classes), manifest["class_count"])),
         bytes_per_frame=size // max(manifest["frames"], 1),
         removed=len(removed),

@@ -58,11 +58,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit: the frames it stored (0 when it has no shard), those it found stored, and those it could not."""
+    """What became of a unit: the frames it stored (0 when it has no shard), those it found stored, and those it could not.
+
+    ``changed`` counts the stored pairs whose label a vote has changed.
+    """
 
     frames: int
     failures: tuple[Failure, ...] = ()
     kept: int = 0
+    changed: int = 0
 
 
 class _SameAlready(Exception):
@@ -154,7 +158,7 @@ class UnitBuilder:
             # interrupted caller has just removed.
             with ctrl_c_afterwards():
                 self._store(unit, kept, frames, failures)
-        return UnitResult(len(frames), tuple(failures))
+        return UnitResult(len(frames), tuple(failures), changed=sum(_changed(frame) for frame in frames))
 
     def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
         final, before = self.out / shard_name(unit.number), read_entry(self.out, unit.number)
@@ -219,6 +223,11 @@ class UnitBuilder:
             "labels": self.recipe["labels"],
             "recipe": digest(self.recipe),
         }
+
+
+def _changed(frame: ShardFrame) -> int:
+    before = frame.columns.get("pair_pixel_label")
+    return 0 if before is None else int(np.count_nonzero(before != frame.columns["pair_label"]))
 
 
 def _lenses(frame: Frame) -> dict[str, Any]:

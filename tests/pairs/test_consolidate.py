@@ -90,11 +90,12 @@ def test_labels_that_differ_by_picture_are_repaired_and_the_pixels_own_are_kept(
     store = make_store({"a": 9})
     street(store)
     build_pairs(store, tmp_path / "single", PairSettings(), split="train")
-    build_pairs(store, tmp_path / "voted", VOTED, split="train")
+    summary = build_pairs(store, tmp_path / "voted", VOTED, split="train")
     single, voted = open_shards(tmp_path / "single"), open_shards(tmp_path / "voted")
     assert not single.has_vote and voted.has("point_weak") and voted.has("pair_pixel_label")
     assert right(single, "pair_label") == pytest.approx(1 - WRONG, abs=0.03)
     assert right(voted, "pair_label") > 0.9  # a majority of six to nine of these
+    assert summary.labels_changed == sum((r.pair_label != r.pair_pixel_label).sum() for r in voted) > 0
     for before, after in zip(single, voted):
         np.testing.assert_array_equal(after.pair_pixel_label, before.pair_label)
         np.testing.assert_array_equal(after.pair_point, before.pair_point)
