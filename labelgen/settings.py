@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions")
+LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import", "regions")
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),
-    "sam": ("vit-b", "vit-l", "vit-h"),
+    "sam": ("vit-b", "vit-l", "vit-h", "hiera-tiny", "hiera-large"),
     "prompting": ("combined", "separate"),
     "overlap": ("layered", "reference"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
@@ -34,7 +34,7 @@ class LabelSettings:
         weights: folder where weights are looked for unless a path below is given.
         detector, sam: which published network is looked for there.
         detector_config: GroundingDINO configuration (the package's own without one).
-        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam).
+        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam and mm-grounded-sam2).
         text_encoder: folder with the text encoder's configuration and vocabulary.
         box_threshold, text_threshold: lowest score of a box, and of its best prompt.
         short_side, long_side: the detector's image size in pixels: short side, at most long side.
