@@ -64,7 +64,10 @@ def labelgen(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Label folder (default: data/labels/<dataset>).")] = None,
     labeler: Annotated[
-        str, typer.Option(help="auto, grounded-sam, hf-grounded-sam, oracle, import, regions or sam-clip.")
+        str,
+        typer.Option(
+            help="auto, grounded-sam, hf-grounded-sam, mm-grounded-sam2, oracle, import, regions or sam-clip."
+        ),
     ] = "auto",
     camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,
     regions: Annotated[Path | None, typer.Option(help="regions: the folder of regions, see docs/regions.md.")] = None,
@@ -75,7 +78,9 @@ def labelgen(
     detector: Annotated[str, typer.Option(help="GroundingDINO's size: swin-t or swin-b.")] = "swin-t",
     detector_config: Annotated[Path | None, typer.Option(help="GroundingDINO configuration.")] = None,
     detector_checkpoint: Annotated[Path | None, typer.Option(help="GroundingDINO checkpoint (hf: folder).")] = None,
-    sam: Annotated[str, typer.Option(help="SAM's size: vit-b, vit-l or vit-h.")] = "vit-h",
+    sam: Annotated[
+        str, typer.Option(help="SAM's size: vit-b, vit-l, vit-h; SAM 2.1's: hiera-tiny, hiera-large.")
+    ] = "vit-h",
     sam_checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint (hf: folder).")] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="Folder with BERT's configuration and vocabulary.")] = None,
     clip: Annotated[str, typer.Option(help="sam-clip: clip-vit-l or siglip2-so400m.")] = "clip-vit-l",

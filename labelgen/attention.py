@@ -8,6 +8,7 @@ code makes an array of all samples. Both are bound by memory, on a CPU most of a
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,15 +146,16 @@ def compiled_deformable_attention(device: torch.device) -> Iterator[None]:
         from groundingdino.models.GroundingDINO import ms_deform_attn
 
         replace(ms_deform_attn, "multi_scale_deformable_attn_pytorch", deformable_attention)
-    with contextlib.suppress(ImportError):
-        from transformers.models.grounding_dino import modeling_grounding_dino as modeling
 
-        def forward(
-            self: Any, value: Tensor, spatial: Any, sizes: Any, starts: Any, location: Tensor, weight: Tensor, step: int
-        ) -> Tensor:
-            return deformable_attention(value, sizes, location, weight)
+    def forward(
+        self: Any, value: Tensor, spatial: Any, sizes: Any, starts: Any, location: Tensor, weight: Tensor, step: int
+    ) -> Tensor:
+        return deformable_attention(value, sizes, location, weight)
 
-        replace(modeling.MultiScaleDeformableAttention, "forward", forward)
+    for name in ("grounding_dino", "mm_grounding_dino"):
+        with contextlib.suppress(ImportError):
+            modeling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+            replace(modeling.MultiScaleDeformableAttention, "forward", forward)
     try:
         yield
     finally:

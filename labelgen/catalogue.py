@@ -92,6 +92,7 @@ _DINO_HUB = (
     "special_tokens_map.json",
     "vocab.txt",
 )
+_MM, _SAM2 = "detector of mm-grounded-sam2", "segmenter of mm-grounded-sam2 (SAM 2.1)"
 _SAM_HUB = ("config.json", "model.safetensors", "preprocessor_config.json")
 _TEXT_HUB = (*_SAM_HUB, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -149,6 +150,10 @@ CATALOGUE: tuple[Weights, ...] = (
     _hub("hf-vit-b", "segmenter of hf-grounded-sam", "facebook/sam-vit-base", _SAM_HUB),
     _hub("hf-vit-l", "segmenter of hf-grounded-sam", "facebook/sam-vit-large", _SAM_HUB),
     _hub("hf-vit-h", "segmenter of hf-grounded-sam", "facebook/sam-vit-huge", _SAM_HUB),
+    _hub("mm-swin-t", _MM, "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det", _DINO_HUB),
+    _hub("mm-swin-b", _MM, "openmmlab-community/mm_grounding_dino_base_all", _DINO_HUB),
+    _hub("sam2.1-hiera-tiny", _SAM2, "facebook/sam2.1-hiera-tiny", _SAM_HUB),
+    _hub("sam2.1-hiera-large", _SAM2, "facebook/sam2.1-hiera-large", _SAM_HUB),
     _encoder("s", 14, "facebook/dinov2-small", "Apache-2.0", gated=False),
     _encoder("b", 14, "facebook/dinov2-base", "Apache-2.0", gated=False),
     _encoder("l", 14, "facebook/dinov2-large", "Apache-2.0", gated=False),

@@ -21,8 +21,8 @@ from .prompts import Vocabulary
 from .settings import LabelSettings
 from .tokens import load_tokenizer
 
-_DETECTOR_FILES = (("config.json",), ("model.safetensors",), ("tokenizer.json", "vocab.txt"))
-_SAM_FILES = (("config.json",), ("model.safetensors",))
+DETECTOR_FILES = (("config.json",), ("model.safetensors",), ("tokenizer.json", "vocab.txt"))
+SAM_FILES = (("config.json",), ("model.safetensors",))
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -
     return model.eval(), sorted(report["unexpected_keys"])
 
 
-def _check_marks(tokenizer: Any, folder: Path) -> None:
+def check_marks(tokenizer: Any, folder: Path) -> None:
     """transformers has the numbers of the tokens that end a phrase as constants; with others no word sees its phrase."""
     from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
 
@@ -154,7 +154,7 @@ class HfGroundedSam(GroundedSam):
         sam, extra = load_pretrained(SamModel.from_pretrained, self.files["sam"].path, "SAM")
         refuse_extra_tensors(extra, self.files["sam"].path)
         tokenizer = load_tokenizer(folder)
-        _check_marks(tokenizer, folder)
+        check_marks(tokenizer, folder)
         s = self.settings
         return (
             HfDinoDetector(detector, tokenizer, s.short_side, s.long_side, self.device),
@@ -176,9 +176,9 @@ def make_hf_grounded_sam(settings: LabelSettings, vocabulary: Vocabulary) -> HfG
             "--detector-checkpoint",
             settings.detector_checkpoint or folder / detector,
             detector,
-            _DETECTOR_FILES,
+            DETECTOR_FILES,
         ),
-        "sam": Needed("sam", "--sam-checkpoint", settings.sam_checkpoint or folder / sam, sam, _SAM_FILES),
+        "sam": Needed("sam", "--sam-checkpoint", settings.sam_checkpoint or folder / sam, sam, SAM_FILES),
     }
     require_weights("hf-grounded-sam", list(files.values()))
     require_packages("hf-grounded-sam", {"transformers": "transformers"})

@@ -158,6 +158,10 @@ def make_labeler(
         from .hf_grounded_sam import make_hf_grounded_sam
 
         return make_hf_grounded_sam(settings, vocabulary)
+    if name == "mm-grounded-sam2":
+        from .mm_grounded_sam2 import make_mm_grounded_sam2
+
+        return make_mm_grounded_sam2(settings, vocabulary)
     from .grounded_sam import make_grounded_sam
 
     return make_grounded_sam(settings, vocabulary)

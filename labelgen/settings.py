@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "oracle", "import", "regions", "sam-clip")
+LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import", "regions", "sam-clip")
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),
-    "sam": ("vit-b", "vit-l", "vit-h"),
+    "sam": ("vit-b", "vit-l", "vit-h", "hiera-tiny", "hiera-large"),
     "clip": ("clip-vit-l", "siglip2-so400m"),
     "prompting": ("combined", "separate"),
     "overlap": ("layered", "reference"),
@@ -37,7 +37,7 @@ class LabelSettings:
         weights: folder where weights are looked for unless a path below is given.
         detector, sam: which published network is looked for there.
         detector_config: GroundingDINO configuration (the package's own without one).
-        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam).
+        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam and mm-grounded-sam2).
         text_encoder: folder with the text encoder's configuration and vocabulary.
         clip, clip_checkpoint: sam-clip's encoder, and a folder with another; CLIP or SigLIP.
         phrases: what sam-clip names regions with, a list as ``labelgen/data/uov.json``, which is the default.

@@ -203,6 +203,55 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
     return TinyFolders(folder / "detector", folder / "sam")
 
 
+@pytest.fixture(scope="session")
+def mm_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MMGroundingDinoForObjectDetection and Sam2Model, saved by their own save_pretrained."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("mm")
+    write_text_encoder(folder / "detector")
+    text = transformers.BertConfig.from_pretrained(folder / "detector")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        backbone = transformers.SwinConfig(
+            embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
+        )  # fmt: skip
+        config = transformers.MMGroundingDinoConfig(
+            backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+            encoder_ffn_dim=64, decoder_ffn_dim=64,
+        )  # fmt: skip
+        detector = transformers.MMGroundingDinoForObjectDetection(config)
+        with torch.no_grad():
+            detector.bbox_embed[0].layers[-1].weight.normal_(0, 0.5)
+            for head in detector.class_embed:
+                head.bias.fill_(0.5)
+        detector.save_pretrained(folder / "detector")
+        hiera = transformers.Sam2HieraDetConfig(
+            hidden_size=16, num_attention_heads=1, image_size=[256, 256], blocks_per_stage=[1, 2, 2, 1],
+            embed_dim_per_stage=[16, 32, 64, 128], num_attention_heads_per_stage=[1, 2, 4, 8],
+            window_size_per_stage=[8, 4, 14, 7], global_attention_blocks=[4], window_positional_embedding_background_size=[7, 7],
+        )  # fmt: skip
+        vision = transformers.Sam2VisionConfig(
+            backbone_config=hiera, backbone_channel_list=[128, 64, 32, 16], fpn_hidden_size=64,
+            backbone_feature_sizes=[[64, 64], [32, 32], [16, 16]],
+        )  # fmt: skip
+        sam = transformers.Sam2Model(
+            transformers.Sam2Config(
+                vision_config=vision,
+                prompt_encoder_config=transformers.Sam2PromptEncoderConfig(hidden_size=64, image_size=256),
+                mask_decoder_config=transformers.Sam2MaskDecoderConfig(
+                    hidden_size=64, mlp_dim=64, num_attention_heads=2, iou_head_hidden_dim=64
+                ),
+            )
+        )
+        with torch.no_grad():
+            for value in sam.parameters():
+                if value.ndim > 1:
+                    value.normal_(0, 0.1)
+        sam.save_pretrained(folder / "sam")
+    return folder
+
+
 def small_config() -> dict[str, object]:
     """The package's own Swin-T configuration with fewer layers and queries."""
     import groundingdino.config

@@ -1,0 +1,122 @@
+"""Grounded-SAM with MM-GroundingDINO and SAM 2.1 of transformers, from two folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..common import OlivineError
+from .catalogue import Needed, require_weights, weights_digests
+from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
+from .hf_grounded_sam import DETECTOR_FILES, SAM_FILES, HfDinoDetector, check_marks, load_pretrained
+from .prompts import Vocabulary
+from .settings import LabelSettings
+from .tokens import load_tokenizer
+
+NAME = "mm-grounded-sam2"
+_PARTS = ("vision_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+class Levels(tuple[Tensor, ...]):
+    """SAM 2's features of images: one map [B, C, h, w] for each level, handled as one tensor is."""
+
+    def __getitem__(self, images: Any) -> Any:
+        """Some of the images, by a slice."""
+        return Levels(level[images] for level in self)
+
+    def float(self) -> Levels:
+        """In float32."""
+        return Levels(level.float() for level in self)
+
+    @property
+    def device(self) -> torch.device:
+        """Of all levels."""
+        return next(iter(self)).device
+
+
+class Sam2Segmenter:
+    """SAM 2.1 of transformers, on single images."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        from transformers import Sam2ImageProcessorFast
+
+        self.model, self.device = model.to(device), device
+        self._side = int(model.config.prompt_encoder_config.image_size)
+        self._processor = Sam2ImageProcessorFast(size={"height": self._side, "width": self._side})
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> Any:
+        """See :class:`olivine.labelgen.grounded.Segmenter`; all levels."""
+        seen = self._processor(images=[image.copy() for image in images], return_tensors="pt")  # it wants to own them
+        return Levels(self.model.get_image_embeddings(seen["pixel_values"].to(self.device)))
+
+    @torch.inference_mode()
+    def mask_logits(self, feature: Any, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """See :class:`olivine.labelgen.grounded.Segmenter`."""
+        scale = boxes.new_tensor([self._side / size[1], self._side / size[0]] * 2)
+        levels = list(iter(feature))
+        out = self.model(image_embeddings=levels, input_boxes=(boxes * scale)[None], multimask_output=False)
+        (masks,) = self._processor.post_process_masks(out.pred_masks, [size], binarize=False)
+        found: Tensor = masks[:, 0]
+        return found
+
+
+class MMGroundedSam2(GroundedSam):
+    """Grounded-SAM of today's networks."""
+
+    name = NAME
+    packages = ("transformers", "torch", "torchvision", "tokenizers", "safetensors", "numpy", "pillow")
+
+    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, files: dict[str, Needed]) -> None:
+        super().__init__(settings, vocabulary)
+        self.files = files
+
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each file, by role and file name."""
+        return weights_digests(self.files)
+
+    def load(self) -> tuple[Detector, Segmenter]:
+        """Build both networks and load their weights."""
+        from transformers import Sam2Model
+        from transformers.models.mm_grounding_dino import MMGroundingDinoForObjectDetection
+
+        folder, sam_folder = self.files["detector"].path, self.files["sam"].path
+        detector, _ = load_pretrained(MMGroundingDinoForObjectDetection.from_pretrained, folder, "MM-GroundingDINO")
+        sam, extra = load_pretrained(Sam2Model.from_pretrained, sam_folder, "SAM 2")
+        # A published file also holds the parts that follow objects through a video.
+        refuse_extra_tensors([name for name in extra if name.startswith(_PARTS)], sam_folder)
+        tokenizer = load_tokenizer(folder)
+        check_marks(tokenizer, folder)
+        s = self.settings
+        return (
+            HfDinoDetector(detector, tokenizer, s.short_side, s.long_side, self.device),
+            Sam2Segmenter(sam, self.device),
+        )
+
+
+def make_mm_grounded_sam2(settings: LabelSettings, vocabulary: Vocabulary) -> MMGroundedSam2:
+    """The labeler, with its folders checked and nothing loaded.
+
+    Raises:
+        OlivineError: a file is missing, with the command that gets it; or SAM's first version is asked for.
+    """
+    # --sam's default means the largest there is.
+    size = "hiera-large" if settings.sam == "vit-h" else settings.sam
+    if not size.startswith("hiera-"):
+        raise OlivineError(
+            f"--sam {settings.sam} is a size of SAM's first version", remedy="choose hiera-tiny or hiera-large"
+        )
+    folder, detector, sam = settings.weights_folder, f"mm-{settings.detector}", f"sam2.1-{size}"
+    found = settings.detector_checkpoint or folder / detector
+    files = {
+        "detector": Needed("detector", "--detector-checkpoint", found, detector, DETECTOR_FILES),
+        "sam": Needed("sam", "--sam-checkpoint", settings.sam_checkpoint or folder / sam, sam, SAM_FILES),
+    }
+    require_weights(NAME, list(files.values()))
+    require_packages(NAME, {"transformers.models.mm_grounding_dino": "transformers>=4.56"})
+    return MMGroundedSam2(settings, vocabulary, files)
