@@ -19,6 +19,7 @@ import torch
 
 from olivine.pairs.shards import open_shards
 from olivine.train.build import build_encoder
+from olivine.train.encoder import find_encoder
 from olivine.train.encoders._store import store_maps
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
@@ -45,14 +46,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
     height, width = given.size
-    weights = [] if given.encoder == "small" else ["image.weights=random"]
-    changes = [f"data.shards={given.shards}", f"image.encoder={given.encoder}", *weights, f"image.height={height}"]
-    changes += [f"image.width={width}", "augment.crop=false", "augment.flip_image=0", f"run.steps={given.steps}"]
-    changes += ["method.scr=false", "data.workers=0"]
-    settings = load_settings("cpu", changes)
-    shards, encoder = open_shards(given.shards), build_encoder(settings, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        changes = [f"data.shards={given.shards}", f"image.encoder={given.encoder}", f"image.height={height}"]
+        changes += [f"image.width={width}", "augment.crop=false", "augment.flip_image=0", f"run.steps={given.steps}"]
+        changes += ["method.scr=false", "data.workers=0"]
+        if given.encoder != "small":  # the same random weights everywhere
+            torch.save(find_encoder(given.encoder)().state_dict(), folder / "weights.pth")
+            changes.append(f"image.weights={folder / 'weights.pth'}")
+        settings = load_settings("cpu", changes)
+        shards, encoder = open_shards(given.shards), build_encoder(settings, torch.device("cpu"))
         rate, expected = train(settings, folder / "encoder")
         print(f"{given.encoder}, {height} x {width}, {len(shards)} frames of {len(shards.cameras)} images")
         print(f"encoder in the loop   {rate:6.2f} frames a second")
