@@ -5,7 +5,7 @@ shards: data/pairs/nuscenes        # holds train/ and val/
 ground: olivine synth && …         # the command that makes them
 preset: cpu
 seeds: [0, 1, 2]
-features: stored                   # the frozen encoder's features at the pairs, computed once; or encoder
+features: stored                   # the frozen encoder's maps of whole images, computed once; or encoder
 set: {run.steps: 300}              # for every row
 probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
 finetune: {fraction: 1}            # none without

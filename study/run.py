@@ -262,7 +262,7 @@ def write_table(study: StudySettings, rows: Sequence[Row], out: Path) -> tuple[P
 def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
     facts = ["Differences are paired by seed; intervals are Student's t, 95 %; “not resolved” where they hold 0."]
     if study.features == "stored":
-        facts.append("The frozen encoder's features at the pairs were computed once: images are not augmented.")
+        facts.append("The frozen encoder's maps of whole images were computed once: images are not augmented.")
     if not study.probe.augment:
         facts.append("The probe computes each frame's features once: clouds are not augmented.")
     absent = sorted({name for row in rows for name in row.result.get("absent", ())})
