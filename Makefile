@@ -71,7 +71,7 @@ test: setup
 
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: setup $(VENV)/.installed-cluster
 	$(BIN)/python -m pytest -m soak -rs

@@ -172,7 +172,7 @@ def embed(
         str, typer.Option(help="The column of the intensity; empty where there is none.")
     ] = "intensity",
     intensity_offset: Annotated[
-        float, typer.Option(help="Added to the intensity: 1 for networks trained on KITTI.")
+        float, typer.Option(help="Added to the intensity, as the network's training shards say.")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,

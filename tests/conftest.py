@@ -49,6 +49,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(name, [every[s] for s in sources], indirect=True, scope="session")
 
 
+#: Begun first, so that no process is left with a long file at the end.
+LONG = (
+    "methods/test_every_method", "labelgen/test_grounded_sam", "faults/test_machine", "faults/test_full_disk",
+    "downstream/test_finetune", "pairs/test_build", "package/test_outputs", "pipeline/test_sample_frames",
+    "labelgen/test_parity", "train/test_loop", "train/test_processes", "downstream/test_weak", "readers/test_checks",
+    "readers/test_nuscenes", "downstream/test_afi", "study/test_study", "package/test_cli", "labelgen/test_segments",
+    "methods/test_uov_tmp", "labelgen/test_same_output", "downstream/test_weights", "report/test_figures",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONG)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)

@@ -126,6 +126,7 @@ def noisy_labels(xyz: np.ndarray, seed: int) -> np.ndarray:
     return np.where(rng.random(len(xyz)) < 0.2, rng.integers(1, 17, len(xyz)), label)
 
 
+@pytest.mark.frames("synthetic")
 def test_the_labels_of_a_full_cloud_are_those_of_the_plain_version(nuscenes_keyframe: Path) -> None:
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
     xyz = frame.points()[:, :3].astype(np.float64)

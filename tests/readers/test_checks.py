@@ -160,6 +160,7 @@ def test_the_command_writes_a_page_and_ends_with_1_where_something_is_wrong(kitt
     assert "1 things are wrong" in (tmp_path / "check-data" / "index.html").read_text()
 
 
+@pytest.mark.frames("synthetic")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_frames_edges_fit_best_where_its_calibration_puts_them(nuscenes_keyframe, axis):
     """The figures for the real frame are in docs/own-data.md."""
