@@ -69,6 +69,11 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """Every command that writes, in a working folder with ``data``, ``runs`` and ``study.yaml``; it writes to ``out``."""
 
+REGIONS = (
+    ("labelgen", "--segments", "regions", "--out", "data/labels-regions"),
+    ("build-pairs", "--labels", "data/labels-regions", "--workers", "1", "--regions", "--out", "data/pairs-regions"),
+)
+"""What pretrain-uov-tmp reads besides."""
 _GROWING = ("steps.csv", "epochs.csv", "last.pt", "best.pt", "manifest.json", "study.json")
 """Files that are written more than once in a run: each time whole, and at its end the same."""
 
@@ -300,7 +305,7 @@ def _everything() -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
+def world(request, tmp_path_factory) -> Path:
     """Everything that a command reads, made by the commands themselves: two scenes of two frames, images of 80 x 45."""
     import torch
 
@@ -316,17 +321,7 @@ def world(tmp_path_factory) -> Path:
         ("synth", *tiny),
         ("labelgen", "--segments", "slic"),
         ("build-pairs", "--workers", "1", "--segments", "--clusters", "1"),
-        ("labelgen", "--segments", "regions", "--out", "data/labels-regions"),
-        (
-            "build-pairs",
-            "--labels",
-            "data/labels-regions",
-            "--workers",
-            "1",
-            "--regions",
-            "--out",
-            "data/pairs-regions",
-        ),
+        *(REGIONS if request.config.option.markexpr == "soak" else ()),
         ("pretrain", *SHORT, "--set", "method.scr=false"),
         ("finetune", "--epochs", "1"),
         ("export", "--out", "data/backbone.pt"),

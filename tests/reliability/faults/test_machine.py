@@ -246,7 +246,11 @@ def slow_renames():
 )
 @pytest.mark.parametrize(
     "stage",
-    [*CHEAP[:2], "pretrain", *(pytest.param(s, marks=pytest.mark.soak) for s in ("finetune", "probe", "study"))],
+    [
+        "build-pairs",
+        "pretrain",
+        *(pytest.param(s, marks=pytest.mark.soak) for s in ("labelgen", "finetune", "probe", "study")),
+    ],
 )
 def test_two_drivers_of_one_folder_do_it_together_or_one_says_so(stage, renames, machine):
     expected, _ = machine.reference(stage)

@@ -40,16 +40,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("preset", METHODS)
 def test_every_term_of_the_loss_falls(preset: str, streets: Path, quick: Quick, tmp_path: Path) -> None:
-    pretrain(quick(preset, streets, *METHODS[preset]), tmp_path / "run")
+    pretrain(quick(preset, streets, *METHODS[preset], "run.steps=9"), tmp_path / "run")
     table = rows(tmp_path / "run")
     terms = [name for name in table[0] if name.startswith("loss_")]
     assert terms
     for name in terms:
         loss = [float(row[name]) for row in table if row[name]]
-        assert np.mean(loss[-6:]) < 0.97 * np.mean(loss[:6]), name
+        assert np.mean(loss[-4:]) < 0.97 * np.mean(loss[:4]), name
 
 
-@pytest.mark.parametrize("preset", METHODS)
+# PPKT and ST-SLidR keep nothing that OLIVINE (test_loop.py) and SLidR do not.
+@pytest.mark.parametrize(
+    "preset", [pytest.param(m, marks=[pytest.mark.soak] * (m in ("ppkt", "st-slidr"))) for m in METHODS]
+)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
     preset: str, streets: Path, quick: Quick, resumes_to_the_bit: Callable[..., None], tmp_path: Path
 ) -> None:
