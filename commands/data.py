@@ -8,11 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common import check_output, check_replaceable, cores
+from ..common import OlivineError, check_output, check_replaceable, cores
 from ..synthetic.settings import FORMATS
 from . import console, defaults
 from .defaults import DATA
-from .options import DryRun, Folder, Json, Labels, Moved, Names, Overwrite, Units, Workers, unfold
+from .options import (
+    Dataset,
+    DryRun,
+    Folder,
+    Json,
+    Labels,
+    Moved,
+    Names,
+    Overwrite,
+    Root,
+    Units,
+    Version,
+    Workers,
+    unfold,
+)
 
 
 def register(app: typer.Typer, weights: typer.Typer) -> None:
@@ -55,13 +69,9 @@ def synth(
 
 
 def labelgen(
-    dataset: Annotated[
-        str | None, typer.Option(help="Its name, or package.module:Class (default: what data/ holds).")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="The data set's folder (default: data/<dataset>).")] = None,
-    version: Annotated[
-        str | None, typer.Option(help="Of the data set, where it has several (default: the largest).")
-    ] = None,
+    dataset: Dataset = None,
+    root: Root = None,
+    version: Version = None,
     out: Annotated[Path | None, typer.Option(help="Label folder (default: data/labels/<dataset>).")] = None,
     labeler: Annotated[
         str,
@@ -251,7 +261,9 @@ def build_pairs(
     regions: Annotated[bool, typer.Option("--regions", help="Carry the label store's regions.")] = False,
     clusters: Annotated[int, typer.Option(help="Cluster each scan with the one so many frames later; 0: none.")] = 0,
     consolidate: Annotated[bool, typer.Option(help="Let the labels of the frames around vote.")] = False,
-    around: Annotated[int, typer.Option(help="Frames on each side that vote with --consolidate.")] = 5,
+    around: Annotated[
+        int | None, typer.Option(help="Frames on each side that vote with --consolidate (default: 5).")
+    ] = None,
     visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
     distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
@@ -281,6 +293,9 @@ def build_pairs(
                 console.finish(f"build-pairs --{action}", function(folder), None, as_json)
         return
     check_environment()
+    if around is not None and (around < 1 or not consolidate):
+        remedy = "give at least 1, or leave out --consolidate" if consolidate else "add --consolidate"
+        raise OlivineError(f"--around {around}", where="olivine build-pairs", remedy=remedy)
     place = defaults.choose_executor(units.executor, units.address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
@@ -289,7 +304,7 @@ def build_pairs(
         segments=segments or regions,
         regions=regions,
         clusters=clusters,
-        consolidate=around if consolidate else 0,
+        consolidate=(around or 5) if consolidate else 0,
         visibility=visibility,
         distance=distance,
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),

@@ -9,7 +9,7 @@ import typer
 
 from ..common import check_output, check_replaceable
 from . import console, defaults
-from .options import Json, Overwrite
+from .options import Dataset, Json, Overwrite, Root, Version
 
 
 def register(app: typer.Typer) -> None:
@@ -34,13 +34,9 @@ def init_rig(
 
 
 def check_data(
-    dataset: Annotated[
-        str | None, typer.Option(help="Its name, or package.module:Class (default: what data/ holds).")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="The data set's folder (default: data/<dataset>).")] = None,
-    version: Annotated[
-        str | None, typer.Option(help="Of the data set, where it has several (default: the largest).")
-    ] = None,
+    dataset: Dataset = None,
+    root: Root = None,
+    version: Version = None,
     split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("check-data"),
     frames: Annotated[int, typer.Option(help="Frames whose points are held against their images.")] = 24,

@@ -222,7 +222,9 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
 def study(
     folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
     config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
-    seed: Annotated[int | None, typer.Option(help="Run this seed alone (default: all of the study's).")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Run this seed alone; give it again for more (default: all).")
+    ] = None,
     row: Annotated[
         list[str] | None, typer.Option(help="Run this row alone; give it again for more (default: all).")
     ] = None,
@@ -258,7 +260,7 @@ def study(
         check_output(out, inputs=(plan.shards,), known=("study.json",))
         from ..study.run import list_study, run_study
 
-        seeds = plan.seeds if seed is None else (seed,)
+        seeds = tuple(seed) if seed else plan.seeds
         if dry_run:
             for line in list_study(plan, out, seeds, row or ()):
                 print(json.dumps(line) if as_json else "  ".join(line.values()))

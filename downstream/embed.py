@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,28 +33,22 @@ class Embedder:
 
     def __init__(self, path: PathLike, device: str | torch.device = "cpu", intensity_offset: float = 0.0) -> None:
         path = checkpoint_file(path)
+        self._device, self._offset = _device(device), intensity_offset
         self.backbone, content = load_backbone(path)
-        self.backbone.to(device).eval().requires_grad_(False)
-        self.channels, self._device, self._offset = (
-            self.backbone.feature_channels,
-            torch.device(device),
-            intensity_offset,
-        )
+        self.backbone.to(self._device).eval().requires_grad_(False)
+        self.channels = self.backbone.feature_channels
         voxels = settings_from_plain(VoxelSettings, content.get("voxels") or content["settings"]["voxels"], str(path))
-        self.voxels = voxels if voxels.from_corner else VoxelSettings(**{**vars(voxels), "crop": False})
+        self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)  # as CloudExamples
         self.classes: tuple[str, ...] = ()
         self._head: torch.nn.Linear | None = None
         if "head_state" in content:
             self.classes = tuple(content["data"]["classes"])
-            self._head = new_head(self.channels, len(self.classes) + 1, 0).to(device)
+            self._head = new_head(self.channels, len(self.classes) + 1, 0).to(self._device)
             load_state(self._head, content["head_state"], path)
 
     @torch.no_grad()
     def _at_points(self, points: NDArray[Any] | Tensor, head: torch.nn.Module | None) -> tuple[Tensor, Tensor]:
-        cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
-        if cloud.ndim != 2 or cloud.shape[1] < 4:
-            raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
-        cloud[:, 3] += self._offset
+        cloud = self._cloud(points)
         voxels = voxelize(cloud, None, self.voxels)
         seen = voxels.inverse >= 0
         of_point = torch.zeros(len(cloud), dtype=torch.int64, device=self._device)
@@ -66,6 +60,13 @@ class Embedder:
             place = torch.arange(len(cloud), device=self._device) if self.backbone.per_point else voxels.inverse
             found[seen] = value.index_select(0, place[seen]).float()
         return found, seen
+
+    def _cloud(self, points: NDArray[Any] | Tensor) -> Tensor:
+        cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
+        if cloud.ndim != 2 or cloud.shape[1] < 4:
+            raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
+        cloud[:, 3] += self._offset
+        return cloud
 
     def features(self, points: Points) -> Points:
         """The network's feature of each point.
@@ -84,10 +85,7 @@ class Embedder:
 
     def in_range(self, points: Points) -> Points:
         """Which points the network sees, bool [N]; a network without a fixed grid sees all."""
-        return _like(points, self._at_range(points))
-
-    def _at_range(self, points: NDArray[Any] | Tensor) -> Tensor:
-        return voxelize(torch.as_tensor(points).to(self._device, torch.float32), None, self.voxels).inverse >= 0
+        return _like(points, voxelize(self._cloud(points), None, self.voxels).inverse >= 0)
 
     def predict(self, points: Points) -> tuple[Points, Points]:
         """The class of each point and how sure the network is of it, for a fine-tuned network.
@@ -114,6 +112,18 @@ class EmbedSummary:
     points: int
     channels: int
     outside: int
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OlivineError(
+            f"no device {str(name)!r} here ({str(error).splitlines()[0]})", where="device", remedy="use cpu"
+        ) from None
+    return device
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

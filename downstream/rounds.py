@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, digest, read_json, sha256_file, write_bytes, write_json
+from ..common import OlivineError, PathLike, demand, read_bytes, read_json, sha256_file, write_bytes, write_json
 from ..pairs.shards import ShardSet
 from ..train.checkpoint import checkpoint_file
 from ..train.devices import make_fabric
@@ -52,6 +53,8 @@ def finetune_rounds(
     Raises:
         OlivineError: as :func:`~olivine.downstream.finetune.finetune`; more than one process.
     """
+    if rounds < 1:
+        raise OlivineError(f"{rounds} rounds", where="--rounds", remedy="give at least 1, or leave it out")
     if settings.labels != "weak":
         raise OlivineError("rounds of labels are for weak ones", where="--rounds", remedy="add --labels weak")
     ground, out = open_ground(train, validation, settings.labels), Path(out)
@@ -80,7 +83,8 @@ class OwnLabels:
     Args:
         shards: the frames.
         teacher: the run's folder.
-        folder: one file for each frame, uint8 [N], 0 = not sure; and ``labels.json``, of whose labels they are.
+        folder: one file for each frame, uint8 [N], 0 = not sure; and ``labels.json``: of whose labels they are, and the
+            SHA-256 of each file.
         settings: ``sure`` and the device are taken.
 
     Attributes:
@@ -92,23 +96,37 @@ class OwnLabels:
         self._shards, self._folder = shards, folder
         path = checkpoint_file(teacher)
         self.identity: dict[str, Any] = {"teacher": sha256_file(path), "sure": settings.sure, "shards": shards.digest}
-        done = folder / "labels.json"
-        if not done.is_file() or read_json(done, "remove this folder").get("digest") != digest(self.identity):
-            kept = self._write(path, settings)
-            write_json(done, {**self.identity, "kept": kept, "digest": digest(self.identity)})
-        kept = read_json(done, "remove this folder")["kept"]
-        self.note = f"trained on {100 * kept:.1f} % of the points, which the network before was sure of"
+        self._again = f"remove {folder} and run again"
+        record = self._record()
+        if record is None or record["identity"] != self.identity:
+            self._write(path, settings)
+            record = self._record()
+            assert record is not None
+        self._files: list[str] = record["files"]
+        self.note = f"trained on {100 * record['kept']:.1f} % of the points, which the network before was sure of"
 
-    def _write(self, teacher: Path, settings: FinetuneSettings) -> float:
+    def _record(self) -> dict[str, Any] | None:
+        """``labels.json``, None where there is none."""
+        path = self._folder / "labels.json"
+        if not path.is_file():
+            return None
+        shape = {"identity": dict, "kept": float, "files": [str]}
+        found: dict[str, Any] = demand(read_json(path, self._again), shape, path, self._again)
+        return found
+
+    def _write(self, teacher: Path, settings: FinetuneSettings) -> None:
         model, examples, _ = read_segmenter(teacher, self._shards, settings.accelerator)
         kept = total = 0
+        files = []
         for frame, predicted, sure in predicted_points(
             model, examples, range(len(self._shards)), "labels of the last round"
         ):
             label = np.where(sure >= settings.sure, predicted, 0).astype(np.uint8)
             write_bytes(self._path(frame), label.tobytes())
+            files.append(hashlib.sha256(label.tobytes()).hexdigest())
             kept, total = kept + int((label > 0).sum()), total + len(label)
-        return kept / max(1, total)
+        record = {"identity": self.identity, "kept": kept / max(1, total), "files": files}
+        write_json(self._folder / "labels.json", record)
 
     def _path(self, frame: int) -> Path:
         return self._folder / f"{frame:06d}.bin"
@@ -117,13 +135,10 @@ class OwnLabels:
         """uint8 [N], 0 = ignored.
 
         Raises:
-            OlivineError: the file is missing or of another length.
+            OlivineError: the file is missing, or not what was written.
         """
         path = self._path(frame)
-        count = self._shards.read(frame, ("points",)).point_count
-        label = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
-        if len(label) != count:
-            raise OlivineError(
-                f"{len(label)} labels for {count} points", where=path, remedy=f"remove {self._folder} and run again"
-            )
-        return label
+        data = read_bytes(path, self._again, what="labels")
+        if hashlib.sha256(data).hexdigest() != self._files[frame]:
+            raise OlivineError("has changed since it was written", where=path, remedy=self._again)
+        return np.frombuffer(data, np.uint8)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common import OlivineError
-from .catalogue import Needed, require_weights, weights_digests
-from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
-from .hf_grounded_sam import DETECTOR_FILES, SAM_FILES, HfDinoDetector, check_marks, load_pretrained
+from .catalogue import Needed, require_weights
+from .grounded import Detector, Segmenter, refuse_extra_tensors, require_packages
+from .hf_grounded_sam import DETECTOR_FILES, SAM_FILES, HfDinoDetector, HfGroundedSam, check_marks, load_pretrained
 from .prompts import Vocabulary
 from .settings import LabelSettings
 from .tokens import load_tokenizer
@@ -66,19 +66,10 @@ class Sam2Segmenter:
         return found
 
 
-class MMGroundedSam2(GroundedSam):
-    """Grounded-SAM of today's networks."""
+class MMGroundedSam2(HfGroundedSam):
+    """Grounded-SAM with MM-GroundingDINO and SAM 2.1."""
 
     name = NAME
-    packages = ("transformers", "torch", "torchvision", "tokenizers", "safetensors", "numpy", "pillow")
-
-    def __init__(self, settings: LabelSettings, vocabulary: Vocabulary, files: dict[str, Needed]) -> None:
-        super().__init__(settings, vocabulary)
-        self.files = files
-
-    def weights(self) -> dict[str, str]:
-        """SHA-256 of each file, by role and file name."""
-        return weights_digests(self.files)
 
     def load(self) -> tuple[Detector, Segmenter]:
         """Build both networks and load their weights."""

@@ -1,7 +1,8 @@
 """Labels by vote: what a point's surroundings are called by all cameras, in the frames before and after.
 
-A label map errs anew in each picture: a border lies elsewhere, an object is missed, a car is called a truck. The place in
-the world stays. So the labels that fall on one place from many pictures vote for it (as in LOSC, the LiDAR Open-voc Segmentation Consolidator of 2025).
+A label map errs anew in each image: a border lies elsewhere, an object is missed, a car is called a truck. The place in
+the world stays. So the labels that fall on one place from many images vote for it, as in LOSC (LiDAR Open-voc Segmentation
+Consolidator, 2025).
 
 Every labelled pair of the window is a vote for its point's place, unless a nearer surface hides the point from the
 camera. It weighs 1 / distance, since an error of a pixel is larger in metres far away. Places are voxels of several sizes,

@@ -2,7 +2,7 @@
 
 The geometry is checked by edges. Where a cloud has a step in depth (the rim of a car against the street behind it) the image
 has an edge; the share of such points that fall on edges is largest where calibration and times are right (Levinson and
-Thrun, "Automatic online calibration of cameras and lasers", 2013). Every camera is turned a little, and moved along the
+Thrun, "Automatic online calibration of cameras and lasers", 2013). Every camera is rotated a little, and moved along the
 drive a little; where another place fits clearly better, it is named.
 """
 
@@ -24,8 +24,8 @@ from ..common import Failure, OlivineError, track
 from ..common.compiled import compiled
 from ..common.images import open_image
 from .frame import Camera, Frame
-from .lens import distort, field_limit, lens_numbers
-from .project import project_points
+from .lens import field_limit, lens_numbers
+from .project import project_points, through_lens
 
 Matrix = NDArray[np.float64]
 _END = 1 << 16
@@ -37,7 +37,7 @@ class CheckSettings:
 
     Attributes:
         frames: looked at, spread over the data set; files, times and poses are checked in all.
-        turn_deg: a camera that fits better when turned by this much or more.
+        rotation_deg: a camera that fits better when rotated by this much or more.
         late_s: images that fit better when taken this much earlier or later.
         sure: how many standard errors better the other place must fit.
         few: a cloud of less than this share of its scene's median is truncated.
@@ -46,7 +46,7 @@ class CheckSettings:
     """
 
     frames: int = 24
-    turn_deg: float = 0.5
+    rotation_deg: float = 0.5
     late_s: float = 0.04
     sure: float = 4.0
     few: float = 0.6
@@ -219,11 +219,11 @@ def _wrong_poses(members: Sequence[Frame], settings: CheckSettings) -> list[Fail
         if seconds <= 0 or not (np.isfinite(before.pose).all() and np.isfinite(after.pose).all()):
             continue
         moved = float(np.linalg.norm(after.pose[:3, 3] - before.pose[:3, 3]))
-        turned = math.degrees(_angle(before.pose[:3, :3].T @ after.pose[:3, :3]))
+        rotated = math.degrees(_angle(before.pose[:3, :3].T @ after.pose[:3, :3]))
         if moved > settings.speed * seconds:
             found.append(Failure(after.token, f"its pose jumps {moved:.1f} m in {seconds:.3g} s"))
-        elif turned > 30 + 90 * seconds:
-            found.append(Failure(after.token, f"its pose turns {turned:.0f} degrees in {seconds:.3g} s"))
+        elif rotated > 30 + 90 * seconds:
+            found.append(Failure(after.token, f"its pose rotates by {rotated:.0f} degrees in {seconds:.3g} s"))
     return found
 
 
@@ -267,7 +267,7 @@ class _Look:
 
 
 _LEAST = 8  # strips with enough steps in depth; a judgement of fewer is chance
-_MARGIN = 1.3  # of an image's size: points that may come in when a camera is turned
+_MARGIN = 1.3  # of an image's size: points that may come in when a camera is rotated
 _FARTHEST = 60.0  # metres; steps further away have too few points
 
 
@@ -338,18 +338,8 @@ def _sum(xyz, edge, transform, intrinsic, model, k, limit, width, height, streng
     rows, columns = strength.shape
     blocks = len(sums)
     for i in range(len(xyz)):
-        x, y, z = xyz[i]
-        depth = transform[2, 0] * x + transform[2, 1] * y + transform[2, 2] * z + transform[2, 3]
-        if not depth > 1.0:
-            continue
-        a = (transform[0, 0] * x + transform[0, 1] * y + transform[0, 2] * z + transform[0, 3]) / depth
-        b = (transform[1, 0] * x + transform[1, 1] * y + transform[1, 2] * z + transform[1, 3]) / depth
-        if not a * a + b * b <= limit:
-            continue
-        a, b = distort(model, k, a, b)
-        u = intrinsic[0, 0] * a + intrinsic[0, 1] * b + intrinsic[0, 2]
-        v = intrinsic[1, 1] * b + intrinsic[1, 2]
-        if not 0.0 < u < width - 1.0 or not 0.0 < v < height - 1.0:
+        there, u, v = through_lens(xyz[i], transform, intrinsic, model, k, limit, width, height, 1.0)
+        if not there:
             continue
         value = strength[int(v * (rows - 1) / (height - 1) + 0.5), int(u * (columns - 1) / (width - 1) + 0.5)]
         block = min(int(u * blocks / width), blocks - 1)
@@ -394,22 +384,22 @@ def _better(there: NDArray[np.float64], here: NDArray[np.float64]) -> tuple[floa
     return float(gain.mean()), float(gain.mean() / max(gain.std(ddof=1) / math.sqrt(len(gain)), 1e-9))
 
 
-def _turned(look: _Look, degrees: Sequence[float]) -> Matrix:
+def _rotated(look: _Look, degrees: Sequence[float]) -> Matrix:
     x, y, z = np.radians(degrees)
     # Small angles: the order does not matter.
     vector = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     left, _, right = np.linalg.svd(np.eye(3) + vector)
     matrix = np.eye(4)
     matrix[:3, :3] = left @ right
-    turned: Matrix = matrix @ look.camera.lidar_to_camera
-    return turned
+    rotated: Matrix = matrix @ look.camera.lidar_to_camera
+    return rotated
 
 
-def fit_when_turned(frame: Frame, degrees: Sequence[float], blocks: int = 4) -> float:
-    """How well a frame's edges fit when every camera is turned by so much about its x, y and z axes."""
+def fit_when_rotated(frame: Frame, degrees: Sequence[float], blocks: int = 4) -> float:
+    """How well a frame's edges fit when every camera is rotated by so much about its x, y and z axes."""
     points = frame.points()
     looks = [_look(frame, camera, points, None)[0] for camera in frame.cameras]
-    return float(np.nanmean(_fit(looks, lambda look: _turned(look, degrees), blocks)))
+    return float(np.nanmean(_fit(looks, lambda look: _rotated(look, degrees), blocks)))
 
 
 def _later(look: _Look, seconds: float) -> Matrix:
@@ -422,7 +412,7 @@ def _later(look: _Look, seconds: float) -> Matrix:
 
 
 def _misplaced(name: str, looks: Sequence[_Look], settings: CheckSettings, result: DataCheck) -> list[Failure]:
-    """A camera that fits better turned, or its images at another time."""
+    """A camera that fits better rotated, or its images at another time."""
     here = _fit(looks, lambda look: look.camera.lidar_to_camera, settings.blocks)
     if np.isfinite(here).any():
         result.fit[name] = float(np.nanmean(here))
@@ -430,8 +420,8 @@ def _misplaced(name: str, looks: Sequence[_Look], settings: CheckSettings, resul
         result.notes.append(f"{name}: too few frames or steps in depth to judge its calibration")
         return []
 
-    def fit_turned(degrees: Sequence[float]) -> NDArray[np.float64]:
-        return _fit(looks, lambda look: _turned(look, degrees), settings.blocks)
+    def fit_rotated(degrees: Sequence[float]) -> NDArray[np.float64]:
+        return _fit(looks, lambda look: _rotated(look, degrees), settings.blocks)
 
     best, place = here, (0.0, 0.0, 0.0)
     for width, step in ((2.0, 0.5), (0.5, 0.25)):  # first far and coarse, then near and fine
@@ -440,7 +430,7 @@ def _misplaced(name: str, looks: Sequence[_Look], settings: CheckSettings, resul
         tries = [(centre[0] + a, centre[1] + b, centre[2]) for a in offsets for b in offsets]
         tries += [(centre[0], centre[1], centre[2] + c) for c in offsets]
         for degrees in tries:
-            found = fit_turned(degrees)
+            found = fit_rotated(degrees)
             if _better(found, best)[0] > 0:
                 best, place = found, degrees
     angle = float(np.linalg.norm(place))
@@ -454,8 +444,8 @@ def _misplaced(name: str, looks: Sequence[_Look], settings: CheckSettings, resul
             if a_gain > late_gain:
                 late_gain, late_sure, late = a_gain, a_sure, float(seconds)
     is_late = abs(late) >= settings.late_s - 1e-9 and late_sure > settings.sure
-    is_turned = angle >= settings.turn_deg - 1e-9 and sure > settings.sure
-    if is_late and (late_gain >= 0.8 * gain or not is_turned):
+    is_rotated = angle >= settings.rotation_deg - 1e-9 and sure > settings.sure
+    if is_late and (late_gain >= 0.8 * gain or not is_rotated):
         when = "earlier" if late < 0 else "later"
         return [
             Failure(
@@ -464,14 +454,14 @@ def _misplaced(name: str, looks: Sequence[_Look], settings: CheckSettings, resul
                 f"(by {late_sure:.0f} standard errors): check its clock",
             )
         ]
-    if is_turned:
+    if is_rotated:
         axes = ", ".join(
             f"{v:+.2f} about {axis}" for v, axis in zip(place, ("x (right)", "y (down)", "z (ahead)")) if v
         )
         return [
             Failure(
                 name,
-                f"edges fit better if the camera is turned by {angle:.1f} degrees ({axes}; by {sure:.0f} standard errors): "
+                f"edges fit better if the camera is rotated by {angle:.1f} degrees ({axes}; by {sure:.0f} standard errors): "
                 "check its extrinsic",
             )
         ]

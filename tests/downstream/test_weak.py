@@ -106,5 +106,12 @@ def test_rounds_teach_by_what_the_network_before_is_sure_of(nuscenes_world, chec
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1)[1] == second
     assert {path: path.read_bytes() for path in before} == before
+    first_labels = tmp_path / "run/labels-1/000000.bin"
+    first_labels.write_bytes(bytes(len(first_labels.read_bytes())))
+    (tmp_path / "run/round-1/scores.json").unlink()
+    with pytest.raises(OlivineError, match=r"000000\.bin: has changed since it was written. Remove .*labels-1"):
+        finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1, overwrite=True)
+    with pytest.raises(OlivineError, match="0 rounds"):
+        finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "x", settings, rounds=0)
     with pytest.raises(OlivineError, match="rounds of labels are for weak ones"):
         finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "x", replace(settings, labels="truth"), rounds=1)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,25 @@ class TinyFolders:
     sam: Path
 
 
+def small_detector(kind: str, folder: Path) -> Any:
+    """GroundingDino or MMGroundingDino of transformers at reduced size, for the text encoder in ``folder``."""
+    import torch
+    import transformers
+
+    text = transformers.BertConfig.from_pretrained(folder)
+    backbone = transformers.SwinConfig(
+        embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
+    )  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(
+        backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+        encoder_ffn_dim=64, decoder_ffn_dim=64,
+    )  # fmt: skip
+    detector = getattr(transformers, f"{kind}ForObjectDetection")(config)
+    with torch.no_grad():
+        detector.bbox_embed[0].layers[-1].weight.normal_(0, 0.5)
+    return detector
+
+
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
     """GroundingDinoForObjectDetection and SamModel at reduced size, saved by their own save_pretrained."""
@@ -171,19 +191,9 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("hf")
     write_text_encoder(folder / "detector")
-    text = transformers.BertConfig.from_pretrained(folder / "detector")
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        backbone = transformers.SwinConfig(
-            embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
-        )  # fmt: skip
-        config = transformers.GroundingDinoConfig(
-            backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
-            encoder_ffn_dim=64, decoder_ffn_dim=64,
-        )  # fmt: skip
-        detector = transformers.GroundingDinoForObjectDetection(config)
-        with torch.no_grad():
-            detector.bbox_embed[0].layers[-1].weight.normal_(0, 0.5)
+        detector = small_detector("GroundingDino", folder / "detector")
         detector.save_pretrained(folder / "detector")
         sam = transformers.SamModel(
             transformers.SamConfig(
@@ -210,19 +220,10 @@ def mm_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("mm")
     write_text_encoder(folder / "detector")
-    text = transformers.BertConfig.from_pretrained(folder / "detector")
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        backbone = transformers.SwinConfig(
-            embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
-        )  # fmt: skip
-        config = transformers.MMGroundingDinoConfig(
-            backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
-            encoder_ffn_dim=64, decoder_ffn_dim=64,
-        )  # fmt: skip
-        detector = transformers.MMGroundingDinoForObjectDetection(config)
+        detector = small_detector("MMGroundingDino", folder / "detector")
         with torch.no_grad():
-            detector.bbox_embed[0].layers[-1].weight.normal_(0, 0.5)
             for head in detector.class_embed:
                 head.bias.fill_(0.5)
         detector.save_pretrained(folder / "detector")

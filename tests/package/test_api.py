@@ -107,6 +107,9 @@ def test_what_does_not_fit_is_one_line(finetuned, checkpoint) -> None:
         olivine.load(checkpoint).features(np.zeros((3, 3), np.float32))
     with pytest.raises(OlivineError, match="no such checkpoint"):
         olivine.load("nowhere")
+    for device in ("toaster", "cuda:99"):
+        with pytest.raises(OlivineError, match=f"no device '{device}' here"):
+            olivine.load(checkpoint, device)
 
 
 def test_a_file_of_points_is_embedded_by_a_command(nuscenes_world, finetuned, tmp_path) -> None:

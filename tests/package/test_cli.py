@@ -20,6 +20,8 @@ import pytest
         (["features", "--shard", "4/4"], "from 0 to N-1"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
         (["pretrain", "--set", "data.shards=elsewhere"], "elsewhere"),
+        (["build-pairs", "--around", "3"], "--around 3. Add --consolidate"),
+        (["build-pairs", "--consolidate", "--around", "0"], "give at least 1"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),
         (["study"], "no shards here. Make them: olivine synth"),

@@ -54,15 +54,15 @@ def test_a_clean_drive_has_nothing_wrong(frames):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_an_extrinsic_turned_by_a_degree_is_found_with_axis_and_sign(frames, axis):
+def test_an_extrinsic_rotated_by_a_degree_is_found_with_axis_and_sign(frames, axis):
     from scipy.spatial.transform import Rotation
 
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_rotvec(np.radians(np.eye(3)[axis])).as_matrix()
-    turned = with_cameras(
+    rotated = with_cameras(
         frames, lambda f, c: replace(c, lidar_to_camera=turn @ c.lidar_to_camera) if c.name == "CAM_FRONT" else c
     )
-    ((unit, reason),) = reasons(only(turned, "CAM_FRONT", "CAM_BACK"))
+    ((unit, reason),) = reasons(only(rotated, "CAM_FRONT", "CAM_BACK"))
     assert unit == "CAM_FRONT" and "check its extrinsic" in reason
     # What would mend it is the opposite turn.
     assert f"-1.00 about {('x (right)', 'y (down)')[axis]}" in reason
@@ -121,10 +121,10 @@ def test_files_times_and_poses_that_are_wrong_are_named(frames, drive, tmp_path)
 
 def test_a_camera_that_looks_away_sees_nothing(frames):
     up = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)  # the cloud is below it
-    turned = with_cameras(
+    rotated = with_cameras(
         frames, lambda f, c: replace(c, lidar_to_camera=up @ up @ up @ c.lidar_to_camera) if c.name == "CAM_BACK" else c
     )
-    assert any(unit == "CAM_BACK" and "it looks elsewhere" in reason for unit, reason in reasons(turned[:2]))
+    assert any(unit == "CAM_BACK" and "it looks elsewhere" in reason for unit, reason in reasons(rotated[:2]))
 
 
 def test_steps_are_where_a_ring_jumps():
@@ -160,17 +160,16 @@ def test_the_command_writes_a_page_and_ends_with_1_where_something_is_wrong(kitt
     assert "1 things are wrong" in (tmp_path / "check-data" / "index.html").read_text()
 
 
-@pytest.mark.frames("synthetic")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_frames_edges_fit_best_where_its_calibration_puts_them(nuscenes_keyframe, axis):
     """The figures for the real frame are in docs/own-data.md."""
-    from olivine.readers.checks import fit_when_turned
+    from olivine.readers.checks import fit_when_rotated
 
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
     fit = {}
     for degrees in (-2, -1, 0, 1, 2):
         turn = [0.0, 0.0, 0.0]
         turn[axis] = degrees
-        fit[degrees] = fit_when_turned(frame, turn)
+        fit[degrees] = fit_when_rotated(frame, turn)
     assert max(fit, key=fit.get) == 0 or fit[0] > 0.98 * max(fit.values())
     assert fit[0] > 1.2 * fit[-2] and fit[0] > 1.2 * fit[2]
