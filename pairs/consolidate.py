@@ -29,6 +29,14 @@ from .visibility import visible_pairs
 
 _BITS = 21
 """Of a voxel's number on each axis: ±200 km at the smallest voxel."""
+_SPREAD = (
+    (32, 0x001F00000000FFFF),
+    (16, 0x001F0000FF0000FF),
+    (8, 0x100F00F00F00F00F),
+    (4, 0x10C30C30C30C30C3),
+    (2, 0x1249249249249249),
+)
+"""Steps that move 21 bits apart, two free ones between each and the next."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,7 @@ class SceneVotes:
         weight = np.concatenate([v.weight for v in votes])
         own, settings, classes = move(xyz, pose) - origin, self._settings, len(self._store.classes)
         doubled = np.digitize(_length(xyz), settings.doubled)
-        edges = np.array(settings.voxels) * 2.0 ** doubled[:, None]
-        share = count_votes(place, label, weight, own, classes, edges)
+        share = count_votes(place, label, weight, own, doubled, classes, settings.voxel, settings.sizes)
         weak = share.argmax(axis=1).astype(np.uint8)
         agreement = np.rint(255 * share.max(axis=1)).astype(np.uint8)
         before = columns["pair_label"]
@@ -141,8 +148,10 @@ def count_votes(
     label: NDArray[np.uint8],
     weight: NDArray[np.float64],
     point: NDArray[np.float64],
+    doubled: NDArray[np.integer],
     classes: int,
-    edges: NDArray[np.float64],
+    voxel: float,
+    sizes: int,
 ) -> NDArray[np.float64]:
     """The share of the votes that each class has at some points: float64 [N, classes + 1], rows sum to 1 or are 0.
 
@@ -151,27 +160,41 @@ def count_votes(
     Args:
         place, label, weight: of the votes: float64 [M, 3] metres, uint8 [M] from 1, float64 [M].
         point: float64 [N, 3], metres.
-        edges: float64 [N, S], the edges of each point's voxels, metres.
+        doubled: d, integer [N]: a point's voxels have the edges voxel · 2^d, …, voxel · 2^(d + sizes - 1).
+        voxel: metres.
     """
+    # In this order the votes of a voxel stand together, whatever its size: sorted once for all.
+    key = _voxel(place, voxel)
+    order = np.argsort(key, kind="stable")
+    key, column, weight = key[order], label[order].astype(np.int64), weight[order]
+    wanted = _voxel(point, voxel)
     total = np.zeros((len(point), classes + 1))
-    for edge in np.unique(edges):
-        held, row = np.unique(_voxel(place, edge), return_inverse=True)
+    for k in range(int(doubled.max(initial=0)) + sizes):
+        mine = np.flatnonzero((doubled <= k) & (k < doubled + sizes))
+        cell = key >> 3 * k
+        begins = np.diff(cell, prepend=-1) != 0
+        held, row = cell[begins], np.cumsum(begins) - 1
         size = len(held) * (classes + 1)
-        weights = np.bincount(row * (classes + 1) + label, weight, minlength=size).reshape(-1, classes + 1)
-        share = weights / weights.sum(axis=1, keepdims=True)
-        mine = np.flatnonzero((edges == edge).any(axis=1))
-        wanted = _voxel(point[mine], edge)
-        at = np.minimum(np.searchsorted(held, wanted), max(len(held) - 1, 0))
-        known = held[at] == wanted if len(held) else np.zeros(len(mine), bool)
-        total[mine[known]] += share[at[known]]
+        weights = np.bincount(row * (classes + 1) + column, weight, minlength=size).reshape(-1, classes + 1)
+        at = np.searchsorted(held, wanted[mine] >> 3 * k)
+        known = at < len(held)
+        known[known] = held[at[known]] == wanted[mine[known]] >> 3 * k
+        found = weights[at[known]]
+        total[mine[known]] += found / found.sum(axis=1, keepdims=True)
     whole = total.sum(axis=1, keepdims=True)
     return np.divide(total, whole, out=total, where=whole > 0)
 
 
 def _voxel(xyz: NDArray[np.float64], edge: float) -> NDArray[np.int64]:
-    """One number for each voxel."""
-    x, y, z = (np.floor(xyz / edge).astype(np.int64) + (1 << (_BITS - 1))).T
-    return (x << 2 * _BITS) | (y << _BITS) | z
+    """One number for each voxel, its three coordinates' bits in turn (Morton's order); shifted by 3 k bits that of the
+    voxel of 2^k times the edge that holds it."""
+    number = np.zeros(len(xyz), np.int64)
+    for axis in range(3):
+        bits = np.floor(xyz[:, axis] / edge).astype(np.int64) + (1 << (_BITS - 1))
+        for shift, mask in _SPREAD:
+            bits = (bits | bits << shift) & mask
+        number |= bits << axis
+    return number
 
 
 def _length(xyz: NDArray[np.float64]) -> NDArray[np.float64]:

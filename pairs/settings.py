@@ -14,12 +14,14 @@ class ConsolidationSettings:
     """How the labels of several frames vote, see :mod:`olivine.pairs.consolidate`.
 
     Attributes:
-        voxels: edges of a place, metres; twice as long from each of the distances ``doubled`` on, metres.
+        voxel: edge of the smallest place, metres; twice as long from each of the distances ``doubled`` on, metres.
+        sizes: of the places of a point, each twice as long as the one before.
         nearest: metres; nearer points weigh as at this distance.
         fastest: metres a second; two frames of a scene whose poses are farther apart than this allows do not fit together.
     """
 
-    voxels: tuple[float, ...] = (0.2, 0.4, 0.8)
+    voxel: float = 0.2
+    sizes: int = 3
     doubled: tuple[float, ...] = (20.0, 40.0)
     nearest: float = 5.0
     fastest: float = 100.0

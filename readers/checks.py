@@ -24,8 +24,8 @@ from ..common import Failure, OlivineError, track
 from ..common.compiled import compiled
 from ..common.images import open_image
 from .frame import Camera, Frame
-from .lens import field_limit, lens_numbers
-from .project import project_points, through_lens
+from .lens import distort, field_limit, lens_numbers
+from .project import project_points
 
 Matrix = NDArray[np.float64]
 _END = 1 << 16
@@ -338,8 +338,19 @@ def _sum(xyz, edge, transform, intrinsic, model, k, limit, width, height, streng
     rows, columns = strength.shape
     blocks = len(sums)
     for i in range(len(xyz)):
-        there, u, v = through_lens(xyz[i], transform, intrinsic, model, k, limit, width, height, 1.0)
-        if not there:
+        x, y, z = xyz[i]
+        # Written out, as in project.py: with a function for both a projection takes 2 to 4 times as long.
+        depth = transform[2, 0] * x + transform[2, 1] * y + transform[2, 2] * z + transform[2, 3]
+        if not depth > 1.0:
+            continue
+        a = (transform[0, 0] * x + transform[0, 1] * y + transform[0, 2] * z + transform[0, 3]) / depth
+        b = (transform[1, 0] * x + transform[1, 1] * y + transform[1, 2] * z + transform[1, 3]) / depth
+        if not a * a + b * b <= limit:
+            continue
+        a, b = distort(model, k, a, b)
+        u = intrinsic[0, 0] * a + intrinsic[0, 1] * b + intrinsic[0, 2]
+        v = intrinsic[1, 1] * b + intrinsic[1, 2]
+        if not 0.0 < u < width - 1.0 or not 0.0 < v < height - 1.0:
             continue
         value = strength[int(v * (rows - 1) / (height - 1) + 0.5), int(u * (columns - 1) / (width - 1) + 0.5)]
         block = min(int(u * blocks / width), blocks - 1)

@@ -40,34 +40,28 @@ def _project(points, matrices, sizes, min_depth, point, uv):  # type: ignore[no-
 
 
 @compiled()
-def through_lens(point, transform, intrinsic, model, k, limit, width, height, min_depth):  # type: ignore[no-untyped-def]
-    """Whether a camera sees a point (x, y, z, …), and its pixel (u, v), through the lens."""
-    x, y, z = np.float64(point[0]), np.float64(point[1]), np.float64(point[2])
-    depth = transform[2, 0] * x + transform[2, 1] * y + transform[2, 2] * z + transform[2, 3]
-    # Written so that a NaN fails every test.
-    if not depth > min_depth:
-        return False, 0.0, 0.0
-    a = (transform[0, 0] * x + transform[0, 1] * y + transform[0, 2] * z + transform[0, 3]) / depth
-    b = (transform[1, 0] * x + transform[1, 1] * y + transform[1, 2] * z + transform[1, 3]) / depth
-    if not a * a + b * b <= limit:
-        return False, 0.0, 0.0
-    a, b = distort(model, k, a, b)
-    u = intrinsic[0, 0] * a + intrinsic[0, 1] * b + intrinsic[0, 2]
-    v = intrinsic[1, 1] * b + intrinsic[1, 2]
-    return 0.0 < u < width - 1.0 and 0.0 < v < height - 1.0, u, v
-
-
-@compiled()
 def _project_through_lens(points, transform, intrinsic, model, k, limit, width, height, min_depth, point, uv):  # type: ignore[no-untyped-def]
     """Fill ``point`` [N] and ``uv`` [N, 2] of one camera from the front; return its pairs."""
     count = 0
     for i in range(len(points)):
-        there, u, v = through_lens(points[i], transform, intrinsic, model, k, limit, width, height, min_depth)
-        if there:
-            point[count] = i
-            uv[count, 0] = u
-            uv[count, 1] = v
-            count += 1
+        x, y, z = np.float64(points[i, 0]), np.float64(points[i, 1]), np.float64(points[i, 2])
+        depth = transform[2, 0] * x + transform[2, 1] * y + transform[2, 2] * z + transform[2, 3]
+        # Written so that a NaN fails every test.
+        if not depth > min_depth:
+            continue
+        a = (transform[0, 0] * x + transform[0, 1] * y + transform[0, 2] * z + transform[0, 3]) / depth
+        b = (transform[1, 0] * x + transform[1, 1] * y + transform[1, 2] * z + transform[1, 3]) / depth
+        if not a * a + b * b <= limit:
+            continue
+        a, b = distort(model, k, a, b)
+        u = intrinsic[0, 0] * a + intrinsic[0, 1] * b + intrinsic[0, 2]
+        v = intrinsic[1, 1] * b + intrinsic[1, 2]
+        if not 0.0 < u < width - 1.0 or not 0.0 < v < height - 1.0:
+            continue
+        point[count] = i
+        uv[count, 0] = u
+        uv[count, 1] = v
+        count += 1
     return count
 
 

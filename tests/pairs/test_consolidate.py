@@ -31,20 +31,21 @@ def test_the_share_of_the_votes_is_that_of_a_plain_count() -> None:
     rng = np.random.default_rng(0)
     place, point = rng.uniform(-3, 3, (400, 3)), rng.uniform(-4, 4, (300, 3))
     label, weight = rng.integers(1, 6, 400).astype(np.uint8), rng.uniform(0.1, 1, 400)
-    edges = np.array([0.5, 1.0, 2.0]) * rng.choice([1, 2], 300)[:, None]
+    doubled = rng.integers(0, 3, 300)
     expected = np.zeros((300, 6))
-    for edge in (0.5, 1.0, 2.0, 4.0):
+    for k in range(5):
+        edge = 0.25 * 2**k
         box: dict[tuple, np.ndarray] = collections.defaultdict(lambda: np.zeros(6))
         for p, c, w in zip(place, label, weight):
             box[tuple(np.floor(p / edge).astype(int))][c] += w
         for i, p in enumerate(point):
             key = tuple(np.floor(p / edge).astype(int))
-            if edge in edges[i] and key in box:
+            if doubled[i] <= k < doubled[i] + 3 and key in box:
                 expected[i] += box[key] / box[key].sum()
     sums = expected.sum(axis=1)
     assert 0 < (sums == 0).sum() < 200
     expected[sums > 0] /= sums[sums > 0, None]
-    np.testing.assert_allclose(count_votes(place, label, weight, point, 5, edges), expected, atol=1e-12)
+    np.testing.assert_allclose(count_votes(place, label, weight, point, doubled, 5, 0.25, 3), expected, atol=1e-12)
 
 
 def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, frame: frame) -> None:
