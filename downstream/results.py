@@ -26,6 +26,8 @@ class Result:
         train_frames, validation_frames: frames used.
         provenance: digests of the shards, backbone, steps, batch.
         notes: what a reader of the scores should know: an unfinished checkpoint, shards that are not all there.
+        labels_mean_iou: in [0, 1], of the validation frames' own weak labels, where the run learns from such; None where
+            it does not.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Result:
     validation_frames: int
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
+    labels_mean_iou: float | None = None
 
 
 def write_results(folder: Path, results: list[Result]) -> None:
@@ -68,6 +71,7 @@ _RESULT = {
     "validation_frames": Whole(),
     "provenance": dict,
     "notes": [str],
+    "labels_mean_iou?": {float, None},
     "digest?": str,
 }
 

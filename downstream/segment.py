@@ -162,6 +162,7 @@ def segment(
             "batch": plan.batch,
         },
         notes=(*source.notes, *_incomplete(ground), *_untaught(weak), *([] if taught is None else [taught.note])),
+        labels_mean_iou=None if weak is None else _score_labels(ground.validation),
     )
     if rank == 0:
         if writer is not None:
@@ -216,6 +217,17 @@ def _evaluate(
         if writer is not None:
             writer.write(frame, predicted)
     return confusion
+
+
+def _score_labels(shards: ShardSet) -> float:
+    """Mean IoU of a set's own weak labels over every labelled point: what a network that they teach has to be above."""
+    weak, classes = WeakLabels(shards, shards.point_classes), shards.point_classes
+    confusion = np.zeros((len(classes) + 1,) * 2, np.int64)
+    for frame in range(len(shards)):
+        truth = shards.point_label(frame)
+        assert truth is not None
+        confusion += confusion_matrix(truth, weak(frame), len(classes))
+    return scores(confusion, classes).mean_iou
 
 
 def _untaught(weak: WeakLabels | None) -> list[str]:

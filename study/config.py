@@ -8,7 +8,8 @@ seeds: [0, 1, 2]
 features: stored                   # the frozen encoder's maps of whole images, computed once; or encoder
 set: {run.steps: 300}              # for every row
 probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
-finetune: {fraction: 1}            # none without
+finetune: {fraction: 1}            # none without; or several, each a stage with a name of its own:
+# finetune: {weak: {labels: weak}, voted: {labels: weak, shards: ../voted, rounds: 1}, truth: {rows: [random, whole]}}
 rows:
   random: null                     # weights from the seed, not pre-trained
   InfoNCE: {method.wcd: false, method.scr: false}
@@ -34,8 +35,6 @@ from ..downstream.settings import FinetuneSettings, ProbeSettings
 from ..train.released import KEYS
 from ..train.settings import CONFIGS, PretrainSettings, load_settings, read_settings
 
-Stage = Literal["pretrain", "probe", "finetune"]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -43,22 +42,39 @@ class Table:
 
     Attributes:
         title: above the table.
-        stage: whose mean IoU: ``probe`` or ``finetune``.
+        stage: whose mean IoU: ``probe``, ``finetune``, or a fine-tuning's name.
         rows: names, in order.
         against: the row that differences are taken from.
     """
 
     title: str = ""
-    stage: Literal["probe", "finetune"] = "probe"
+    stage: str = "probe"
     rows: tuple[str, ...] = ()
     against: str = ""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """One way to fine-tune.
+
+    Attributes:
+        rows: that are fine-tuned so; empty for all.
+        settings: of the training.
+        shards: folder of the labels that it learns from and is scored on, from the study's ``shards`` on; "" for those.
+        rounds: of the network's own labels, see :func:`~olivine.downstream.rounds.finetune_rounds`.
+    """
+
+    settings: FinetuneSettings
+    shards: str = ""
+    rounds: int = 0
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
     """What the study is to show: row ``better`` over row ``than`` by more than ``by`` points of mean IoU."""
 
-    stage: Literal["probe", "finetune"] = "probe"
+    stage: str = "probe"
     better: str = ""
     than: str = ""
     by: float = 0.0
@@ -77,6 +93,15 @@ class _Plain:
 
 
 @dataclass(frozen=True)
+class _Apart:
+    """What a fine-tuning of a study has besides its settings."""
+
+    shards: str = ""
+    rounds: int = 0
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """A study.
 
@@ -89,7 +114,7 @@ class StudySettings:
             random weights.
         random: settings of the random weights' network.
         probe: of the linear probe.
-        finetune: of the fine-tuning on few labels; None for none.
+        finetune: name of the stage → fine-tuning; empty for none.
         tables, claims: what is made of the scores.
         plain: as read, for the record.
     """
@@ -102,15 +127,15 @@ class StudySettings:
     rows: dict[str, PretrainSettings | None]
     random: PretrainSettings
     probe: ProbeSettings
-    finetune: FinetuneSettings | None
+    finetune: dict[str, Finetuning]
     tables: tuple[Table, ...]
     claims: tuple[Claim, ...]
     plain: dict[str, Any] = field(repr=False)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[str, ...]:
         """The stages of a pre-trained row."""
-        return ("pretrain", "probe", "finetune") if self.finetune else ("pretrain", "probe")
+        return ("pretrain", "probe", *self.finetune)
 
 
 def load_study(config: PathLike) -> StudySettings:
@@ -154,11 +179,13 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
 
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
-    finetune = plain.get("finetune")
+    finetune = _finetunings(plain.get("finetune"), where)
     named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better, c.than]) for c in claims]
+    named += [(stage, list(one.rows)) for stage, one in finetune.items()]
     for stage, names in named:
-        if stage == "finetune" and finetune is None:
-            raise OlivineError("asks for a fine-tuning that is not there", where=where, remedy="add a finetune section")
+        if stage != "probe" and stage not in finetune:
+            there = ", ".join(("probe", *finetune))
+            raise OlivineError(f"no stage {stage!r}", where=where, remedy=f"use {there}, or add it under finetune")
         for name in names:
             if name not in rows:
                 raise _unknown_row(name, rows, where)
@@ -171,13 +198,33 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
         {str(name): None if v is None else settings(name, _mapping(v, name, where)) for name, v in rows.items()},
         settings("", {}),
         settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
-        None
-        if finetune is None
-        else settings_from_plain(FinetuneSettings, _mapping(finetune, "finetune", where), f"{where}: finetune"),
+        finetune,
         tables,
         claims,
         plain,
     )
+
+
+def _finetunings(value: Any, where: str) -> dict[str, Finetuning]:
+    """The stages of the section ``finetune``: one without a name, or several with names."""
+    plain = _mapping(value, "finetune", where)
+    if value is None:
+        return {}
+    if not plain or not all(isinstance(one, Mapping) for one in plain.values()):
+        plain = {"finetune": plain}
+    found = {}
+    for name, one in plain.items():
+        place = f"{where}: finetune" + ("" if name == "finetune" else f" {name!r}")
+        if str(name) in ("pretrain", "probe") or slug(str(name)) != str(name):
+            raise OlivineError("cannot be a stage's name", where=place, remedy="use another, of letters and digits")
+        change = dict(one)
+        apart = {key: change.pop(key) for key in ("shards", "rounds", "rows") if key in change}
+        kept = settings_from_plain(_Apart, apart, place)
+        settings = settings_from_plain(FinetuneSettings, change, place)
+        found[str(name)] = Finetuning(settings, kept.shards, kept.rounds, kept.rows)
+        if kept.rounds < 0 or (kept.rounds and found[str(name)].settings.labels != "weak"):
+            raise OlivineError(f"{kept.rounds} rounds", where=place, remedy="rounds are for labels: weak, from 1 on")
+    return found
 
 
 def slug(name: str) -> str:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .config import StudySettings, Table
-from .table import STAGE_NAMES, Scores, paired_difference
+from .table import Scores, paired_difference, stage_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def _scores_panel(axes: Axes, table: Table, scores: Scores) -> None:
             axes.plot(values, [place] * len(values), "o", color=_MEAN, markersize=4)
     axes.set_yticks(range(len(table.rows)), table.rows)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{STAGE_NAMES[table.stage]}, mIoU / %; a dot is a seed", fontsize="small")
+    axes.set_xlabel(f"{stage_name(table.stage)}, mIoU / %; a dot is a seed", fontsize="small")
     axes.set_title(table.title, loc="left", fontsize="medium")
 
 

@@ -93,7 +93,13 @@ _ROW = {
     "digest": str,
     "family": str,
     "configuration": dict,
-    "result": {"mean_iou?": float, "frequency_weighted_iou?": float, "iou?": {str: float}, "absent?": [str]},
+    "result": {
+        "mean_iou?": float,
+        "frequency_weighted_iou?": float,
+        "iou?": {str: float},
+        "absent?": [str],
+        "labels_mean_iou?": float,
+    },
     "schema?": str,
     "result_digest?": str,
 }

@@ -32,6 +32,8 @@ from ..common import (
 from ..common.settings import flat_values, settings_to_plain
 from ..downstream.finetune import finetune
 from ..downstream.probe import linear_probe
+from ..downstream.results import Result
+from ..downstream.rounds import finetune_rounds
 from ..downstream.settings import INCIDENTAL as HOW
 from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
@@ -41,7 +43,7 @@ from ..train.encoders._store import store_maps
 from ..train.loop import pretrain
 from ..train.metrics_log import forget_peak_memory
 from ..train.settings import INCIDENTAL, PretrainSettings
-from .config import StudySettings, slug, study_from_plain
+from .config import Finetuning, StudySettings, slug, study_from_plain
 from .cost import cost_table
 from .picture import draw_study
 from .rows import Row, Run, find_row, read_rows, write_row
@@ -72,21 +74,27 @@ class StudySummary:
 
 @dataclass(frozen=True)
 class Ground:
-    """The shards of a study, opened, and the encoder's weights; ``others`` are training shards that rows name."""
+    """The shards of a study, opened, and the encoder's weights.
+
+    Attributes:
+        others: training shards that rows and fine-tunings name.
+        held_out: validation shards that fine-tunings name.
+    """
 
     train: ShardSet
     validation: ShardSet
     encoder: str
     others: Mapping[str, ShardSet] = field(default_factory=dict)
+    held_out: Mapping[str, ShardSet] = field(default_factory=dict)
 
     def train_of(self, settings: PretrainSettings) -> ShardSet:
         """The shards that a row is pre-trained on."""
         return self.others[settings.data.shards] if settings.data.shards else self.train
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """What decides a score besides the settings."""
-        return {"train": self.train.digest, "validation": self.validation.digest}
+    def digests(self, shards: str = "") -> dict[str, str]:
+        """What decides a score besides the settings: of the study's shards, or of those that a fine-tuning names."""
+        train, validation = self.others.get(shards, self.train), self.held_out.get(shards, self.validation)
+        return {"train": train.digest, "validation": validation.digest}
 
 
 def open_ground(study: StudySettings) -> Ground:
@@ -106,14 +114,17 @@ def open_ground(study: StudySettings) -> Ground:
     train, validation = (shards(folder / split) for split in ("train", "val"))
     if not train.point_classes:
         raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
-    named = {settings.data.shards for settings in study.rows.values() if settings is not None}
-    others = {name: shards(folder / name / "train") for name in sorted(name for name in named if name)}
-    for found in others.values():
-        if found.tokens != train.tokens:
+    tuned = {one.shards for one in study.finetune.values()} - {""}
+    named = {settings.data.shards or "" for settings in study.rows.values() if settings is not None} - {""} | tuned
+    others = {name: shards(folder / name / "train") for name in sorted(named)}
+    held_out = {name: shards(folder / name / "val") for name in sorted(tuned)}
+    pairs = [(train, found) for found in others.values()] + [(validation, found) for found in held_out.values()]
+    for own, found in pairs:
+        if found.tokens != own.tokens:
             raise OlivineError(
-                f"the frames are not those of {train.path}", where=found.path, remedy=f"make both: {study.ground}"
+                f"the frames are not those of {own.path}", where=found.path, remedy=f"make both: {study.ground}"
             )
-    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest, others)
+    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest, others, held_out)
 
 
 def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows: Sequence[str] = ()) -> Iterator[Run]:
@@ -135,9 +146,15 @@ def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows:
             for stage in study.stages:
                 if stage == "pretrain" and settings is not None:
                     yield Run(name, seed, stage, before)
-                elif stage != "pretrain":
-                    settings_of_stage = _decisive(study.probe if stage == "probe" else study.finetune)
-                    yield Run(name, seed, stage, {"pretrain": before, stage: settings_of_stage, **ground.digests})
+                elif stage == "probe":
+                    yield Run(
+                        name, seed, stage, {"pretrain": before, stage: _decisive(study.probe), **ground.digests()}
+                    )
+                elif stage != "pretrain" and name in (study.finetune[stage].rows or (name,)):
+                    how = study.finetune[stage]
+                    decisive = _decisive(how.settings) | ({"rounds": how.rounds} if how.rounds else {})
+                    digests = ground.digests(how.shards)
+                    yield Run(name, seed, stage, {"pretrain": before, "finetune": decisive, **digests})
 
 
 def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSettings | None) -> dict[str, Any]:
@@ -151,10 +168,8 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
     return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest}
 
 
-def _decisive(settings: SegmentationSettings | None) -> dict[str, Any]:
-    return {
-        key: value for key, value in asdict(settings or SegmentationSettings()).items() if key not in (*HOW, "seed")
-    }
+def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
+    return {key: value for key, value in asdict(settings).items() if key not in (*HOW, "seed")}
 
 
 def run_study(
@@ -265,6 +280,9 @@ def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
         facts.append("The frozen encoder's maps of whole images were computed once: images are not augmented.")
     if not study.probe.augment:
         facts.append("The probe computes each frame's features once: clouds are not augmented.")
+    labels = {row.stage: row.result["labels_mean_iou"] for row in rows if "labels_mean_iou" in row.result}
+    for stage, score in labels.items():
+        facts.append(f"{stage}: the weak labels of the validation frames are themselves {100 * score:.2f} % mIoU.")
     absent = sorted({name for row in rows for name in row.result.get("absent", ())})
     if absent:
         facts.append(f"Not in the validation set, left out of the means: {', '.join(absent)}.")
@@ -280,14 +298,24 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
         return _pretrain(study, ground, settings, run.seed, folder, out)
     if settings is None and not (folder / "last.pt").is_file():
         _save_random(replace(study.random, seed=run.seed), folder / "last.pt")
-    shards = Path(study.shards)
-    where = (folder, shards / "train", shards / "val", folder / f"{run.stage}-{run.digest[:8]}")
+    scored = folder / f"{run.stage}-{run.digest[:8]}"
     if run.stage == "probe":
-        result = linear_probe(*where, replace(study.probe, seed=run.seed), random=False)[0]
+        shards = Path(study.shards)
+        probe = replace(study.probe, seed=run.seed)
+        result = linear_probe(folder, shards / "train", shards / "val", scored, probe, random=False)[0]
     else:
-        assert study.finetune is not None
-        result = finetune(*where, replace(study.finetune, seed=run.seed))
-    return {**asdict(result.scores), "absent": list(result.scores.absent)}
+        result = _finetune(study.finetune[run.stage], Path(study.shards), folder, scored, run.seed)
+    weak = {} if result.labels_mean_iou is None else {"labels_mean_iou": result.labels_mean_iou}
+    return {**asdict(result.scores), "absent": list(result.scores.absent), **weak}
+
+
+def _finetune(how: Finetuning, shards: Path, folder: Path, scored: Path, seed: int) -> Result:
+    """One fine-tuning; of rounds the last counts."""
+    where = (folder, shards / how.shards / "train", shards / how.shards / "val", scored)
+    settings = replace(how.settings, seed=seed)
+    if how.rounds:
+        return finetune_rounds(*where, settings, rounds=how.rounds)[-1]
+    return finetune(*where, settings)
 
 
 def _pretrain(

@@ -14,8 +14,13 @@ from .config import Claim, StudySettings, Table
 from .rows import Row
 
 CONFIDENCE = 0.95
-STAGE_NAMES = {"probe": "linear probe", "finetune": "fine-tuning on few labels"}
+STAGE_NAMES = {"probe": "linear probe", "finetune": "fine-tuning on few labels"}  # a named fine-tuning has its own
 Scores = Mapping[tuple[str, str], Mapping[int, float]]
+
+
+def stage_name(stage: str) -> str:
+    """What a table calls a stage."""
+    return STAGE_NAMES.get(stage, f"fine-tuning, {stage}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def as_markdown(study: StudySettings, scores: Scores, facts: Sequence[str] = ())
 
 
 def _table_markdown(table: Table, scores: Scores) -> list[str]:
-    head = [STAGE_NAMES[table.stage], "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", "note"]
+    head = [stage_name(table.stage), "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", "note"]
     lines = [f"## {table.title}", ""] if table.title else []
     return lines + markdown(head, [_table_cells(table, row, scores) for row in table.rows])
 
@@ -91,7 +96,7 @@ def _table_cells(table: Table, row: str, scores: Scores) -> list[str]:
 
 def _claim_cells(claim: Claim, scores: Scores) -> list[str]:
     name = f"{claim.better} over {claim.than}" + (f" by {claim.by:g}" if claim.by else "")
-    name += f" ({STAGE_NAMES[claim.stage]})"
+    name += f" ({stage_name(claim.stage)})"
     pair = (scores.get((row, claim.stage), {}) for row in (claim.better, claim.than))
     difference = paired_difference(*pair)
     if difference is None:

@@ -72,6 +72,13 @@ def test_a_network_learns_without_annotation_and_says_what_it_cannot_know(nuscen
     result = finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", SHORT)
     (note,) = [note for note in result.notes if "weak labels" in note]
     assert "no prompt is construction_vehicle, trailer, other_flat" in note
+    shards = open_shards(nuscenes_world.pairs / "val")
+    weak = WeakLabels(shards, shards.point_classes)
+    truth, said = (np.concatenate([of(frame) for frame in range(len(shards))]) for of in (shards.point_label, weak))
+    both = [
+        np.sum((truth == k) & (said == k)) / np.sum((truth == k) | (said == k) & (truth > 0)) for k in set(truth) - {0}
+    ]
+    assert result.labels_mean_iou == pytest.approx(np.mean(both))
     confusion = np.array(result.confusion)[1:, 1:]
     assert np.trace(confusion) > 1.2 * confusion.sum(axis=1).max()  # the largest class everywhere
     predicted = confusion.sum(axis=0)

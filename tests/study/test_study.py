@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,7 +116,14 @@ def test_the_table_says_means_spreads_and_what_is_not_resolved(small):
         ({"rows": {}}, r"names no rows"),
         ({"rows": {"random": None, "base": {}, "whole": {}, "whole!": {}}}, r"make one file name"),
         ({"claims": [{"better": "whle", "than": "base"}]}, r"no row 'whle'. Did you mean 'whole'"),
-        ({"claims": [{"stage": "finetune", "better": "whole", "than": "base"}]}, r"a fine-tuning that is not there"),
+        (
+            {"claims": [{"stage": "finetune", "better": "whole", "than": "base"}]},
+            r"no stage 'finetune'. Use probe, or add it",
+        ),
+        ({"finetune": {"a": {}, "b": {"label": "weak"}}}, r"finetune 'b': no setting 'label'. Did you mean 'labels'"),
+        ({"finetune": {"probe": {"labels": "weak"}}}, r"finetune 'probe': cannot be a stage's name"),
+        ({"finetune": {"a": {"rows": ["bse"]}, "b": {}}}, r"no row 'bse'. Did you mean 'base'"),
+        ({"finetune": {"a": {"rounds": 1}}}, r"finetune 'a': 1 rounds. Rounds are for labels: weak"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(change, says):
@@ -184,6 +192,7 @@ class _Done:
 
     interrupted: bool = False
     steps: int = 1
+    labels_mean_iou: float | None = None
 
     @property
     def scores(self):
@@ -412,6 +421,36 @@ def test_a_damaged_row_is_named(tmp_path):
         read_rows([tmp_path])
 
 
+def test_each_fine_tuning_of_several_has_its_labels_and_is_its_own_stage(monkeypatch, tmp_path):
+    ways = {
+        "weak": {"labels": "weak"},
+        "voted": {"labels": "weak", "shards": "../voted", "rounds": 2},
+        "truth": {"rows": ["whole"]},
+    }
+    study = study_from_plain({**PLAIN, "finetune": ways}, "ways.yaml")
+    one = study_from_plain({**PLAIN, "finetune": {"labels": "weak"}}, "one.yaml")
+    assert study.stages == ("pretrain", "probe", "weak", "voted", "truth")
+    assert one.stages == ("pretrain", "probe", "finetune")
+    names = {"train": SimpleNamespace(digest="t"), "val": SimpleNamespace(digest="v")}
+    ground = Ground(*names.values(), "e", {"../voted": SimpleNamespace(digest="u")}, {"../voted": names["val"]})
+    runs = {run.stage: run.configuration for run in plan_study(study, ground, (0,), ("whole",))}
+    assert [runs[way]["train"] for way in ways] == ["t", "u", "t"]
+    assert runs["voted"]["finetune"]["rounds"] == 2
+    assert [run.stage for run in plan_study(study, ground, (0,), ("random",))] == ["probe", "weak", "voted"]
+    # A way alone has the very configuration that it has among several: its finished rows stay good.
+    (alone,) = [run for run in plan_study(one, ground, (0,), ("whole",)) if run.stage == "finetune"]
+    assert alone.configuration == runs["weak"]
+
+    done = []
+    monkeypatch.setattr(study_module, "finetune", lambda *a: done.append(a[1:3]) or _Done())
+    monkeypatch.setattr(study_module, "finetune_rounds", lambda *a, rounds: done.append((*a[1:3], rounds)) or [_Done()])
+    for run in plan_study(study, ground, (0,), ("whole",)):
+        if run.stage in ways:
+            study_module._do(study, ground, run, tmp_path)
+    parts = [(place / "train", place / "val") for place in (Path("nowhere"), Path("nowhere/../voted"))]
+    assert done == [parts[0], (*parts[1], 2), parts[0]]
+
+
 # -- the whole way, on streets
 
 
@@ -431,12 +470,12 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
             "image.width": 40,
         },
         "probe": {"epochs": 2},
-        "finetune": {"fraction": 25, "epochs": 1},
+        "finetune": {"few": {"fraction": 25, "epochs": 1}, "weak": {"labels": "weak", "epochs": 1, "rounds": 1}},
     }
     study = study_from_plain(plain, "streets.yaml")
     summary = run_study(study, tmp_path / "study", (0,))
     assert not summary.failures
-    assert summary.done == 8
+    assert summary.done == 11
     rows = {(row.row, row.stage): row.result for row in read_rows([tmp_path / "study"])}
     assert rows["whole", "probe"]["mean_iou"] != rows["base", "probe"]["mean_iou"]
     # Random weights are scored as `olivine probe` scores them.
@@ -444,7 +483,13 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(n
     direct = linear_probe(run, *nuscenes_world.splits, tmp_path / "probe", ProbeSettings(epochs=2))
     assert direct[0].scores.mean_iou == rows["random", "probe"]["mean_iou"]
     assert direct[1].scores.mean_iou == rows["whole", "probe"]["mean_iou"]
+    # What weak labels teach stands beside what they are themselves.
+    weak = [result["labels_mean_iou"] for (_, stage), result in rows.items() if stage == "weak"]
+    assert len(set(weak)) == 1
+    assert f"weak: the weak labels of the validation frames are themselves {100 * weak[0]:.2f}" in (
+        summary.table.read_text()
+    )
     # A second seed reads the features that the first one stored.
     monkeypatch.setattr(encoder.ImageEncoder, "forward", None)
-    assert run_study(study, tmp_path / "study", (1,)).done == 8
+    assert run_study(study, tmp_path / "study", (1,)).done == 11
     assert "images are not augmented" in summary.table.read_text()
