@@ -9,7 +9,7 @@ PACKAGES := common commands cluster readers synthetic labelgen pairs train downs
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
-.PHONY: help setup demo study-ground study-methods-ground test unit soak lint bench minkowski clean
+.PHONY: help setup demo study-ground test unit soak lint bench minkowski clean
 
 help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
@@ -56,9 +56,9 @@ study-ground: setup
 	$(OLIVINE) labelgen --dataset nuscenes --root $(STUDY)/nuscenes --out $(STUDY)/labels --error $(STUDY_ERROR)
 	$(OLIVINE) build-pairs --labels $(STUDY)/labels --out $(STUDY)/pairs
 
-# The streets, labels and shards of the study of methods, by the commands that the study itself names.
-study-methods-ground: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh -ec "$$($(BIN)/python -c 'from olivine.study.config import load_study; print(load_study("study-methods").ground)')"
+# The streets, labels and shards of a study (study-methods, study-weak) by the commands that it names itself.
+study-%-ground: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -ec "$$($(BIN)/python -c 'from olivine.study.config import load_study; print(load_study("study-$*").ground)')"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -72,12 +72,17 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the study is to show: row ``better`` over row ``than`` by more than ``by`` points of mean IoU."""
+    """What the study is to show: row ``better`` over row ``than`` by more than ``by`` points of mean IoU.
+
+    Attributes:
+        than_stage: of ``than``, where it is another stage than ``better``'s.
+    """
 
     stage: str = "probe"
     better: str = ""
     than: str = ""
     by: float = 0.0
+    than_stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
     finetune = _finetunings(plain.get("finetune"), where)
-    named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better, c.than]) for c in claims]
+    named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better]) for c in claims]
+    named += [(c.than_stage or c.stage, [c.than]) for c in claims]
     named += [(stage, list(one.rows)) for stage, one in finetune.items()]
     for stage, names in named:
         if stage != "probe" and stage not in finetune:

@@ -96,8 +96,9 @@ def _table_cells(table: Table, row: str, scores: Scores) -> list[str]:
 
 def _claim_cells(claim: Claim, scores: Scores) -> list[str]:
     name = f"{claim.better} over {claim.than}" + (f" by {claim.by:g}" if claim.by else "")
-    name += f" ({stage_name(claim.stage)})"
-    pair = (scores.get((row, claim.stage), {}) for row in (claim.better, claim.than))
+    other = claim.than_stage or claim.stage
+    name += f" ({stage_name(claim.stage)}" + (f" over {stage_name(other)})" if other != claim.stage else ")")
+    pair = (scores.get(key, {}) for key in ((claim.better, claim.stage), (claim.than, other)))
     difference = paired_difference(*pair)
     if difference is None:
         return [name, "", "", "0", "not run"]

@@ -94,6 +94,18 @@ def test_the_table_says_means_spreads_and_what_is_not_resolved(small):
     assert "does not hold" in lines["whole over base by 5 (linear probe)"]
 
 
+def test_a_claim_compares_a_row_with_itself_in_another_stage():
+    stages = {"finetune": {"weak": {"labels": "weak"}, "truth": {}}, "tables": []}
+    claim = {"stage": "weak", "better": "whole", "than": "whole", "than_stage": "truth", "by": -3}
+    study = study_from_plain({**PLAIN, **stages, "claims": [claim]}, "stages.yaml")
+    scores = {("whole", "weak"): {0: 20.0, 1: 21.0}, ("whole", "truth"): {0: 22.0, 1: 22.8}}
+    (line,) = [line for line in as_markdown(study, scores).splitlines() if "whole over whole" in line]
+    assert "by -3 (fine-tuning, weak over fine-tuning, truth)" in line
+    assert "-1.90" in line
+    with pytest.raises(OlivineError, match="no stage 'true'"):
+        study_from_plain({**PLAIN, **stages, "claims": [{**claim, "than_stage": "true"}]}, "stages.yaml")
+
+
 # -- what is read
 
 
