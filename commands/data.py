@@ -83,6 +83,9 @@ def labelgen(
     regions: Annotated[Path | None, typer.Option(help="regions: the folder of regions, see docs/regions.md.")] = None,
     classes: Annotated[Path | None, typer.Option(help="import: a file with each value's meaning, or seem.")] = None,
     error: Annotated[str, typer.Option(help="oracle: its errors; none for exact labels.")] = "default",
+    scores: Annotated[bool, typer.Option("--scores", help="Store how sure the labeler is of each pixel too.")] = False,
+    scores_from: Annotated[Path | None, typer.Option(help="import: the folder of these scores, 8-bit PNG.")] = None,
+    oracle_scores: Annotated[str, typer.Option(help="oracle: calibrated, or over (too sure).")] = "calibrated",
     prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
     weights: Folder = None,
     detector: Annotated[str, typer.Option(help="GroundingDINO's size: swin-t or swin-b.")] = "swin-t",
@@ -141,6 +144,9 @@ def labelgen(
         regions=regions,
         classes=classes,
         error=error,
+        scores=scores,
+        scores_from=scores_from,
+        oracle_scores=oracle_scores,
         prompts=prompts,
         weights=weights,
         detector=detector,
@@ -166,7 +172,7 @@ def labelgen(
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
         seed=seed,
     )
-    check_output(out, inputs=(root, camseg, regions, weights), known=("frames",))
+    check_output(out, inputs=(root, camseg, scores_from, regions, weights), known=("frames",))
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
