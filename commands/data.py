@@ -192,23 +192,35 @@ def score_labels(
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <labels>-scores).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
+    shards: Annotated[
+        Path | None, typer.Option(help="Score the pairs of these shards instead, by the classes of their points.")
+    ] = None,
     root: Moved = None,
     as_json: Json = False,
 ) -> None:
-    """Score label maps against the data set's ground truth.
+    """Score label maps against the data set's ground truth, and how well their confidence fits it.
 
     Example: olivine score-labels
     """
+    from ..common.calibration import calibration_table
     from ..labelgen.score import score_labels as score
     from ..labelgen.store import open_store
 
+    if shards is not None:
+        from ..pairs.score import score_pairs
+
+        pairs = score_pairs(shards)
+        if pairs.calibration is not None and not as_json:
+            print(calibration_table(pairs.calibration))
+        return console.finish("score-labels --shards", pairs, None, as_json)
     labels, why = defaults.choose_labels(labels, None)
     console.note(f"labels: {labels} ({why})", as_json)
     out = out or labels.with_name(f"{labels.name}-scores")
     check_output(out, inputs=(labels, root), known=("score.json",))
-    console.finish(
-        "score-labels", score(open_store(labels), out, split=split, against=against, root=root), out, as_json
-    )
+    summary = score(open_store(labels), out, split=split, against=against, root=root)
+    if summary.calibration is not None and not as_json:
+        print(calibration_table(summary.calibration))
+    console.finish("score-labels", summary, out, as_json)
 
 
 def weights_list(weights: Folder = None, as_json: Json = False) -> None:

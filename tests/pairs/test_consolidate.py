@@ -17,9 +17,12 @@ from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards, describe_shards
 from olivine.pairs.consolidate import count_votes
+from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.project import project_points
+from olivine.pairs.score import score_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers.benchmark import Benchmark
 from olivine.readers.frame import Frame
 from olivine.readers.index import write_index
 
@@ -163,6 +166,36 @@ def test_a_vote_of_labels_that_are_all_as_sure_is_the_vote_without_scores(
         for name in ("point_weak", "point_agreement", "pair_label", "pair_score"):
             np.testing.assert_array_equal(getattr(plain, name), getattr(sure, name))
     assert open_shards(tmp_path / "plain").score_name == "share of the votes at the pair's point"
+
+
+def test_pairs_are_scored_by_the_classes_of_their_points(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 4})
+    street(store)
+    build_pairs(scored(store, doubt), tmp_path / "single", PairSettings(), split="train")
+    build_pairs(scored(store, doubt), tmp_path / "voted", VOTED, split="train")
+    for name in ("single", "voted"):
+        path = tmp_path / name
+        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "road"}))
+        found, label_of = score_pairs(path), np.array([0, 1, 2])
+        before, after, sure = [], [], []
+        for record in open_shards(path):
+            truth = label_of[record.point_label][record.pair_point]
+            after += (record.pair_label == truth)[truth > 0].tolist()
+            own = record.pair_label if name == "single" else record.pair_pixel_label
+            before += (own == truth)[truth > 0].tolist()
+            sure += record.pair_score[truth > 0].tolist()
+        before, after, sure = np.array(before), np.array(after), np.array(sure) / 255  # type: ignore[assignment]
+        assert found.pairs == len(after) and found.right == pytest.approx(100 * after.mean())  # type: ignore[attr-defined]
+        assert found.calibration.said == pytest.approx(100 * sure.mean())  # type: ignore[attr-defined]
+        if name == "voted":
+            assert found.right_before == pytest.approx(100 * before.mean())  # type: ignore[attr-defined]
+            assert found.repaired == pytest.approx(100 * after[~before].mean())  # type: ignore[index,operator]
+            assert found.spoilt == pytest.approx(100 - 100 * after[before].mean())  # type: ignore[index]
+        else:
+            assert found.repaired is None and found.score == "of the labeler: made up"
+    write_benchmark(tmp_path / "single", Benchmark(prompts={"vehicle": "boat"}))
+    with pytest.raises(OlivineError, match="no weak label is a class of the points"):
+        score_pairs(tmp_path / "single")
 
 
 def test_labels_that_differ_by_picture_are_repaired_and_the_pixels_own_are_kept(
