@@ -86,7 +86,9 @@ def labelgen(
     scores: Annotated[bool, typer.Option("--scores", help="Store how sure the labeler is of each pixel too.")] = False,
     scores_from: Annotated[Path | None, typer.Option(help="import: the folder of these scores, 8-bit PNG.")] = None,
     oracle_scores: Annotated[str, typer.Option(help="oracle: calibrated, or over (too sure).")] = "calibrated",
-    prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Another vocabulary than the 13 prompts: a file, or lidarseg16.")
+    ] = None,
     weights: Folder = None,
     detector: Annotated[str, typer.Option(help="GroundingDINO's size: swin-t or swin-b.")] = "swin-t",
     detector_config: Annotated[Path | None, typer.Option(help="GroundingDINO configuration.")] = None,

@@ -26,7 +26,7 @@ from ..common.settings import differences
 from ..readers.index import FrameIndex, Scene
 from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
-from .prompts import Vocabulary, load_vocabulary
+from .prompts import Vocabulary, load_vocabulary, shipped_vocabulary
 from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA, read_label_manifest, write_label_manifest
 from .text_table import TextTable, write_text_table
@@ -306,5 +306,7 @@ def _elsewhere(settings: LabelSettings) -> LabelSettings:
     }
     if settings.classes is not None and not settings.classes.exists() and shipped_class_map(settings.classes):
         paths["classes"] = settings.classes  # a name, not a file
+    if settings.prompts is not None and not settings.prompts.exists() and shipped_vocabulary(settings.prompts):
+        paths["prompts"] = settings.prompts
     error = os.path.abspath(settings.error) if os.path.isfile(settings.error) else settings.error
     return replace(settings, **paths, error=error)

@@ -31,7 +31,7 @@ class LabelSettings:
 
     Attributes:
         labeler: ``auto`` takes the oracle on a synthetic data set, else grounded-sam.
-        prompts: vocabulary file (YAML or JSON); the 13 prompts without one.
+        prompts: vocabulary file (YAML or JSON), or ``lidarseg16``; the 13 prompts without one.
         camseg: folder of label maps to import.
         regions: folder of regions to import, see docs/regions.md.
         classes: file that maps the imported values to class names, or ``seem`` (the authors' SEEM label maps).

@@ -118,7 +118,7 @@ def build_pairs(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
     removed = _clean(out)
-    prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt}
+    prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt in store.classes}
     write_benchmark(out, replace(index.source.benchmark(index.version), prompts=prompts))
     if settings.regions:
         write_text_table(out, store.text)
