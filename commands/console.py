@@ -16,7 +16,13 @@ from ..common import Failure, OlivineError, disk_error, memory_error
 
 _START = time.monotonic()
 _QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks
-_REPEATED = ("out", "labels", "seconds", "confusion")  # of a summary: printed below it, or too wide for a line
+_REPEATED = (
+    "out",
+    "labels",
+    "seconds",
+    "confusion",
+    "calibration",
+)  # of a summary: printed below it, or too wide for a line
 
 
 def note(text: str, as_json: bool) -> None:

@@ -83,7 +83,12 @@ def labelgen(
     regions: Annotated[Path | None, typer.Option(help="regions: the folder of regions, see docs/regions.md.")] = None,
     classes: Annotated[Path | None, typer.Option(help="import: a file with each value's meaning, or seem.")] = None,
     error: Annotated[str, typer.Option(help="oracle: its errors; none for exact labels.")] = "default",
-    prompts: Annotated[Path | None, typer.Option(help="Another vocabulary than the 13 prompts.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Store how sure the labeler is of each pixel too.")] = False,
+    scores_from: Annotated[Path | None, typer.Option(help="import: the folder of these scores, 8-bit PNG.")] = None,
+    oracle_scores: Annotated[str, typer.Option(help="oracle: calibrated, or over (too sure).")] = "calibrated",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Another vocabulary than the 13 prompts: a file, or lidarseg16.")
+    ] = None,
     weights: Folder = None,
     detector: Annotated[str, typer.Option(help="GroundingDINO's size: swin-t or swin-b.")] = "swin-t",
     detector_config: Annotated[Path | None, typer.Option(help="GroundingDINO configuration.")] = None,
@@ -141,6 +146,9 @@ def labelgen(
         regions=regions,
         classes=classes,
         error=error,
+        scores=scores,
+        scores_from=scores_from,
+        oracle_scores=oracle_scores,
         prompts=prompts,
         weights=weights,
         detector=detector,
@@ -166,7 +174,7 @@ def labelgen(
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
         seed=seed,
     )
-    check_output(out, inputs=(root, camseg, regions, weights), known=("frames",))
+    check_output(out, inputs=(root, camseg, scores_from, regions, weights), known=("frames",))
     if dry_run:
         return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
     index, found = index_dataset(out / "frames", dataset, root, version)
@@ -186,23 +194,35 @@ def score_labels(
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <labels>-scores).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
+    shards: Annotated[
+        Path | None, typer.Option(help="Score the pairs of these shards instead, by the classes of their points.")
+    ] = None,
     root: Moved = None,
     as_json: Json = False,
 ) -> None:
-    """Score label maps against the data set's ground truth.
+    """Score label maps against the data set's ground truth, and how well their confidence fits it.
 
     Example: olivine score-labels
     """
+    from ..common.calibration import calibration_table
     from ..labelgen.score import score_labels as score
     from ..labelgen.store import open_store
 
+    if shards is not None:
+        from ..pairs.score import score_pairs
+
+        pairs = score_pairs(shards)
+        if pairs.calibration is not None and not as_json:
+            print(calibration_table(pairs.calibration))
+        return console.finish("score-labels --shards", pairs, None, as_json)
     labels, why = defaults.choose_labels(labels, None)
     console.note(f"labels: {labels} ({why})", as_json)
     out = out or labels.with_name(f"{labels.name}-scores")
     check_output(out, inputs=(labels, root), known=("score.json",))
-    console.finish(
-        "score-labels", score(open_store(labels), out, split=split, against=against, root=root), out, as_json
-    )
+    summary = score(open_store(labels), out, split=split, against=against, root=root)
+    if summary.calibration is not None and not as_json:
+        print(calibration_table(summary.calibration))
+    console.finish("score-labels", summary, out, as_json)
 
 
 def weights_list(weights: Folder = None, as_json: Json = False) -> None:

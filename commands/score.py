@@ -40,6 +40,12 @@ def probe(
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
     ] = True,
+    from_head: Annotated[
+        bool,
+        typer.Option(
+            "--from-head", help="Start from the head of a fine-tuned checkpoint, as UOV does; the scores say so."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <run>/probe).")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
@@ -49,7 +55,7 @@ def probe(
     from ..downstream.probe import linear_probe
     from ..downstream.settings import ProbeSettings
 
-    settings, network = _settings(ProbeSettings, given, augment=augment)
+    settings, network = _settings(ProbeSettings, given, augment=augment, head="checkpoint" if from_head else None)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
     run = functools.partial(linear_probe, random=random, network=network)
     known = ("scores.json", "pre-trained", "random")
@@ -60,8 +66,14 @@ def finetune(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
     labels: Annotated[
-        str, typer.Option(help="What it learns from: truth, or weak: the shards' weak labels, without annotation.")
-    ] = "truth",
+        str | None,
+        typer.Option(
+            help="What it learns from: truth (default), or weak: the shards' weak labels, without annotation."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="uov: its annotation-free training, 5 epochs on weak labels after pre-training.")
+    ] = None,
     rounds: Annotated[
         int, typer.Option(help="With weak labels: train so many times again on the network's own labels.")
     ] = 0,
@@ -75,7 +87,7 @@ def finetune(
     from ..downstream.rounds import finetune_rounds
     from ..downstream.settings import FinetuneSettings
 
-    settings, network = _settings(FinetuneSettings, given, labels=labels)
+    settings, network = _settings(FinetuneSettings, given, preset=preset, labels=labels)
     if given.checkpoint is None and random and network is not None:
         checkpoint, folder = None, RUNS / network.name
     else:
@@ -95,13 +107,15 @@ def finetune(
     _score(run, settings, given, checkpoint, out, known, what)
 
 
-def _settings(kind: type[S], given: Scoring, **named: Any) -> tuple[S, PretrainSettings | None]:
+def _settings(
+    kind: type[S], given: Scoring, preset: str | None = None, **named: Any
+) -> tuple[S, PretrainSettings | None]:
     """The settings of the scored run, and the preset whose backbone and voxels the checkpoint must have."""
     from ..downstream.settings import settings_of
     from ..train.settings import load_settings
 
     named |= {"fraction": given.fraction, "epochs": given.epochs, "seed": given.seed}
-    settings = settings_of(kind, given.set_ or [], **named)
+    settings = settings_of(kind, given.set_ or [], preset, **named)
     return settings, None if given.config is None else load_settings(given.config)
 
 

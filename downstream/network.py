@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, PathLike, sha256_file
+from ..common import OlivineError, PathLike, demand, sha256_file
 from ..common.settings import flat_values, settings_from_plain, settings_to_plain
 from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
@@ -30,6 +30,8 @@ class Source:
         state: its tensors; None for random weights.
         voxels: what it was trained with.
         notes: how far an unfinished run got.
+        head: of a fine-tuning, its tensors; None without one.
+        classes: of that head.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Source:
     state: dict[str, Tensor] | None
     voxels: VoxelSettings
     notes: tuple[str, ...]
+    head: dict[str, Tensor] | None = None
+    classes: tuple[str, ...] = ()
 
     def build(self, seed: int) -> Backbone:
         """The network, with random weights of the seed where there are no others."""
@@ -47,6 +51,24 @@ class Source:
         if self.state is not None:
             load_state(network, self.state, self.path)
         return network
+
+    def build_head(self, width: int, classes: tuple[str, ...], seed: int, start: str) -> nn.Linear:
+        """A linear head for 0 and some classes, new, or with ``start`` checkpoint and pre-trained weights the checkpoint's.
+
+        Raises:
+            OlivineError: the checkpoint has none, or one for other classes.
+        """
+        head = new_head(width, len(classes) + 1, seed)
+        if start == "checkpoint" and self.state is not None:
+            if self.head is None or self.classes != classes:
+                what = "a head for other classes" if self.head is not None else "no head for classes"
+                raise OlivineError(
+                    f"holds {what}, and head=checkpoint asks for it",
+                    where=self.path,
+                    remedy="give a fine-tuning on this data set's classes, or leave the head new",
+                )
+            load_state(head, self.head, self.path)
+        return head
 
 
 def read_source(
@@ -79,7 +101,11 @@ def read_source(
         return _source(arguments, voxels, path)
     progress = progress_of(content)
     notes = (f"{path} is from {progress}",) if progress else ()
-    return _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+    source = _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+    if "head_state" not in content:
+        return source
+    found = demand(content, {"data": {"classes": [str]}}, path, "take another checkpoint")
+    return replace(source, head=content["head_state"], classes=tuple(found["data"]["classes"]))
 
 
 def _source(

@@ -22,7 +22,7 @@ from .benchmarks import PredictionWriter, training_frames
 from .data import CloudExamples, Examples, FrozenFeatures
 from .fit import Plan, fit
 from .metrics import confusion_matrix, scores
-from .network import Segmenter, Source, new_head
+from .network import Segmenter, Source
 from .predict import predicted_points
 from .results import Result, read_result, write_results
 from .settings import INCIDENTAL, SegmentationSettings
@@ -114,7 +114,7 @@ def segment(
         writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
 
     backbone = source.build(settings.seed).to(device)
-    head = new_head(backbone.feature_channels, len(classes) + 1, settings.seed).to(device)
+    head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
     seed, per_point = settings.seed if settings.augment else None, backbone.per_point
     weak = WeakLabels(ground.train, classes) if settings.labels == "weak" else None
     clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=taught or weak)
@@ -161,7 +161,13 @@ def segment(
             "steps": plan.steps,
             "batch": plan.batch,
         },
-        notes=(*source.notes, *_incomplete(ground), *_untaught(weak), *([] if taught is None else [taught.note])),
+        notes=(
+            *source.notes,
+            *_head_note(source, settings),
+            *_incomplete(ground),
+            *_untaught(weak),
+            *([] if taught is None else [taught.note]),
+        ),
         labels_mean_iou=None if weak is None else _score_labels(ground.validation),
     )
     if rank == 0:
@@ -228,6 +234,12 @@ def _score_labels(shards: ShardSet) -> float:
         assert truth is not None
         confusion += confusion_matrix(truth, weak(frame), len(classes))
     return scores(confusion, classes).mean_iou
+
+
+def _head_note(source: Source, settings: SegmentationSettings) -> list[str]:
+    if settings.head == "new" or source.state is None:
+        return []
+    return ["the head starts from the checkpoint's own, which has seen these classes, not from a new one"]
 
 
 def _untaught(weak: WeakLabels | None) -> list[str]:

@@ -12,6 +12,9 @@ from ..train.settings import PretrainSettings, RunSettings
 
 S = TypeVar("S", bound="SegmentationSettings")
 
+PRESETS: dict[str, dict[str, Any]] = {"uov": {"labels": "weak", "epochs": 5, "lr": 2.0, "backbone_lr": 0.02}}
+"""Published settings of a fine-tuning, by name. ``uov``: annotation-free training after UOV's pre-training, by its code."""
+
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")
 
@@ -25,6 +28,8 @@ class SegmentationSettings:
             :func:`~olivine.downstream.benchmarks.training_frames`.
         labels: what is learnt from: the points' ground truth, or their weak labels, for which the training frames need no
             annotation (see :mod:`olivine.downstream.weak`). The ground truth is scored on in either case.
+        head: ``new``, or the ``checkpoint``'s own to start from, where that is a fine-tuning on the same classes, as UOV's
+            probe does after its annotation-free training.
         sure: of a round's labels, the least probability that the network before gives them.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
@@ -43,6 +48,7 @@ class SegmentationSettings:
 
     fraction: float = 100.0
     labels: Literal["truth", "weak"] = "truth"
+    head: Literal["new", "checkpoint"] = "new"
     sure: float = 0.9
     epochs: int | None = None
     batch: int | None = None
@@ -135,13 +141,15 @@ class FinetuneSettings(SegmentationSettings):
     augment: bool = True
 
 
-def settings_of(kind: type[S], changes: Sequence[str], **named: Any) -> S:
-    """Settings from ``key=value`` changes (values are YAML) and from named values that are not None.
+def settings_of(kind: type[S], changes: Sequence[str], preset: str | None = None, **named: Any) -> S:
+    """Settings from ``key=value`` changes (values are YAML), from named values that are not None, and from a preset.
 
     Raises:
-        OlivineError: an unknown key, or a wrong value.
+        OlivineError: an unknown preset or key, or a wrong value.
     """
-    plain = {name: value for name, value in named.items() if value is not None}
+    if preset is not None and preset not in PRESETS:
+        raise OlivineError(f"--preset {preset}", remedy=f"choose one of {', '.join(PRESETS)}")
+    plain = {**PRESETS.get(preset or "", {}), **{name: value for name, value in named.items() if value is not None}}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:

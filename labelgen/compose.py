@@ -40,12 +40,15 @@ class Composition:
         segment: int32 [H, W], position among the kept masks plus one, 0 where no mask is.
         area: int64 [N], pixels of each mask before others cover it.
         kept: bool [N], False for masks that a filter dropped.
+        score: float32 [H, W], the shown mask's score times its probability at the pixel, 0 where no mask is; None
+            where the masks have no scores.
     """
 
     label: Tensor
     segment: Tensor
     area: Tensor
     kept: Tensor
+    score: Tensor | None = None
 
 
 def count_components(mask: Tensor) -> int:
@@ -63,24 +66,29 @@ def compose(
     *,
     min_area: int = 0,
     max_components: int = 0,
+    scores: Tensor | None = None,
 ) -> Composition:
     """Paint masks over one another.
 
     Args:
-        masks: bool [n, H, W] pieces, N masks in all; each piece is looked at once and let go.
+        masks: logits [n, H, W] in pieces, positive inside (or bool), N masks in all; each piece is looked at once and
+            let go.
         ranks: int32 [N] from :func:`paint_ranks`.
         values: uint8 [N], the label of each mask.
         size: (H, W), for when there is no mask.
         min_area: drop masks under this many pixels.
         max_components: drop masks of more connected components; 0 for no limit.
+        scores: float [N], 0 to 1, of the masks' classes; without them no pixel gets a score.
     """
     device = ranks.device
     top = torch.zeros(size, dtype=_RANK, device=device)
+    score = None if scores is None else torch.zeros(size, device=device)
     count = len(ranks)
     area = torch.zeros(count, dtype=torch.int64, device=device)
     kept = torch.ones(count, dtype=torch.bool, device=device)
     start = 0
-    for piece in masks:
+    for logits in masks:
+        piece = logits > 0
         stop = start + len(piece)
         area[start:stop] = piece.flatten(1).sum(1)
         good = area[start:stop] >= min_area
@@ -89,11 +97,16 @@ def compose(
             good &= torch.tensor(few, device=device)
         kept[start:stop] = good
         weight = torch.where(good, ranks[start:stop], 0)
-        top = torch.maximum(top, (piece * weight[:, None, None]).amax(0))
+        before, painted = top, piece * weight[:, None, None]
+        top = torch.maximum(before, painted.amax(0))
+        if score is not None and scores is not None:
+            shown = painted.argmax(0, keepdim=True)  # ranks differ, so it is one mask
+            sure = logits.gather(0, shown)[0].sigmoid() * scores[start:stop].to(device)[shown[0]]
+            score = torch.where(top > before, sure, score)
         start = stop
     value_of_rank = torch.zeros(count + 1, dtype=torch.uint8, device=device)
     value_of_rank[ranks.long()] = values
     segment_of_rank = torch.zeros(count + 1, dtype=torch.int32, device=device)
     segment_of_rank[ranks.long()] = torch.cumsum(kept, 0, dtype=torch.int32)
     flat = top.long()
-    return Composition(value_of_rank[flat], segment_of_rank[flat], area, kept)
+    return Composition(value_of_rank[flat], segment_of_rank[flat], area, kept, score)

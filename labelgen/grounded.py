@@ -21,6 +21,8 @@ from .prompts import THING, Vocabulary
 from .settings import LabelSettings
 from .tokens import Caption, best_prompts, make_captions
 
+SCORES = "score of the box for its prompt x probability of the mask at the pixel"
+
 
 class Detector(Protocol):
     """Boxes for a caption.
@@ -164,6 +166,7 @@ class GroundedSam:
             "overlap": s.overlap,
             "min_area": s.min_area,
             "max_components": s.max_components,
+            **({"scores": SCORES} if s.scored else {}),
         }
 
     def weights(self) -> dict[str, str]:
@@ -207,7 +210,7 @@ class GroundedSam:
     def _masks(self, feature: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         step = self._boxes_per_call
         for start in range(0, len(boxes), step):
-            yield self.segmenter.mask_logits(feature, boxes[start : start + step], size) > 0
+            yield self.segmenter.mask_logits(feature, boxes[start : start + step], size)
 
     def _compose(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Labelled:
         s = self.settings
@@ -221,6 +224,7 @@ class GroundedSam:
             size,
             min_area=max(s.min_area, 1),
             max_components=s.max_components,
+            scores=boxes.text_score if s.scored else None,
         )
         area, kept = painted.area.tolist(), painted.kept.tolist()
         detections = tuple(
@@ -231,7 +235,12 @@ class GroundedSam:
             if kept[i]
         )
         segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
-        return Labelled(painted.label.cpu().numpy(), detections, segment)
+        score = None
+        if painted.score is not None:
+            # A label is never 0: that would say that nothing is known of it.
+            sure = (255 * painted.score).round().clamp(1, 255).to(torch.uint8)
+            score = torch.where(painted.label > 0, sure, 0).cpu().numpy()
+        return Labelled(painted.label.cpu().numpy(), detections, segment, score=score)
 
     def _label_piece(self, images: Sequence[NDArray[np.uint8]]) -> list[Labelled]:
         size = (images[0].shape[0], images[0].shape[1])

@@ -15,9 +15,10 @@ from ..readers.frame import Camera
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
 from .settings import LabelSettings
-from .store import read_values
+from .store import MANIFEST, read_score_map, read_values
 
 _CLASS_MAPS = Path(__file__).parent / "data"
+_ADD = "add it to the folder, or leave its scene out"
 _NOTHING = (None, "", "none", "background", "ignore", "unlabeled", "unlabelled")
 
 
@@ -78,8 +79,29 @@ def load_class_map(path: PathLike, vocabulary: Vocabulary) -> dict[int, int]:
     return mapping
 
 
+def _scores_folder(settings: LabelSettings) -> Path | None:
+    """The folder of scores, None where none are asked for.
+
+    Raises:
+        OlivineError: there is none, or it holds label maps.
+    """
+    remedy = "name the folder of scores, an 8-bit PNG for each label map, with --scores-from DIR"
+    if (folder := settings.scores_from) is None:
+        if settings.scores:
+            raise OlivineError("imported label maps have no scores of their own", remedy=remedy)
+        return None
+    if not folder.is_dir():
+        raise OlivineError("no such folder", where=folder, remedy=remedy)
+    if (folder / MANIFEST).exists() or (settings.camseg is not None and folder.resolve() == settings.camseg.resolve()):
+        raise OlivineError("holds label maps, not scores", where=folder, remedy=f"olivine's are in {folder / 'scores'}")
+    return folder
+
+
 class ImportLabeler:
-    """Takes label maps from ``settings.camseg``, at the image's key or relative path with the suffix ``.png``."""
+    """Takes label maps from ``settings.camseg``, at the image's key or relative path with the suffix ``.png``.
+
+    Scores come from ``settings.scores_from`` in the same way. Those that olivine wrote know the label map that they are of.
+    """
 
     name = "import"
     needs_image = False
@@ -94,6 +116,7 @@ class ImportLabeler:
                 "no such folder", where=settings.camseg, remedy="name the folder of label maps with --camseg"
             )
         self.folder = settings.camseg
+        self.scores = _scores_folder(settings)
         self.vocabulary = vocabulary
         self.mapping = load_class_map(settings.classes, vocabulary) if settings.classes is not None else None
         self._lookup = np.full(65536, -1, np.int16)
@@ -103,7 +126,11 @@ class ImportLabeler:
     def resolved(self) -> dict[str, Any]:
         """The mapping of values; not the folder, which may move."""
         plain = None if self.mapping is None else {str(k): v for k, v in sorted(self.mapping.items())}
-        return {"classes": plain, "folder": self.folder.name}
+        return {
+            "classes": plain,
+            "folder": self.folder.name,
+            **({"scores": "imported"} if self.scores is not None else {}),
+        }
 
     def weights(self) -> dict[str, str]:
         """None."""
@@ -112,15 +139,15 @@ class ImportLabeler:
     def prepare(self) -> None:
         """Nothing to load."""
 
-    def _path(self, camera: Camera) -> Path:
+    def _path(self, folder: Path, camera: Camera) -> Path:
         for relative in (camera.key, str(Path(camera.image).with_suffix(""))):
-            if (path := self.folder / f"{relative}.png").exists():
+            if (path := folder / f"{relative}.png").exists():
                 return path
-        return self.folder / f"{camera.key}.png"
+        return folder / f"{camera.key}.png"
 
-    def _read(self, camera: Camera) -> NDArray[np.uint8]:
-        path = self._path(camera)
-        values = read_values(path, "add it to the folder, or leave its scene out", camera)
+    def _read(self, camera: Camera) -> Labelled:
+        path = self._path(self.folder, camera)
+        values = read_values(path, _ADD, camera)
         label = self._lookup[values]
         if label.min() < 0:
             unknown = np.unique(values[label < 0])
@@ -130,14 +157,18 @@ class ImportLabeler:
                 where=path,
                 remedy="say what each value means with --classes FILE",
             )
-        return label.astype(np.uint8)
+        label = label.astype(np.uint8)
+        if self.scores is None:
+            return Labelled(label)
+        score = read_score_map(self._path(self.scores, camera), _ADD, camera, label=values)
+        return Labelled(label, score=np.where(label > 0, score, 0).astype(np.uint8))
 
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
         """Read one batch of label maps."""
         results: list[Labelled | OlivineError] = []
         for task in tasks:
             try:
-                results.append(Labelled(self._read(task.camera)))
+                results.append(self._read(task.camera))
             except OlivineError as error:
                 results.append(error)
         return BatchResult(tuple(results))

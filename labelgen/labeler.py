@@ -14,7 +14,7 @@ from ..common import OlivineError
 from ..readers.frame import Camera, Frame
 from .prompts import Vocabulary
 from .regions import RegionLabeler, Regions
-from .settings import LabelSettings
+from .settings import SCORED_LABELERS, LabelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +63,15 @@ class Labelled:
         detections: in the labeler's order.
         segment: uint16 [H, W] or None.
         regions: phrase and feature of each segment, or None.
+        score: how sure the labeler is of each pixel's label, uint8 [H, W], 255 = certain, 0 = not known or no label; or
+            None.
     """
 
     label: NDArray[np.uint8]
     detections: tuple[Detection, ...] = ()
     segment: NDArray[np.uint16] | None = None
     regions: Regions | None = None
+    score: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ def make_labeler(
     Raises:
         OlivineError: an option or a file of weights is missing; says which and how to get it.
     """
+    if settings.scored and name not in SCORED_LABELERS:
+        raise OlivineError(f"--labeler {name} gives no scores", remedy=f"use one of {', '.join(SCORED_LABELERS)}")
+    if settings.scores_from is not None and name != "import":
+        raise OlivineError(f"--scores-from is for imported label maps, not for {name}", remedy="write --scores alone")
     if name == "oracle":
         from .oracle import OracleLabeler
 

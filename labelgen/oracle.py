@@ -100,6 +100,12 @@ class ErrorModel:
         return {c: self.confusion / len(others) for c in others}
 
 
+ORACLE_SCORES = {
+    "calibrated": "chance of being right by the oracle's error model",
+    "over": "over-confident: one less the square of the chance of being wrong by the oracle's error model",
+}
+"""What the manifest says of the oracle's scores."""
+
 NO_ERROR = ErrorModel(boundary=0, missed=0, confusion=0, leakage=0, feature=0)
 
 
@@ -200,6 +206,17 @@ def _regions(label: NDArray[np.uint8], instance: NDArray[Any], vocabulary: Vocab
     return regions
 
 
+def region_facts(
+    label: NDArray[np.uint8], regions: NDArray[np.int32], vocabulary: Vocabulary
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Of each region, 0 first: its pixels int64 [R + 1], its class uint8 [R + 1], and whether it is a thing, bool [R + 1]."""
+    count = int(regions.max()) + 1
+    area = np.bincount(regions.ravel(), minlength=count)
+    value = np.zeros(count, np.uint8)
+    value[regions.ravel()] = label.ravel()
+    return area, value, np.array([v > 0 and vocabulary.is_thing(int(v)) for v in value])
+
+
 def spoil(
     label: NDArray[np.uint8],
     regions: NDArray[np.int32],
@@ -218,11 +235,8 @@ def spoil(
     """
     if model.exact:
         return label, regions
-    count = int(regions.max()) + 1
-    area = np.bincount(regions.ravel(), minlength=count)
-    value = np.zeros(count, np.uint8)
-    value[regions.ravel()] = label.ravel()
-    thing = np.array([v > 0 and vocabulary.is_thing(int(v)) for v in value])
+    area, value, thing = region_facts(label, regions, vocabulary)
+    count = len(area)
     # One draw of each kind for each region, needed or not: a change of one rate
     # leaves the other errors where they were.
     draws = generator.random((3, count))
@@ -261,6 +275,7 @@ class OracleLabeler:
         self.model = parse_error_model(settings.error)
         self.seed = settings.seed
         self.segments = settings.segments
+        self.scores = settings.oracle_scores if settings.scored else None
         self.text = oracle_text(vocabulary)
         self.vocabulary = vocabulary
         path = root / "synthetic.json"
@@ -284,10 +299,12 @@ class OracleLabeler:
     def resolved(self) -> dict[str, Any]:
         """The error model and its seed, and the text table where there are regions."""
         error = asdict(self.model)
+        # What is off is not named, so that stores from before it existed stay the same stores.
+        scores = {"scores": ORACLE_SCORES[self.scores]} if self.scores is not None else {}
         if self.segments == "regions":
-            return {"error": error, "seed": self.seed, "regions": self.text.identity()}
-        del error["feature"]  # without regions it decides nothing, and stores from before it stay the same stores
-        return {"error": error, "seed": self.seed}
+            return {"error": error, "seed": self.seed, "regions": self.text.identity(), **scores}
+        del error["feature"]
+        return {"error": error, "seed": self.seed, **scores}
 
     def weights(self) -> dict[str, str]:
         """None."""
@@ -311,15 +328,20 @@ class OracleLabeler:
             )
         instance = read_values(instance_path, _REMAKE, task.camera)
         exact = label.astype(np.uint8)
-        regions = _regions(exact, instance, self.vocabulary)
-        spoilt, regions = spoil(
-            exact, regions, self.model, self.vocabulary, image_generator(self.seed, task.camera.key)
-        )
+        cut = _regions(exact, instance, self.vocabulary)
+        spoilt, regions = spoil(exact, cut, self.model, self.vocabulary, image_generator(self.seed, task.camera.key))
+        score = None
+        if self.scores is not None:
+            from .oracle_scores import chance_of_right, encode_chance
+
+            score = encode_chance(chance_of_right(exact, cut, self.model, self.vocabulary), spoilt, self.scores)
         detections, segment = describe(spoilt, regions)
         if self.segments == "regions":
             generator = image_generator(self.seed, f"{task.camera.key} regions")
-            return Labelled(spoilt, detections, *oracle_regions(spoilt, self.text, self.model.feature, generator))
-        return Labelled(spoilt, detections, segment if self.segments == "masks" else None)
+            return Labelled(
+                spoilt, detections, *oracle_regions(spoilt, self.text, self.model.feature, generator), score
+            )
+        return Labelled(spoilt, detections, segment if self.segments == "masks" else None, score=score)
 
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
         """Spoil one batch of exact masks."""

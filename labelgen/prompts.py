@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..common import OlivineError, PathLike, demand
 from ..common.settings import read_yaml_file
@@ -114,8 +115,17 @@ DEFAULT_VOCABULARY = _vocabulary(
 """The paper's 13 prompts, classes 1..13 in its order (OLIVINE, section on weak labels)."""
 
 
+VOCABULARIES = ("lidarseg16",)
+"""The names of further vocabularies, files in ``data/``: the 13 classes, and what nuScenes' other three are called."""
+
+
+def shipped_vocabulary(name: PathLike) -> Path | None:
+    """The file of a vocabulary that comes with olivine; None where it has none of that name."""
+    return Path(__file__).parent / "data" / f"{name}.json" if str(name) in VOCABULARIES else None
+
+
 def load_vocabulary(path: PathLike | None) -> Vocabulary:
-    """The vocabulary in a YAML or JSON file, or the 13 prompts without one.
+    """The vocabulary in a YAML or JSON file, or of a name of :data:`VOCABULARIES`, or the 13 prompts without one.
 
     The file holds a list; an entry is a name, or a mapping with ``name`` and optionally
     ``words`` (default: the name), ``class`` (default: the name) and ``kind`` (``thing``,
@@ -126,6 +136,8 @@ def load_vocabulary(path: PathLike | None) -> Vocabulary:
     """
     if path is None:
         return DEFAULT_VOCABULARY
+    if not Path(path).exists() and (shipped := shipped_vocabulary(path)) is not None:
+        path = shipped
     plain = read_yaml_file(path)
     if not isinstance(plain, list) or not plain:
         raise OlivineError("a vocabulary is a list of prompts", where=path, remedy="see docs/labelgen.md")

@@ -26,11 +26,11 @@ from ..common.settings import differences
 from ..readers.index import FrameIndex, Scene
 from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
-from .prompts import Vocabulary, load_vocabulary
+from .prompts import Vocabulary, load_vocabulary, shipped_vocabulary
 from .settings import LabelSettings
 from .store import MANIFEST, SCHEMA, read_label_manifest, write_label_manifest
 from .text_table import TextTable, write_text_table
-from .units import Unit
+from .units import Unit, kinds_of
 from .work import LabelWork, SceneResult
 
 PACKAGES = ("olivine", "numpy", "pillow")  # what every label map's bytes depend on; a labeler adds its own
@@ -183,7 +183,11 @@ def generate_labels(
     start = time.monotonic()
     labels, settings, executor = Path(labels).absolute(), _elsewhere(settings), executor or Local()
     _check_part(part)
-    for option, folder in (("--camseg", settings.camseg), ("--regions", settings.regions)):
+    for option, folder in (
+        ("--camseg", settings.camseg),
+        ("--scores-from", settings.scores_from),
+        ("--regions", settings.regions),
+    ):
         if folder is not None and folder.resolve() == labels.resolve():
             raise OlivineError(f"is both {option} and --out", where=labels, remedy="choose another --out folder")
     vocabulary = load_vocabulary(settings.prompts)
@@ -282,17 +286,16 @@ class ManifestQuestion:
 
 def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, summary: LabelSummary) -> None:
     """Enter into ``summary`` what of the scenes is finished, byte for byte as recorded, and what is not."""
-    segments = settings.segments != "none"
     for scene in track(scenes, "check", unit="scene"):
-        unit = Unit.of_scene(labels, scene, 1, settings.segments == "regions")
-        record = unit.finished(segments)
+        unit = Unit.of_scene(labels, scene, 1, kinds_of(settings))
+        record = unit.finished()
         if record is None:
             summary.failures.append(Failure(scene.name, "not finished; run labelgen again, its log says why it failed"))
             continue
         summary.units_kept += 1
         summary.images_kept += unit.image_count
         for position, task in enumerate(task for batch in unit.batches for task in batch):
-            for reason in unit.differs(task, position, record, segments):
+            for reason in unit.differs(task, position, record):
                 summary.failures.append(Failure(f"{scene.name} {task.camera.key}", reason))
 
 
@@ -303,5 +306,7 @@ def _elsewhere(settings: LabelSettings) -> LabelSettings:
     }
     if settings.classes is not None and not settings.classes.exists() and shipped_class_map(settings.classes):
         paths["classes"] = settings.classes  # a name, not a file
+    if settings.prompts is not None and not settings.prompts.exists() and shipped_vocabulary(settings.prompts):
+        paths["prompts"] = settings.prompts
     error = os.path.abspath(settings.error) if os.path.isfile(settings.error) else settings.error
     return replace(settings, **paths, error=error)

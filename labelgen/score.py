@@ -1,4 +1,4 @@
-"""Label maps against the data set's ground truth: IoU, precision, recall, confusion, coverage."""
+"""Label maps against the data set's ground truth: IoU, precision, recall, confusion, coverage, calibration of scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_json
+from ..common.calibration import Calibration, calibration_of, draw_reliability
 from ..readers.frame import Camera, Frame
 from ..readers.index import FrameIndex
 from ..readers.project import look_up, project_points
@@ -36,6 +37,8 @@ class ScoreSummary:
         iou, precision, recall: by class name, percent; None where neither truth nor label maps have it.
         mean_iou: over the classes that the truth has, percent.
         coverage: share of what has a true class that has some label, percent.
+        calibration_error: of the labels' scores (expected calibration error), percent; None where the store has none.
+        calibration: of the same, in full.
         images: images that were compared.
         failures: images that could not be, and why.
         out: where the JSON and the picture are.
@@ -49,6 +52,8 @@ class ScoreSummary:
     recall: dict[str, float | None] = field(default_factory=dict)
     mean_iou: float | None = None
     coverage: float | None = None
+    calibration_error: float | None = None
+    calibration: Calibration | None = None
     images: int = 0
     failures: list[Failure] = field(default_factory=list)
     out: Path | None = None
@@ -82,6 +87,10 @@ def scores_of(confusion: NDArray[np.int64], classes: Sequence[str], against: str
     return summary
 
 
+MapsOf = Callable[[Camera], list[NDArray[np.uint8]]]
+"""The label map of an image, and its score map where there is one."""
+
+
 class _Masks:
     """The truth of a synthetic world: its exact masks."""
 
@@ -92,10 +101,8 @@ class _Masks:
         for value, name in enumerate(read_world_classes(index.root / "synthetic.json")):
             self.lookup[value] = store.classes.index(name) + 1 if name in store.classes else 0
 
-    def compare(
-        self, frame: Frame, label_of: Callable[[Camera], NDArray[np.uint8]], position: int
-    ) -> NDArray[np.int64]:
-        """Pairs (truth, label), coded as truth * 256 + label, of one image."""
+    def compare(self, frame: Frame, maps_of: MapsOf, position: int) -> list[NDArray[np.uint8]]:
+        """The truth of one image's pixels, and the values of its maps at them, uint8 [N] each."""
         camera = frame.cameras[position]
         truth = frame.image_truth
         if truth is None:
@@ -104,7 +111,7 @@ class _Masks:
         exact = read_values(path, _REMAKE, camera)
         if exact.max() >= len(self.lookup):
             raise OlivineError(f"holds the class {int(exact.max())}", where=path, remedy=_REMAKE)
-        return self.lookup[exact].astype(np.int64).ravel() * 256 + label_of(camera).ravel()
+        return [self.lookup[exact].ravel(), *(values.ravel() for values in maps_of(camera))]
 
 
 class _Points:
@@ -125,18 +132,15 @@ class _Points:
                 remedy="name the classes as the 13 prompts do, where they mean the same",
             )
 
-    def compare(
-        self, frame: Frame, label_of: Callable[[Camera], NDArray[np.uint8]], position: int
-    ) -> NDArray[np.int64]:
-        """Pairs (truth, label) of the points on one image; those whose class no prompt has are left out."""
+    def compare(self, frame: Frame, maps_of: MapsOf, position: int) -> list[NDArray[np.uint8]]:
+        """The same of the points on one image; those whose class no prompt has are left out."""
         camera = frame.cameras[position]
         labels = frame.point_labels()
         if labels is None:
             raise OlivineError("has no point labels", where=frame.token, remedy="download the data set's point labels")
         point, _, uv = project_points(frame.points(), [camera])
-        truth = self.lookup[labels[point]].astype(np.int64)
-        pairs = truth * 256 + look_up(label_of(camera), uv)
-        return pairs[truth > 0]
+        truth = self.lookup[labels[point]]
+        return [values[truth > 0] for values in (truth, *(look_up(values, uv) for values in maps_of(camera)))]
 
 
 def _truth(store: LabelStore, index: FrameIndex, against: str) -> _Masks | _Points:
@@ -167,7 +171,7 @@ def score_labels(
     """Compare every label map with the data set's ground truth.
 
     Args:
-        out: folder for ``score.json`` and ``confusion.png``; nothing is written without one.
+        out: folder for ``score.json``, ``confusion.png`` and, of labels with scores, ``reliability.png``; nothing is written without one.
         split: only this split's scenes.
         against: ``masks``, ``points``, or ``auto``: masks where the data set has exact ones.
         root: where the data set is now, if it has moved since labelgen.
@@ -181,17 +185,22 @@ def score_labels(
     if not scenes:
         raise OlivineError(f"no scene is in the split {split!r}", where=store.root, remedy="name another --split")
     size = len(store.classes) + 1
-    confusion = np.zeros((size, size), np.int64)
+    confusion, right = np.zeros((size, size), np.int64), np.zeros((256, 2), np.int64)
     failures: list[Failure] = []
     images = 0
 
-    def one(frame: Frame, position: int) -> NDArray[np.int64] | Failure:
+    def one(frame: Frame, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | Failure:
+        def maps_of(camera: Camera) -> list[NDArray[np.uint8]]:
+            label, score = store.label_map(camera, frame.scene), store.score_map(camera, frame.scene)
+            return [label] if score is None else [label, score]
+
         try:
-            pairs = truth.compare(frame, lambda camera: store.label_map(camera, frame.scene), position)
-            counts = np.bincount(pairs, minlength=size * 256)
+            true, label, *score = truth.compare(frame, maps_of, position)
         except OlivineError as error:
             return Failure(frame.cameras[position].key, str(error))
-        return counts.reshape(-1, 256)[:size, :size]
+        counts = np.bincount(true.astype(np.int64) * 256 + label, minlength=size * 256).reshape(-1, 256)[:size, :size]
+        good = [2 * sure[label > 0].astype(np.int64) + (true == label)[label > 0] for sure in score]
+        return counts, np.bincount(np.concatenate([*good, np.zeros(0, np.int64)]), minlength=512).reshape(256, 2)
 
     total = sum(scene.frame_count for scene in scenes)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -200,15 +209,20 @@ def score_labels(
                 if isinstance(found, Failure):
                     failures.append(found)
                 else:
-                    confusion += found
+                    confusion += found[0]
+                    right += found[1]
                     images += 1
     summary = scores_of(confusion, store.classes, truth.name)
     summary.images, summary.failures = images, failures
+    if (calibration := calibration_of(right)) is not None:
+        summary.calibration, summary.calibration_error = calibration, calibration.error
     if out is not None:
         summary.out = Path(out)
         plain: dict[str, Any] = {**asdict(summary), "out": str(out), "labels": store.digest}
         write_json(Path(out) / "score.json", plain)
         write_bytes(Path(out) / "confusion.png", draw_confusion(summary))
+        if calibration is not None:
+            write_bytes(Path(out) / "reliability.png", draw_reliability(calibration))
     return summary
 
 

@@ -10,6 +10,8 @@ from ..common import OlivineError, weights_folder
 LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import", "regions", "sam-clip")
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
+SCORED_LABELERS = ("grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import")
+"""Those that can say how sure they are."""
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),
@@ -19,6 +21,7 @@ _CHOICES = {
     "overlap": ("layered", "reference"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "segments": ("none", "masks", "sam", "slic", "regions"),
+    "oracle_scores": ("calibrated", "over"),
 }
 
 
@@ -28,12 +31,15 @@ class LabelSettings:
 
     Attributes:
         labeler: ``auto`` takes the oracle on a synthetic data set, else grounded-sam.
-        prompts: vocabulary file (YAML or JSON); the 13 prompts without one.
+        prompts: vocabulary file (YAML or JSON), or ``lidarseg16``; the 13 prompts without one.
         camseg: folder of label maps to import.
         regions: folder of regions to import, see docs/regions.md.
         classes: file that maps the imported values to class names, or ``seem`` (the authors' SEEM label maps).
         error: the oracle's error model: ``default``, ``none``, a file, or ``boundary=2,missed=0.1,...``.
         seed: of the oracle's errors.
+        scores: also store how sure the labeler is of each pixel's label.
+        scores_from: import: the folder that has these scores, an 8-bit PNG for each image.
+        oracle_scores: ``calibrated`` (the chance of being right) or ``over`` (says fewer errors than it makes).
         weights: folder where weights are looked for unless a path below is given.
         detector, sam: which published network is looked for there.
         detector_config: GroundingDINO configuration (the package's own without one).
@@ -62,6 +68,9 @@ class LabelSettings:
     regions: Path | None = None
     error: str = "default"
     seed: int = 0
+    scores: bool = False
+    scores_from: Path | None = None
+    oracle_scores: str = "calibrated"
     weights: Path | None = None
     detector: str = "swin-t"
     sam: str = "vit-h"
@@ -109,6 +118,11 @@ class LabelSettings:
                 f"the detector's image size {self.short_side} to {self.long_side} is not one",
                 remedy="give a short side of at least 32 and a long side of at least that",
             )
+
+    @property
+    def scored(self) -> bool:
+        """Whether the store has scores."""
+        return self.scores or self.scores_from is not None
 
     @property
     def weights_folder(self) -> Path:

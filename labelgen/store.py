@@ -6,6 +6,7 @@
 | `frames/` | the index of the data set's frames |
 | `<camera key>.png` | the label map: palette PNG, uint8, the image's size, 0 = no label, then the classes |
 | `segments/<camera key>.png` | optional: 16-bit PNG, each pixel's segment, 0 = none |
+| `scores/<camera key>.png` | optional: 8-bit PNG, how sure the labeler is of each pixel's label, 255 = certain, 0 = not known |
 | `regions/<camera key>.npz` | optional: phrase and feature of each segment, see :mod:`olivine.labelgen.regions` |
 | `text.json`, `text.npy` | optional: the phrases and their embeddings, see :mod:`olivine.labelgen.text_table` |
 | `units/<scene>.json` | a finished unit: its images, the SHA-256 of their maps, detections, pixel counts |
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_bytes, write_json
 from ..common.images import VALUES, open_image
@@ -38,6 +40,29 @@ SCHEMA = "1.0"
 MANIFEST = "manifest.json"
 _AGAIN = "run olivine labelgen again; it makes what is missing"
 _REDO = "delete it and run olivine labelgen again"
+_LABELS = "labels"
+"""The text in a score map's PNG that holds the digest of its label map."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a store has for each image, at ``<folder><camera key><suffix>``.
+
+    Attributes:
+        column: of a unit's record, with the SHA-256 of each file.
+    """
+
+    folder: str
+    suffix: str
+    column: str
+
+
+KINDS = {
+    "label": FileKind("", ".png", "sha256"),
+    "segment": FileKind("segments/", ".png", "segment_sha256"),
+    "region": FileKind("regions/", ".npz", "region_sha256"),
+    "score": FileKind("scores/", ".png", "score_sha256"),
+}
 
 # Close to the colours people know from nuScenes-lidarseg and Cityscapes pictures.
 _COLORS = {
@@ -88,6 +113,53 @@ def encode_segment_map(segment: NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
+def label_digest(label: NDArray[np.uint8]) -> str:
+    """What the scores of a label map know it by: the SHA-256 of its values, uint8 [H, W]."""
+    return hashlib.sha256(np.ascontiguousarray(label).tobytes()).hexdigest()
+
+
+def encode_score_map(score: NDArray[np.uint8], label: NDArray[np.uint8]) -> bytes:
+    """The bytes of a score map's 8-bit PNG, which says in its text whose scores they are.
+
+    Args:
+        score: uint8 [H, W].
+        label: the label map that they are of, uint8 [H, W].
+    """
+    text = PngInfo()
+    text.add_text(_LABELS, label_digest(label))
+    buffer = io.BytesIO()
+    Image.fromarray(score).save(buffer, "PNG", compress_level=6, pnginfo=text)
+    return buffer.getvalue()
+
+
+def read_score_map(
+    path: Path, remedy: str, camera: Camera, *, label: NDArray[np.uint8] | None = None, sha256: str | None = None
+) -> NDArray[np.uint8]:
+    """How sure a labeler is of each pixel, uint8 [H, W], from an 8-bit PNG of the size of a camera's image.
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+        label: the label map that they must be of, where the file says whose scores they are.
+        sha256: of the file's bytes, where it is on record.
+
+    Raises:
+        OlivineError: as :func:`read_values`, has more than 8 bits, or says that it belongs to other labels.
+    """
+    data = _read_whole(path, remedy, "score map", sha256)
+    values, text = _decode(data, path, remedy, camera)
+    if values.dtype != np.uint8:
+        raise OlivineError(
+            "has 16 bits a pixel", where=path, remedy="save scores in 8 bits, 255 = certain, 0 = not known"
+        )
+    if label is not None and text.get(_LABELS, (known := label_digest(label))) != known:
+        raise OlivineError(
+            "has the scores of another label map",
+            where=path,
+            remedy="name the folder of scores that came with the labels",
+        )
+    return values
+
+
 def read_values(path: Path, remedy: str, camera: Camera, sha256: str | None = None) -> NDArray[Any]:
     """The values of a palette or grey PNG of the size of a camera's image, uint8 or uint16 [H, W].
 
@@ -99,17 +171,27 @@ def read_values(path: Path, remedy: str, camera: Camera, sha256: str | None = No
         OlivineError: the file is missing, truncated, of another size, has other bytes than on record, or has colours
             instead of values.
     """
-    data = read_bytes(path, remedy, what="label map")
+    return _decode(_read_whole(path, remedy, "label map", sha256), path, remedy, camera)[0]
+
+
+def _read_whole(path: Path, remedy: str, what: str, sha256: str | None) -> bytes:
+    data = read_bytes(path, remedy, what=what)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise OlivineError(
             "has other bytes than its record says", where=path, remedy="delete it and run olivine labelgen again"
         )
+    return data
+
+
+def _decode(data: bytes, path: Path, remedy: str, camera: Camera) -> tuple[NDArray[Any], dict[Any, Any]]:
+    """A PNG's values and what its text says."""
     size = camera.width, camera.height
     with open_image(data, where=path, formats=("PNG",), size=size, modes=VALUES, remedy=remedy) as image:
+        text = dict(image.info)
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
     if values.dtype == np.int32:  # Pillow before 11 opens 16-bit PNG as 32-bit
         values = values.astype(np.uint16)
-    return values
+    return values, text
 
 
 @dataclass(frozen=True)
@@ -169,6 +251,29 @@ class LabelStore:
             return None
         path = self.segment_path(camera)
         return read_values(path, _AGAIN, camera, self._recorded(scene, "segment_sha256", camera)).astype(np.uint16)
+
+    @property
+    def scores(self) -> str:
+        """What the store's scores are, "" where it has none."""
+        return str(self.manifest["settings"].get("scores", ""))
+
+    def score_path(self, camera: Camera) -> Path:
+        """The file of an image's score map."""
+        return self.root / "scores" / f"{camera.key}.png"
+
+    def score_map(self, camera: Camera, scene: str | None = None) -> NDArray[np.uint8] | None:
+        """How sure the labeler is of each pixel's label, uint8 [H, W], 255 = certain, 0 = not known; None without scores.
+
+        Args:
+            scene: as for :meth:`label_map`.
+
+        Raises:
+            OlivineError: as :meth:`label_map`.
+        """
+        if not self.scores:
+            return None
+        known = self._recorded(scene, "score_sha256", camera)
+        return read_score_map(self.score_path(camera), _AGAIN, camera, sha256=known)
 
     @cached_property
     def text(self) -> TextTable:
@@ -231,12 +336,12 @@ class LabelStore:
         return read_record(path) if path.exists() else None
 
 
-_DIGESTS = ("sha256", "segment_sha256", "region_sha256")
 _RECORD = {
     "images": [str],
     "sha256": [str],
     "segment_sha256?": [str],
     "region_sha256?": [str],
+    "score_sha256?": [str],
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
@@ -269,13 +374,13 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def _digests(path: Path, modified: int, size: int) -> dict[str, dict[str, str]]:
     """The SHA-256 of each label map and segment map of a unit, by the image's key; ``modified``, ``size``: of its record."""
     record = read_record(path)
-    return {c: dict(zip(record["images"], record.get(c, []))) for c in _DIGESTS}
+    return {k.column: dict(zip(record["images"], record.get(k.column, []))) for k in KINDS.values()}
 
 
 _MANIFEST = {
     "schema": str,
     "classes": [str],
-    "settings": {"segments?": str, "batch_size?": {int, str}, "precision?": str},
+    "settings": {"segments?": str, "scores?": str, "batch_size?": {int, str}, "precision?": str},
     "labeler?": str,
     "prompts?": [{"name": str, "words": str, "class": str, "kind": str}],
     "packages?": {str: str},

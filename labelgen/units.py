@@ -17,9 +17,9 @@ from ..readers.index import Scene
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
 from .regions import encode_regions
-from .store import encode_label_map, encode_segment_map, read_record, write_record
+from .settings import LabelSettings
+from .store import KINDS, encode_label_map, encode_score_map, encode_segment_map, read_record, write_record
 
-_DIGESTS = ("sha256", "segment_sha256", "region_sha256")
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
 
 
@@ -35,6 +35,24 @@ def unit_batches(tasks: Sequence[ImageTask], batch_size: int) -> list[list[Image
     return [bucket[i : i + batch_size] for bucket in by_size.values() for i in range(0, len(bucket), batch_size)]
 
 
+def kinds_of(settings: LabelSettings) -> tuple[str, ...]:
+    """The kinds of files, of :data:`.store.KINDS`, that a store of these settings has for each image."""
+    segments = {"none": (), "regions": ("segment", "region")}.get(settings.segments, ("segment",))
+    return ("label", *segments, *(("score",) if settings.scored else ()))
+
+
+def encode(labelled: Labelled, vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The bytes of each kind of file of one image."""
+    files = {"label": encode_label_map(labelled.label, vocabulary.classes)}
+    if labelled.segment is not None:
+        files["segment"] = encode_segment_map(labelled.segment)
+    if labelled.regions is not None:
+        files["region"] = encode_regions(labelled.regions)
+    if labelled.score is not None:
+        files["score"] = encode_score_map(labelled.score, labelled.label)
+    return files
+
+
 @dataclass(frozen=True)
 class Unit:
     """One scene's labels on disk.
@@ -43,19 +61,19 @@ class Unit:
         root: the label folder.
         scene: the scene's name.
         batches: from :func:`unit_batches`.
-        regions: whether its segments are regions, with a phrase and a feature each.
+        kinds: of the files that an image has, from :func:`kinds_of`.
     """
 
     root: Path
     scene: str
     batches: list[list[ImageTask]]
-    regions: bool = False
+    kinds: tuple[str, ...] = ("label",)
 
     @classmethod
-    def of_scene(cls, root: Path, scene: Scene, batch_size: int, regions: bool = False) -> Unit:
+    def of_scene(cls, root: Path, scene: Scene, batch_size: int, kinds: tuple[str, ...] = ("label",)) -> Unit:
         """The unit of a scene of the frame index."""
         tasks = [ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))]
-        return cls(root, scene.name, unit_batches(tasks, batch_size), regions)
+        return cls(root, scene.name, unit_batches(tasks, batch_size), kinds)
 
     @property
     def record_path(self) -> Path:
@@ -74,42 +92,38 @@ class Unit:
         """Images of the unit."""
         return sum(len(batch) for batch in self.batches)
 
-    def files(self, task: ImageTask, segments: bool, *, write: bool = False) -> list[Path]:
-        """The files of one image: its label map, its segment map where it has one, and its regions' phrases and features.
+    def files(self, task: ImageTask, *, write: bool = False) -> dict[str, Path]:
+        """The files of one image by their kind, the label map first.
 
         Raises:
             OlivineError: with ``write``, a link leads one of them out of the label folder.
         """
-        names = [f"{task.camera.key}.png"]
-        if segments:
-            names.append(f"segments/{task.camera.key}.png")
-            if self.regions:
-                names.append(f"regions/{task.camera.key}.npz")
-        return [inside(self.root, name, task.path, write=write) for name in names]
+        names = {kind: f"{KINDS[kind].folder}{task.camera.key}{KINDS[kind].suffix}" for kind in self.kinds}
+        return {kind: inside(self.root, name, task.path, write=write) for kind, name in names.items()}
 
     def _keys(self, batch: Sequence[ImageTask]) -> list[str]:
         return [task.camera.key for task in batch]
 
-    def finished(self, segments: bool) -> dict[str, Any] | None:
+    def finished(self) -> dict[str, Any] | None:
         """The unit's record if it is whole (its images those of now, their files there), else None."""
         record = _read_record(self.record_path)
         expected = [key for batch in self.batches for key in self._keys(batch)]
         if record is None or record.get("images") != expected:
             return None
-        if not all(f.exists() for batch in self.batches for task in batch for f in self.files(task, segments)):
+        if not all(f.exists() for batch in self.batches for task in batch for f in self.files(task).values()):
             return None
         shutil.rmtree(self._parts, ignore_errors=True)  # left where the process died between the two
         return record
 
-    def differs(self, task: ImageTask, position: int, record: dict[str, Any], segments: bool) -> list[str]:
+    def differs(self, task: ImageTask, position: int, record: dict[str, Any]) -> list[str]:
         """Why an image's maps are not those of the unit's record: a line for each file with other bytes.
 
         Args:
             position: of the image in the record.
         """
         lines = []
-        for file, column in zip(self.files(task, segments), _DIGESTS):
-            expected = record.get(column, [])[position : position + 1]  # an older olivine noted no segments
+        for kind, file in self.files(task).items():
+            expected = record.get(KINDS[kind].column, [])[position : position + 1]  # an older olivine noted no segments
             try:
                 if expected and sha256_file(file) != expected[0]:
                     lines.append(f"{file}: has other bytes than its record says; delete it and run labelgen again")
@@ -117,13 +131,13 @@ class Unit:
                 lines.append(f"{file}: cannot be read ({error.strerror}); delete it and run labelgen again")
         return lines
 
-    def finished_batch(self, number: int, segments: bool) -> dict[str, Any] | None:
+    def finished_batch(self, number: int) -> dict[str, Any] | None:
         """The record of a finished batch, None where it is to be done (whole)."""
         record = _read_record(self._part_path(number))
         batch = self.batches[number]
         if record is None or record.get("images") != self._keys(batch):
             return None
-        return record if all(f.exists() for task in batch for f in self.files(task, segments)) else None
+        return record if all(f.exists() for task in batch for f in self.files(task).values()) else None
 
     def write_batch(self, number: int, result: BatchResult, vocabulary: Vocabulary) -> dict[str, Any] | None:
         """Write a batch's maps, then its record; without the record where an image failed.
@@ -139,18 +153,10 @@ class Unit:
             if not isinstance(labelled, Labelled):
                 whole = False
                 continue
-            data = encode_label_map(labelled.label, vocabulary.classes)
-            files = self.files(task, labelled.segment is not None, write=True)
-            write_bytes(files[0], data)
-            record["sha256"].append(hashlib.sha256(data).hexdigest())
-            if labelled.segment is not None:
-                data = encode_segment_map(labelled.segment)
-                write_bytes(files[1], data)
-                record.setdefault("segment_sha256", []).append(hashlib.sha256(data).hexdigest())
-            if labelled.regions is not None:
-                data = encode_regions(labelled.regions)
-                write_bytes(files[2], data)
-                record.setdefault("region_sha256", []).append(hashlib.sha256(data).hexdigest())
+            files, encoded = self.files(task, write=True), encode(labelled, vocabulary)
+            for kind in self.kinds:
+                write_bytes(files[kind], encoded[kind])
+                record.setdefault(KINDS[kind].column, []).append(hashlib.sha256(encoded[kind]).hexdigest())
             counts += _count_values(labelled.label, len(counts))
             table = record["detections"]
             for found in labelled.detections:
@@ -176,7 +182,7 @@ class Unit:
             "batches": [len(record["images"]) for record in records],
             "detections": {c: [] for c in _COLUMNS},
             "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
-            **{column: found for column in _DIGESTS[1:] if (found := _joined(records, column))},
+            **{KINDS[kind].column: _joined(records, KINDS[kind].column) for kind in self.kinds[1:]},
             "notes": {str(i): record["notes"] for i, record in enumerate(records) if record["notes"]},
         }
         offset = 0
@@ -194,7 +200,7 @@ class Unit:
         shutil.rmtree(self._parts, ignore_errors=True)
         for batch in self.batches:
             for task in batch:
-                for file in replace(self, regions=True).files(task, segments=True, write=True):
+                for file in replace(self, kinds=tuple(KINDS)).files(task, write=True).values():
                     file.unlink(missing_ok=True)
 
 

@@ -13,11 +13,10 @@ from ..common import Failure, OlivineError, PathLike, track
 from ..readers.index import FrameIndex, Scene
 from .images import read_image
 from .labeler import Labelled, choose_labeler
-from .regions import encode_regions
 from .run import adopt_settings, make_manifest, manifest_difference
 from .settings import LabelSettings
-from .store import MANIFEST, encode_label_map, encode_segment_map, read_label_manifest
-from .units import Unit
+from .store import MANIFEST, read_label_manifest
+from .units import Unit, encode, kinds_of
 from .work import LabelWork
 
 
@@ -74,11 +73,10 @@ def verify_labels(
             remedy="verify with the same settings",
         )
     summary = VerifySummary(labels)
-    segments = settings.segments != "none"
 
     def finished(scene: Scene) -> Unit | None:
-        unit = Unit.of_scene(labels, scene, labeler.batch_size, settings.segments == "regions")
-        return unit if unit.finished(segments) is not None else None
+        unit = Unit.of_scene(labels, scene, labeler.batch_size, kinds_of(settings))
+        return unit if unit.finished() is not None else None
 
     generator = np.random.default_rng(seed)
     units = {scene.name: unit for scene in index.scenes if (unit := finished(scene)) is not None}
@@ -97,7 +95,7 @@ def verify_labels(
     chosen = [pair for pair, _ in zip(sample(), range(batches))]
     labeler.prepare()
     for unit, number in track(chosen, "verify", unit="batch"):
-        record = unit.finished(segments) or {}
+        record = unit.finished() or {}
         if record.get("notes", {}).get(str(number)):
             summary.exempt += 1
             continue
@@ -113,14 +111,10 @@ def verify_labels(
             if not isinstance(labelled, Labelled):
                 summary.failures.append(Failure(task.camera.key, str(labelled)))
                 continue
-            again = [encode_label_map(labelled.label, vocabulary.classes)]
-            if labelled.segment is not None:
-                again.append(encode_segment_map(labelled.segment))
-            if labelled.regions is not None:
-                again.append(encode_regions(labelled.regions))
-            reasons = unit.differs(task, record["images"].index(task.camera.key), record, segments)
-            for file, data in zip(unit.files(task, segments), again):
-                if not reasons and file.read_bytes() != data:
+            again = encode(labelled, vocabulary)
+            reasons = unit.differs(task, record["images"].index(task.camera.key), record)
+            for kind, file in unit.files(task).items():
+                if not reasons and file.read_bytes() != again[kind]:
                     reasons.append(f"{file}: has other bytes than the same settings give now")
             summary.failures += [Failure(task.camera.key, reason) for reason in reasons]
     summary.seconds = time.monotonic() - start

@@ -20,7 +20,7 @@ from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
-from .units import Unit
+from .units import Unit, kinds_of
 
 
 @dataclass
@@ -77,22 +77,20 @@ class SceneLabeler:
 
     def __init__(self, work: LabelWork, labeler: Labeler, vocabulary: Vocabulary) -> None:
         self._work, self._labeler, self._vocabulary = work, labeler, vocabulary
-        self._segments = work.settings.segments != "none"
         self._prepared = False
 
     def __call__(self, scene: Scene, step: Callable[[int], None]) -> SceneResult:
         """Do what is left of a scene; ``step`` is told of the images of each batch."""
-        labels, regions = self._work.labels, self._work.settings.segments == "regions"
-        unit = Unit.of_scene(labels, scene, self._labeler.batch_size, regions)
+        unit = Unit.of_scene(self._work.labels, scene, self._labeler.batch_size, kinds_of(self._work.settings))
         if self._work.overwrite:
             unit.discard()
         result = SceneResult()
-        if (record := unit.finished(self._segments)) is not None:
+        if (record := unit.finished()) is not None:
             result.whole, result.images_kept = True, unit.image_count
             _count(result, [record])
             return result
         count = len(unit.batches)
-        records = {n: r for n in range(count) if (r := unit.finished_batch(n, self._segments)) is not None}
+        records = {n: r for n in range(count) if (r := unit.finished_batch(n)) is not None}
         result.images_kept = sum(len(unit.batches[n]) for n in records)
         step(result.images_kept)
         left = [n for n in range(count) if n not in records]

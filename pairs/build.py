@@ -18,7 +18,7 @@ from ..common import Failure, OlivineError, PathLike, remove_leftovers
 from ..labelgen.store import LabelStore
 from ..labelgen.text_table import write_text_table
 from ..readers.index import FrameIndex
-from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS
+from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS, VOTE_SCORE
 from .manifest import merge_manifest, refuse_other_recipe, write_benchmark
 from .settings import PairSettings
 from .unit import Unit, UnitBuilder, UnitResult, finished, packages_of, plan_units
@@ -118,7 +118,7 @@ def build_pairs(
             f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
         ) from None
     removed = _clean(out)
-    prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt}
+    prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt in store.classes}
     write_benchmark(out, replace(index.source.benchmark(index.version), prompts=prompts))
     if settings.regions:
         write_text_table(out, store.text)
@@ -220,8 +220,10 @@ def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, spli
     """What shards are made of and how: two sets with the same recipe hold the same frames."""
     # What is off is not named, so that sets from before it existed are still the same sets.
     regions = {"regions": store.text.identity()} if settings.regions else {}
+    scores = {"pair_score": score_name(store, settings)} if store.scores else {}
     return {
         **regions,
+        **scores,
         "schema": SCHEMA,
         "dataset": index.dataset,
         "version": index.version,
@@ -234,6 +236,13 @@ def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, spli
         "settings": settings.recipe(),
         "frames_per_shard": FRAMES_PER_SHARD,
     }
+
+
+def score_name(store: LabelStore, settings: PairSettings) -> str:
+    """What ``pair_score`` is in shards of a store with scores."""
+    return (
+        f"{VOTE_SCORE}, weighed by the labeler's scores" if settings.consolidate else f"of the labeler: {store.scores}"
+    )
 
 
 def _check_labels(store: LabelStore, settings: PairSettings) -> None:

@@ -230,6 +230,7 @@ class Description:
     bytes_per_frame: dict[str, int]
     left_out: list[str]
     settings: dict[str, Any]
+    pair_score: str
     labels: str
     packages: dict[str, str]
     digest: str
@@ -265,6 +266,7 @@ def describe_shards(path: PathLike) -> Description:
         bytes_per_frame={name: round(size / frames) for name, size in bytes_by_array(shards).items()},
         left_out=[f"{unit}: {reason}" for entry in manifest["shards"] for unit, reason in entry["left_out"]],
         settings=manifest["recipe"]["settings"],
+        pair_score=shards.score_name,
         labels=manifest["recipe"]["labels"],
         packages={name: ", ".join(versions) for name, versions in manifest["provenance"]["packages"].items()},
         digest=shards.digest,

@@ -5,7 +5,8 @@ the world stays. So the labels that fall on one place from many images vote for 
 Consolidator, 2025).
 
 Every labelled pair of the window is a vote for its point's place, unless a nearer surface hides the point from the
-camera. It weighs 1 / distance, since an error of a pixel is larger in metres far away. Places are voxels of several sizes,
+camera. It weighs 1 / distance, since an error of a pixel is larger in metres far away, times the labeler's score at its
+pixel where the label store has scores; a label of which nothing is known (score 0) has no vote. Places are voxels of several sizes,
 each of which has one say: small ones keep borders sharp, large ones hold enough votes; for far points, which lie apart,
 they are larger. A thing that moves leaves its place, so that its votes of other frames are where its points are not.
 """
@@ -122,13 +123,15 @@ class SceneVotes:
                 self._check_speed(self._frames[number - 1], frame)
             points = frame.points()
             point, camera, uv = project_points(points, frame.cameras, self._min_depth)
-            label = np.zeros(len(point), np.uint8)
+            label, score = np.zeros(len(point), np.uint8), np.full(len(point), 255, np.uint8)
             for c, view in enumerate(frame.cameras):
                 mine = slice(*np.searchsorted(camera, (c, c + 1)))
                 label[mine] = look_up(self._store.label_map(view, frame.scene), uv[mine])
-            votes = visible_pairs(points, frame.cameras, point, camera, uv) & (label > 0)
+                if (sure := self._store.score_map(view, frame.scene)) is not None:
+                    score[mine] = look_up(sure, uv[mine])
+            votes = visible_pairs(points, frame.cameras, point, camera, uv) & (label > 0) & (score > 0)
             xyz, voter = points[:, :3].astype(np.float64), point[votes]
-            weight = 1 / np.maximum(_length(xyz)[voter], self._settings.nearest)
+            weight = score[votes] / 255 / np.maximum(_length(xyz)[voter], self._settings.nearest)
             self._votes[number] = _Votes(move(xyz, pose)[voter], label[votes], weight)
         return self._votes[number]
 

@@ -46,7 +46,7 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
             remedy="check the frame's calibration, or leave the frame out",
         )
     size = [stored_size(c.width, c.height, settings.image_scale) for c in frame.cameras]
-    label = np.zeros(len(point), np.uint8)
+    label, score = np.zeros(len(point), np.uint8), np.zeros(len(point), np.uint8)
     stored_uv = np.empty_like(uv)
     for c, view in enumerate(frame.cameras):
         mine = slice(*np.searchsorted(camera, (c, c + 1)))
@@ -54,6 +54,8 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
         # A set without images is for probing, and may do without label maps.
         if settings.images or store.label_path(view).is_file():
             label[mine] = look_up(store.label_map(view, frame.scene), uv[mine])
+            if (sure := store.score_map(view, frame.scene)) is not None:
+                score[mine] = look_up(sure, uv[mine])
     plane = 2 if settings.distance == "plane" else 3
     distance = np.linalg.norm(points[:, :plane].astype(np.float64), axis=1)
     rule = settings.bandwidth
@@ -64,6 +66,7 @@ def build_frame(frame: Frame, position: int, store: LabelStore, settings: PairSe
         "pair_point": point,
         "pair_camera": camera,
         "pair_label": label,
+        "pair_score": score if store.scores else None,
         "pair_uv": stored_uv,
         "pair_density": distance_density(distance, bandwidth)[point].astype(np.float32),
         "image": [

@@ -52,6 +52,8 @@ class Column:
 
 _REGIONS = "olivine labelgen --labeler regions --regions DIR (or sam-clip), then olivine build-pairs --regions"
 _CONSOLIDATE = "olivine build-pairs --consolidate"
+VOTE_SCORE = "share of the votes at the pair's point"
+"""What ``pair_score`` is where the shards do not say it."""
 COLUMNS = {
     column.name: column
     for column in (
@@ -75,7 +77,13 @@ COLUMNS = {
         Column("pair_camera", "uint8", "pairs", counts="images", array="pair_tag"),
         Column("pair_label", "uint8", "pairs", array="pair_tag", slot=1),
         Column("pair_pixel_label", "uint8", "pairs", optional=True, added_by=_CONSOLIDATE),
-        Column("pair_score", "uint8", "pairs", optional=True, added_by=_CONSOLIDATE),
+        Column(
+            "pair_score",
+            "uint8",
+            "pairs",
+            optional=True,
+            added_by=f"{_CONSOLIDATE}, or olivine labelgen --scores before olivine build-pairs",
+        ),
         Column("pair_uv", "float32", "pairs", (2,)),
         Column("pair_density", "float32", "pairs"),
         Column("image", "uint8", "images", (None,), optional=True, added_by="olivine build-pairs without --no-images"),

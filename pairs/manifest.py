@@ -67,6 +67,7 @@ _MANIFEST = {
         "classes": [str],
         "point_classes": [str],
         "labels": str,
+        "pair_score?": str,
         "regions?": {"model": str, "dimension": Whole(1), "phrases": Whole(1), "digest": str},
         "settings": {
             "images": bool,

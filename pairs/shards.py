@@ -26,7 +26,7 @@ from ..readers.benchmark import Benchmark
 from ..readers.frame import check_lens
 from ..readers.index import has_offset
 from .chunks import ChunkedArray, damaged
-from .layout import ARRAYS, COLUMNS, Column, check_schema
+from .layout import ARRAYS, COLUMNS, VOTE_SCORE, Column, check_schema
 from .manifest import read_benchmark, read_manifest
 
 __all__ = ["COLUMNS", "Benchmark", "Column", "FrameRecord", "Shard", "ShardSet", "TextTable", "open_shards"]
@@ -109,7 +109,7 @@ else:
         pair_point: int32 [M], position in the cloud.
         pair_camera, pair_label: uint8 [M]; the weak label, 0 = none.
         pair_pixel_label: uint8 [M], the label at the pair's own pixel where ``pair_label`` is the vote's.
-        pair_score: uint8 [M], confidence of the weak label, 255 = certain, 0 = not known; of a vote its agreement.
+        pair_score: uint8 [M], confidence of the weak label, 255 = certain, 0 = not known; see :attr:`ShardSet.score_name`.
         pair_uv: float32 [M, 2], sub-pixel position in the stored image.
         pair_density: float32 [M], distance density at the point, 1 / metre.
         image: C JPEG files.
@@ -350,6 +350,11 @@ class ShardSet(Sequence[FrameRecord]):
         return bool(self.manifest["recipe"]["settings"].get("consolidate", 0))
 
     @property
+    def score_name(self) -> str:
+        """What ``pair_score`` is: the labeler's score at the pair's pixel, or the share of a vote; "" where there is none."""
+        return str(self.manifest["recipe"].get("pair_score", VOTE_SCORE if self.has_vote else ""))
+
+    @property
     def cluster_gap(self) -> int:
         """Frames from a scan to the one it was clustered with (``build-pairs --clusters``); 0 where there are no clusters."""
         return int(self.manifest["recipe"]["settings"].get("clusters", 0))
@@ -468,7 +473,8 @@ class ShardSet(Sequence[FrameRecord]):
         known = {"image": self.has_image, "point_label": self.has_point_label, "segment": self.has_segment}
         known |= dict.fromkeys(("region_phrase", "region_feature", "region_count"), self.has_regions)
         known |= dict.fromkeys(("cluster_previous", "cluster_next"), self.cluster_gap > 0)
-        known |= dict.fromkeys(("point_weak", "point_agreement", "pair_pixel_label", "pair_score"), self.has_vote)
+        known |= dict.fromkeys(("point_weak", "point_agreement", "pair_pixel_label"), self.has_vote)
+        known["pair_score"] = bool(self.score_name)
         return known[column]
 
     def points(self, index: int) -> NDArray[np.float32]:

@@ -221,6 +221,7 @@ class UnitBuilder:
             ],
             **_lenses(first),
             "labels": self.recipe["labels"],
+            **({"pair_score": self.recipe["pair_score"]} if "pair_score" in self.recipe else {}),
             "recipe": digest(self.recipe),
         }
 

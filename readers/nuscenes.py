@@ -20,20 +20,20 @@ PROMPTS: dict[str, str | None] = {
     "bicycle": "bicycle",
     "bus": "bus",
     "car": "car",
-    "construction_vehicle": None,
+    "construction_vehicle": "construction vehicle",
     "motorcycle": "motorcycle",
     "pedestrian": "pedestrian",
     "traffic_cone": "traffic cone",
-    "trailer": None,
+    "trailer": "trailer",
     "truck": "truck",
     "driveable_surface": "road",
-    "other_flat": None,
+    "other_flat": "other flat",
     "sidewalk": "sidewalk",
     "terrain": "terrain",
     "manmade": "building",
     "vegetation": "vegetation",
 }
-"""The 16 classes of the lidarseg challenge, and the prompt that each is."""
+"""The 16 classes of the lidarseg challenge, and the prompt that each is; three are none of the 13, but of ``lidarseg16``."""
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 TABLES = (

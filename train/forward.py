@@ -67,10 +67,8 @@ class Distiller(nn.Module):
         found: dict[str, list[Tensor]] = {}
         counts = {"pairs": len(place), "groups_empty": 0}
         starts = range(0, len(batch.tokens), self.group)
-        edges = torch.searchsorted(
-            batch.pair_frame,
-            torch.tensor([*starts, len(batch.tokens)], device=place.device),
-        ).tolist()
+        ends = torch.tensor([*starts, len(batch.tokens)], device=place.device)
+        edges = torch.searchsorted(batch.pair_frame, ends).tolist()
         for number, first in enumerate(starts):
             frames = slice(first, min(first + self.group, len(batch.tokens)))
             rows = slice(edges[number], edges[number + 1])

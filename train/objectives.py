@@ -46,18 +46,20 @@ def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
         point: g, [N, p], unit rows.
         pixel: f, [N, p], unit rows.
         temperature: τ > 0.
-
-    Returns:
-        scalar, float32 or wider.
     """
     g, f = _matching(point, pixel)
     # Every anchor's only positive is its own pixel: N classes of one pair each.
-    total = _BlockedContrast.apply(g, f, torch.arange(len(g), device=g.device), temperature, "diagonal")
-    return total / len(g)
+    label, weight = torch.arange(len(g), device=g.device), g.new_ones(len(g))
+    return _BlockedContrast.apply(g, f, label, weight, temperature, "diagonal") / len(g)
 
 
 def weakly_supervised_contrast(
-    point: Tensor, pixel: Tensor, label: Tensor, temperature: float, form: WcdForm = "paper"
+    point: Tensor,
+    pixel: Tensor,
+    label: Tensor,
+    temperature: float,
+    form: WcdForm = "paper",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Weakly-supervised contrastive distillation (eq. 2); anchors are points, the softmax runs over pixels.
 
@@ -71,16 +73,15 @@ def weakly_supervised_contrast(
         label: weak labels, integer [N].
         temperature: τ > 0.
         form: which of the two.
-
-    Returns:
-        scalar, float32 or wider.
+        weight: w, positive [N], relative: an anchor counts w_i times, its positives w_a times, negatives once; ours.
     """
     g, f = _matching(point, pixel)
     if label.shape != (len(g),):
         raise OlivineError(f"{tuple(label.shape)} labels for {len(g)} pairs", where="weakly_supervised_contrast")
     if form not in ("paper", "reference"):
         raise OlivineError(f"no form {form!r}", where="weakly_supervised_contrast", remedy="use paper or reference")
-    return _BlockedContrast.apply(g, f, label, temperature, form) / len(g)
+    weight = g.new_ones(len(g)) if weight is None else weight.to(g.dtype) * (len(g) / weight.sum())
+    return _BlockedContrast.apply(g, f, label, weight, temperature, form) / len(g)
 
 
 def vmf_consistency(
@@ -126,10 +127,8 @@ def dirac_consistency(
 
 def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
     if point.shape != pixel.shape or point.ndim != 2 or len(point) == 0:
-        raise OlivineError(
-            f"point {tuple(point.shape)} and pixel {tuple(pixel.shape)} embeddings are not N matching rows",
-            where="contrastive loss",
-        )
+        shapes = f"point {tuple(point.shape)} and pixel {tuple(pixel.shape)}"
+        raise OlivineError(f"{shapes} embeddings are not N matching rows", where="contrastive loss")
     dtype = torch.promote_types(torch.float32, torch.promote_types(point.dtype, pixel.dtype))
     return point.to(dtype), pixel.to(dtype)
 
@@ -160,38 +159,38 @@ class _BlockedContrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, f: Tensor, label: Tensor, temperature: float, form: str) -> Tensor:
+    def forward(ctx: Any, g: Tensor, f: Tensor, label: Tensor, weight: Tensor, temperature: float, form: str) -> Tensor:
         with torch.autocast(g.device.type, enabled=False):
-            loss, grad_g, grad_f = _contrast(g, f, label, temperature, form)
+            loss, grad_g, grad_f = _contrast(g, f, label, weight[:, None], temperature, form)
         ctx.save_for_backward(grad_g, grad_f)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         grad_g, grad_f = ctx.saved_tensors
-        return grad_g * gradient[0], grad_f * gradient[0], None, None, None
+        return grad_g * gradient[0], grad_f * gradient[0], None, None, None, None
 
 
-def _contrast(g: Tensor, f: Tensor, label: Tensor, tau: float, form: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients by ``g`` and ``f``."""
+def _contrast(g: Tensor, f: Tensor, label: Tensor, w: Tensor, tau: float, form: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss and its gradients by ``g`` and ``f``; ``w`` [N, 1]."""
     n, order, bounds = len(g), None, [0, len(g)]
     target_f, target_g = f, g
     if form == "reference":
         # Pairs of a class side by side: the positives of a block of anchors are a range of pixels.
         order = torch.argsort(label, stable=True)
-        g, f = g[order], f[order]
+        g, f, w = g[order], f[order], w[order]
         bounds += torch.unique_consecutive(label[order], return_counts=True)[1].cumsum(0).tolist()[:-1]
     elif form == "paper":
         # Σ_{a∈A(i)} z_ia / |A(i)| is g_i · (mean pixel of the class) / τ: no [N, N] mask is needed.
-        _, inverse, count = torch.unique(label, return_inverse=True, return_counts=True)
-        member = torch.nn.functional.one_hot(inverse, len(count)).to(g.dtype)
-        mean_f, mean_g = ((member.T @ x) / count[:, None].to(g.dtype) for x in (f, g))
+        classes, inverse = torch.unique(label, return_inverse=True)
+        member = torch.nn.functional.one_hot(inverse, len(classes)).to(g.dtype)
+        mean_f, mean_g = ((member.T @ (w * x)) / (member.T @ w) for x in (f, g))
         target_f, target_g = mean_f.index_select(0, inverse), mean_g.index_select(0, inverse)
     loss = g.new_zeros((), dtype=torch.float64)
     grad_g, grad_f = torch.zeros_like(g), torch.zeros_like(f)
     if order is None:
-        loss -= (g * target_f).sum(dtype=torch.float64) / tau
-        grad_g, grad_f = -target_f, -target_g
+        loss -= (w * g * target_f).sum(dtype=torch.float64) / tau
+        grad_g, grad_f = -w * target_f, -w * target_g
     rows = max(1, _BLOCK_VALUES.get(g.device.type, 1 << 22) // n)
     for low, high in pairwise(sorted(bounds)):
         for start in range(low, high, rows):
@@ -200,13 +199,13 @@ def _contrast(g: Tensor, f: Tensor, label: Tensor, tau: float, form: str) -> tup
             # + logsumexp over all pixels, − logsumexp over the positives.
             sides = [(1, z, slice(n))]
             if order is not None:
-                sides.insert(0, (-1, z[:, low:high].clone(), slice(low, high)))
+                sides.insert(0, (-1, z[:, low:high] + w[low:high].T.log(), slice(low, high)))
             for sign, e, pixels in sides:
                 peak = e.amax(1, keepdim=True)
                 total = e.sub_(peak).exp_().sum(1, keepdim=True)
-                loss += sign * (peak + total.log()).sum(dtype=torch.float64)
-                grad_g[block] += sign * (e @ f[pixels]) / total
-                grad_f[pixels] += e.T @ (g[block] * (sign / total))
+                loss += sign * (w[block] * (peak + total.log())).sum(dtype=torch.float64)
+                grad_g[block] += sign * w[block] * (e @ f[pixels]) / total
+                grad_f[pixels] += e.T @ (g[block] * (sign * w[block] / total))
     if order is not None:
         grad_g, grad_f = (x.index_copy(0, order, x) for x in (grad_g, grad_f))
     return loss.to(g.dtype), grad_g / tau, grad_f / tau

@@ -92,7 +92,7 @@ def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
 def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
     if "backbone" not in settings:  # a fine-tuning's or a probe's
-        return {"labels": "truth", "sure": 0.9, "layer_decay": 1.0, **settings}
+        return {"labels": "truth", "head": "new", "sure": 0.9, "layer_decay": 1.0, **settings}
     plain = modern(settings)
     method = plain.setdefault("method", {})
     method.setdefault("name", "olivine")
@@ -100,6 +100,7 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     if method["name"] == "olivine":
         method.setdefault("scored_draw", False)
         method.setdefault("least_score", 0.0)
+        method.setdefault("weigh_pairs", "alike")
     plain.get("augment", {}).setdefault("cuboid_keeps", "full images")
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
         plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")

@@ -105,9 +105,9 @@ def test_rates_of_layers_fall_with_depth_and_no_parameter_is_left_out():
     assert one == 0.1 and len(every) == len(rate)
 
 
-def test_a_run_from_before_layer_rates_goes_on(whole, nuscenes_world, checkpoint, monkeypatch):
+def test_a_run_from_before_layer_rates_and_heads_of_checkpoints_goes_on(whole, nuscenes_world, checkpoint, monkeypatch):
     identity = json.loads((whole[0] / "run.json").read_text())
-    assert identity["settings"].pop("layer_decay") == 1.0
+    assert identity["settings"].pop("layer_decay") == 1.0 and identity["settings"].pop("head") == "new"
     (whole[0] / "run.json").write_text(json.dumps(identity))
     monkeypatch.setattr(fit, "segmentation_loss", None)  # nothing is trained again
     finetune(checkpoint, *nuscenes_world.splits, whole[0], SHORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from olivine.common import OlivineError
 from olivine.downstream.finetune import finetune
 from olivine.downstream.predict import predict
+from olivine.downstream.probe import linear_probe
 from olivine.downstream.rounds import finetune_rounds
-from olivine.downstream.settings import FinetuneSettings
+from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.downstream.weak import WeakLabels, class_of_prompt
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
@@ -85,6 +87,33 @@ def test_a_network_learns_without_annotation_and_says_what_it_cannot_know(nuscen
     assert not predicted[[NUSCENES.index(name) for name in ("construction_vehicle", "trailer", "other_flat")]].any()
     with pytest.raises(OlivineError, match="labels is weak there and truth here"):
         finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", replace(SHORT, labels="truth"))
+
+
+def test_uovs_preset_is_its_published_settings_and_can_be_changed() -> None:
+    found = settings_of(FinetuneSettings, [], "uov")
+    assert (found.labels, found.epochs, found.lr, found.backbone_lr) == ("weak", 5, 2.0, 0.02)
+    assert settings_of(FinetuneSettings, ["lr=1"], "uov", epochs=7).epochs == 7
+    with pytest.raises(OlivineError, match=r"--preset seal. Choose one of uov"):
+        settings_of(FinetuneSettings, [], "seal")
+
+
+def test_a_probe_may_start_from_the_head_of_the_fine_tuning_and_says_so(nuscenes_world, checkpoint, tmp_path) -> None:
+    finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", replace(SHORT, epochs=1))
+    still = ProbeSettings(epochs=1, batch=2, lr=0, augment=False, accelerator="cpu")  # what it starts from is scored
+    scored = {}
+    for head in ("new", "checkpoint"):
+        settings = replace(still, head=head)
+        scored[head] = linear_probe(tmp_path / "run", *nuscenes_world.splits, tmp_path / head, settings)
+    random, own = scored["checkpoint"]
+    before = json.loads((tmp_path / "run/scores.json").read_text())[0]["confusion"]
+    assert own.confusion == before != scored["new"][1].confusion
+    assert random.confusion == scored["new"][0].confusion
+    assert any("head starts from the checkpoint's own" in note for note in own.notes)
+    assert not any("head starts" in note for note in (*random.notes, *scored["new"][1].notes))
+    with pytest.raises(OlivineError, match="holds no head for classes, and head=checkpoint asks for it"):
+        linear_probe(
+            checkpoint, *nuscenes_world.splits, tmp_path / "x", replace(still, head="checkpoint"), random=False
+        )
 
 
 def test_labels_of_no_class_are_refused(nuscenes_world) -> None:

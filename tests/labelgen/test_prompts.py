@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from olivine.common import OlivineError
+from olivine.downstream.weak import class_of_prompt
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY, load_vocabulary
+from olivine.labelgen.run import generate_labels
+from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.store import open_store
+from olivine.readers.dataset import dataset_class
 
 
 def test_the_13_prompts_are_the_papers_in_its_order():
@@ -57,6 +64,31 @@ def test_a_bad_vocabulary_file_is_named_with_what_is_wrong(text, message, tmp_pa
     with pytest.raises(OlivineError, match=message) as caught:
         load_vocabulary(path)
     assert str(path) in str(caught.value)
+
+
+def test_the_vocabulary_of_nuscenes_16_classes_teaches_each_and_keeps_the_numbers_of_the_13(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vocabulary = load_vocabulary(Path("lidarseg16"))
+    assert vocabulary.classes[:13] == DEFAULT_VOCABULARY.classes and len(vocabulary.classes) == 16
+    assert vocabulary.prompts[:13] == DEFAULT_VOCABULARY.prompts
+    # The order of the lidarseg challenge.
+    names = [
+        "barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone", "trailer",
+        "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation",
+    ]  # fmt: skip
+    nuscenes = dataset_class("nuscenes")
+    assert sorted(nuscenes.prompt_of(name) for name in names) == sorted(vocabulary.classes)
+    table = class_of_prompt({k: v for k, v in nuscenes.prompts.items() if v}, vocabulary.classes, names)
+    assert sorted(table.tolist()) == list(range(17))
+    (tmp_path / "lidarseg16").write_text("- car\n")  # a file of that name goes first
+    assert load_vocabulary("lidarseg16").classes == ("car",)
+
+
+def test_labels_of_a_built_in_vocabulary_are_made_by_its_name(make_world, tmp_path, monkeypatch):
+    world = make_world(1, 1)
+    monkeypatch.chdir(tmp_path)
+    generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle", prompts=Path("lidarseg16")))
+    assert open_store(tmp_path / "labels").classes[13:] == ("construction vehicle", "trailer", "other flat")
 
 
 def test_a_missing_vocabulary_file_is_named(tmp_path):

@@ -86,6 +86,34 @@ def test_the_json_and_the_picture_are_written(make_world, tmp_path):
         assert picture.size[0] > 300
 
 
+def test_the_scores_calibration_is_that_of_the_pixels(make_world, world_label, tmp_path):
+    world = make_world(2, 3)
+    generate_labels(
+        world.index, tmp_path / "labels", LabelSettings("oracle", error="boundary=2,leakage=0.5", scores=True)
+    )
+    store = _with_frames(world, tmp_path / "labels")
+    summary = score_labels(store, tmp_path / "out")
+    said, right = [], []
+    for frame in world.index.frames():
+        for camera in frame.cameras:
+            label, score = store.label_map(camera), store.score_map(camera)
+            said.append(score[label > 0] / 255)
+            right.append((label == world_label(world.classes[camera.key]))[label > 0])
+    said, right = np.concatenate(said), np.concatenate(right)
+    found = summary.calibration
+    assert (found.labels, found.said) == (len(said), pytest.approx(100 * said.mean()))
+    assert found.right == pytest.approx(100 * right.mean())
+    half = next(row for row in found.levels if row.low == 0.5)
+    assert half.right == pytest.approx(100 * right[said >= 0.5].mean())
+    plain = json.loads((tmp_path / "out/score.json").read_text())
+    assert plain["calibration"]["error"] == plain["calibration_error"] == found.error
+    assert (tmp_path / "out/reliability.png").stat().st_size > 1000
+
+    generate_labels(world.index, tmp_path / "plain", LabelSettings("oracle"))
+    without = score_labels(_with_frames(world, tmp_path / "plain"), tmp_path / "none")
+    assert without.calibration is None and not (tmp_path / "none/reliability.png").exists()
+
+
 def test_a_missing_label_map_is_named_and_the_others_are_scored(make_world, tmp_path):
     world = make_world(1, 2)
     generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle"))
@@ -133,7 +161,9 @@ def scored_through_boxes(keyframe_index, keyframe_camseg, tmp_path_factory):
         labels / "frames", [labelled], dataset="nuscenes", version="v1.0-mini", root=root, point_classes=tuple(names)
     )
     generate_labels(index, labels, LabelSettings("import", camseg=keyframe_camseg))
-    prompt = np.array([0] + [DEFAULT_VOCABULARY.value(NUSCENES[n]) if NUSCENES[n] else 0 for n in names])
+    prompt = np.array(
+        [0] + [DEFAULT_VOCABULARY.value(NUSCENES[n]) if NUSCENES[n] in DEFAULT_VOCABULARY.classes else 0 for n in names]
+    )
     return score_labels(open_store(labels)), prompt[raw]
 
 
@@ -177,7 +207,8 @@ def test_a_data_set_without_ground_truth_says_what_is_missing(keyframe_index, ke
 
 def test_every_prompt_is_some_class_of_nuscenes_and_the_tables_are_the_official_classes():
     assert len(NUSCENES) == 16 and len(SEMANTICKITTI) == 19
-    assert {v for v in NUSCENES.values() if v} == set(DEFAULT_VOCABULARY.classes)
+    others = {"construction vehicle", "trailer", "other flat"}
+    assert set(NUSCENES.values()) == {*DEFAULT_VOCABULARY.classes, *others}
     assert {v for v in SEMANTICKITTI.values() if v} <= set(DEFAULT_VOCABULARY.classes)
 
 

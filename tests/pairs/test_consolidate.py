@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
-from olivine.common import OlivineError
-from olivine.labelgen.store import LabelStore, encode_label_map
+from olivine.common import OlivineError, write_json
+from olivine.labelgen.store import LabelStore, encode_label_map, encode_score_map, open_store
 from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
-from olivine.pairs.check import check_shards
+from olivine.pairs.check import check_shards, describe_shards
 from olivine.pairs.consolidate import count_votes
+from olivine.pairs.manifest import write_benchmark
+from olivine.pairs.project import project_points
+from olivine.pairs.score import score_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers.benchmark import Benchmark
 from olivine.readers.frame import Frame
 from olivine.readers.index import write_index
 
@@ -83,6 +88,114 @@ def right(shards: ShardSet, column: str) -> float:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+def scored(store: LabelStore, score_of: Callable[[np.ndarray], np.ndarray]) -> LabelStore:
+    """The store of :func:`street` with a score map for each label map."""
+    for frame in store.index().frames():
+        for camera in frame.cameras:
+            label = store.label_map(camera)
+            path = store.score_path(camera)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_score_map(score_of(label).astype(np.uint8), label))
+    plain = {"schema": "1.0", "classes": list(store.classes), "settings": {"scores": "made up"}}
+    write_json(store.root / "manifest.json", plain)
+    return open_store(store.root)
+
+
+def doubt(label: np.ndarray) -> np.ndarray:
+    """A score that knows what is wrong in a street: 25 there, else 250."""
+    return np.where(label == np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 2), 250, 25)
+
+
+def test_pairs_carry_the_labelers_score_at_their_pixel_and_the_shards_say_so(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"a": 2})
+    street(store)
+    build_pairs(store, tmp_path / "before", PairSettings(), split="train")
+    store = scored(store, doubt)
+    build_pairs(store, tmp_path / "after", PairSettings(), split="train")
+    before, after = open_shards(tmp_path / "before"), open_shards(tmp_path / "after")
+    assert (before.score_name, after.score_name) == ("", "of the labeler: made up")
+    assert not before.has("pair_score") and after.has("pair_score") and not after.has("point_weak")
+    group = zarr.open_group(str(tmp_path / "after/shard-00000.zarr"), mode="r")
+    assert group.attrs["pair_score"] == after.score_name == describe_shards(tmp_path / "after").pair_score
+    frames = list(store.index().frames())
+    for record, plain, frame in zip(after, before, frames):
+        np.testing.assert_array_equal(record.pair_label, plain.pair_label)
+        maps = np.stack([doubt(store.label_map(camera)) for camera in frame.cameras])
+        _, camera, uv = project_points(frame.points(), frame.cameras)
+        column, row = np.rint(uv).astype(int).T
+        np.testing.assert_array_equal(record.pair_score, maps[camera, row, column])
+    assert not check_shards(tmp_path / "after").failures
+
+
+def test_a_vote_weighs_by_the_labelers_score_and_what_is_not_known_has_none(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"a": 4})
+    street(store)
+    found = {}
+    for name, score_of in (
+        ("alike", lambda label: np.full(label.shape, 200)),
+        ("doubt", doubt),
+        ("known", lambda label: np.where(doubt(label) == 25, 0, 250)),
+        ("none", lambda label: np.zeros(label.shape)),
+    ):
+        store = scored(store, score_of)
+        build_pairs(store, tmp_path / name, VOTED, split="train")
+        shards = open_shards(tmp_path / name)
+        assert shards.score_name == "share of the votes at the pair's point, weighed by the labeler's scores"
+        found[name] = right(shards, "pair_label")
+    assert found["alike"] < found["doubt"] - 0.02 and found["doubt"] > 0.98
+    assert not any(record.point_weak.any() or record.pair_score.any() for record in open_shards(tmp_path / "none"))
+    assert found["none"] == pytest.approx(1 - WRONG, abs=0.03)  # the pixels' own labels stay
+    wrong = 1 - found["known"]  # where no camera is right
+    assert wrong < 0.02
+
+
+def test_a_vote_of_labels_that_are_all_as_sure_is_the_vote_without_scores(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store({"a": 3})
+    street(store)
+    build_pairs(store, tmp_path / "plain", VOTED, split="train")
+    build_pairs(scored(store, lambda label: np.full(label.shape, 255)), tmp_path / "sure", VOTED, split="train")
+    for plain, sure in zip(open_shards(tmp_path / "plain"), open_shards(tmp_path / "sure")):
+        for name in ("point_weak", "point_agreement", "pair_label", "pair_score"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(sure, name))
+    assert open_shards(tmp_path / "plain").score_name == "share of the votes at the pair's point"
+
+
+def test_pairs_are_scored_by_the_classes_of_their_points(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 4})
+    street(store)
+    build_pairs(scored(store, doubt), tmp_path / "single", PairSettings(), split="train")
+    build_pairs(scored(store, doubt), tmp_path / "voted", VOTED, split="train")
+    for name in ("single", "voted"):
+        path = tmp_path / name
+        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "road"}))
+        found, label_of = score_pairs(path), np.array([0, 1, 2])
+        before, after, sure = [], [], []
+        for record in open_shards(path):
+            truth = label_of[record.point_label][record.pair_point]
+            after += (record.pair_label == truth)[truth > 0].tolist()
+            own = record.pair_label if name == "single" else record.pair_pixel_label
+            before += (own == truth)[truth > 0].tolist()
+            sure += record.pair_score[truth > 0].tolist()
+        before, after, sure = np.array(before), np.array(after), np.array(sure) / 255  # type: ignore[assignment]
+        assert found.pairs == len(after) and found.right == pytest.approx(100 * after.mean())  # type: ignore[attr-defined]
+        assert found.calibration.said == pytest.approx(100 * sure.mean())  # type: ignore[attr-defined]
+        if name == "voted":
+            assert found.right_before == pytest.approx(100 * before.mean())  # type: ignore[attr-defined]
+            assert found.repaired == pytest.approx(100 * after[~before].mean())  # type: ignore[index,operator]
+            assert found.spoilt == pytest.approx(100 - 100 * after[before].mean())  # type: ignore[index]
+        else:
+            assert found.repaired is None and found.score == "of the labeler: made up"
+    write_benchmark(tmp_path / "single", Benchmark(prompts={"vehicle": "boat"}))
+    with pytest.raises(OlivineError, match="no weak label is a class of the points"):
+        score_pairs(tmp_path / "single")
 
 
 def test_labels_that_differ_by_picture_are_repaired_and_the_pixels_own_are_kept(

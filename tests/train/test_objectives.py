@@ -32,15 +32,18 @@ def plain_info_nce(g: Tensor, f: Tensor) -> Tensor:
     return total / len(g)
 
 
-def plain_wcd(g: Tensor, f: Tensor, label: Tensor, form: str) -> Tensor:
+def plain_wcd(g: Tensor, f: Tensor, label: Tensor, form: str, w: Tensor | None = None) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
+    w = torch.ones(len(g), dtype=torch.float64) if w is None else w / w.mean()
     for i in range(len(g)):
         weight = [torch.exp(g[i] @ f[j] / TAU) for j in range(len(f))]
-        positives = [weight[j] for j in range(len(f)) if label[j] == label[i]]
+        same = [j for j in range(len(f)) if label[j] == label[i]]
         if form == "paper":
-            total = total - sum(torch.log(w / sum(weight)) for w in positives) / len(positives)
+            total = total - w[i] * sum(w[j] * torch.log(weight[j] / sum(weight)) for j in same) / sum(
+                w[j] for j in same
+            )
         else:
-            total = total - torch.log(sum(positives) / sum(weight))
+            total = total - w[i] * torch.log(sum(w[j] * weight[j] for j in same) / sum(weight))
     return total / len(g)
 
 
@@ -104,6 +107,25 @@ def test_the_weakly_supervised_contrast_is_equation_2_in_both_readings(kind: str
         lambda g, f: plain_wcd(g, f, label, form),
         list(EMBEDDINGS[kind]),
     )
+
+
+@pytest.mark.parametrize("form", ["paper", "reference"])
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_weights_count_anchors_and_positives_so_many_times(kind: str, labels: str, form: str) -> None:
+    label, w = LABELS[labels], torch.linspace(0.05, 3, 15, dtype=torch.float64)
+    compare(
+        lambda g, f: weakly_supervised_contrast(g, f, label, TAU, form, 7 * w),  # type: ignore[arg-type]
+        lambda g, f: plain_wcd(g, f, label, form, w),
+        list(EMBEDDINGS[kind]),
+    )
+
+
+@pytest.mark.parametrize("form", ["paper", "reference"])
+def test_weights_that_are_all_alike_change_no_bit(form: str) -> None:
+    g, f, label = unit(101, 16, 5).float(), unit(101, 16, 6).float(), torch.arange(101) % 7
+    plain = weakly_supervised_contrast(g, f, label, TAU, form)  # type: ignore[arg-type]
+    assert weakly_supervised_contrast(g, f, label, TAU, form, torch.ones(101)) == plain  # type: ignore[arg-type]
 
 
 def test_with_every_class_once_both_readings_are_info_nce() -> None:

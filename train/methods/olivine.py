@@ -43,6 +43,7 @@ class OlivineSettings(MethodSettings):
         mode: of the draw for ``wcd``; that for ``ppkt`` is uniform.
         scored_draw: that draw is also in proportion to the labels' confidence (the shards' ``pair_score``).
         least_score: that draw leaves out pairs whose label is less sure, 0 to 1.
+        weigh_pairs: in ``wcd`` anchors and positives count alike, or in proportion to the labels' confidence.
         frequency: class frequency over the data set, each frame, or the group at hand.
         density: as stored in the shards, or over the group's pairs as the public code makes it: of distances in whole
             voxels (SR-UNet) or in whole metres (VoxelNet).
@@ -68,6 +69,7 @@ class OlivineSettings(MethodSettings):
     mode: Literal["random", "density", "category", "dcas"] = "dcas"
     scored_draw: bool = False
     least_score: float = 0.0
+    weigh_pairs: Literal["alike", "score"] = "alike"
     frequency: Literal["dataset", "frame", "batch"] = "dataset"
     density: Literal["shard", "batch", "batch metres"] = "shard"
     scr: bool = True
@@ -131,7 +133,7 @@ class Olivine(Method):
         columns = ["pair_label"]
         if settings.wcd and settings.mode in ("density", "dcas") and settings.density == "shard":
             columns.append("pair_density")
-        if settings.wcd and (settings.scored_draw or settings.least_score > 0):
+        if settings.wcd and (settings.scored_draw or settings.least_score > 0 or settings.weigh_pairs == "score"):
             columns.append("pair_score")
         if settings.wcd and settings.frequency == "frame":
             columns.append("class_count")
@@ -154,11 +156,11 @@ class Olivine(Method):
         if len(wcd):
             g = group.points.at(wcd, self.category_point_head or self.point_head)
             f = unit_rows((self.category_pixel_head or self.pixel_head)(wcd_feature))
-            terms["wcd"] = Term(weakly_supervised_contrast(g, f, label, s.temperature, s.wcd_form), s.wcd_weight)
-        if s.scr and self.training:
-            value = self._consistency(group)
-            if value is not None:
-                terms["scr"] = Term(value, s.scr_weight)
+            weight = group.column("pair_score")[wcd].float() if s.weigh_pairs == "score" else None
+            value = weakly_supervised_contrast(g, f, label, s.temperature, s.wcd_form, weight)
+            terms["wcd"] = Term(value, s.wcd_weight)
+        if s.scr and self.training and (consistency := self._consistency(group)) is not None:
+            terms["scr"] = Term(consistency, s.scr_weight)
         if self.training:
             self.notes.draw(label, len(ppkt), *((len(wcd),) if s.wcd else ()))
         return terms
@@ -170,7 +172,7 @@ class Olivine(Method):
         if s.background == "ignored":
             candidates = candidates[label > 0]
         score = None
-        if s.scored_draw or s.least_score > 0:
+        if s.scored_draw or s.least_score > 0 or s.weigh_pairs == "score":
             score = group.column("pair_score")[candidates].float() / 255  # 0: not known, and never drawn
             sure = (score > 0) & (score >= s.least_score)
             candidates, score = candidates[sure], score[sure] if s.scored_draw else None

@@ -14,7 +14,9 @@ from torch import nn
 from olivine.common import OlivineError
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
+from olivine.train.methods import olivine
 from olivine.train.methods.olivine import Olivine, OlivineSettings
+from olivine.train.objectives import weakly_supervised_contrast
 from olivine.train.sampling import generator_of, sampling_probability
 
 COUNT, PAIRS, CLASSES = 4000, 300, 5
@@ -75,6 +77,39 @@ def test_pairs_under_the_least_score_are_left_out(columns) -> None:
     assert len(drawn) == PAIRS
     assert int(columns["pair_score"][drawn].min()) >= 0.8 * 255
     assert len(draw(columns, 0, least_score=0.99)) == int((columns["pair_score"] >= 0.99 * 255).sum())
+
+
+def test_eq_2_is_weighed_by_the_score_of_each_drawn_pair(columns, monkeypatch) -> None:
+    labels = tuple(f"class {k}" for k in range(CLASSES))
+    settings = replace(SETTINGS, weigh_pairs="score", decoupled_heads=False)
+    method = Olivine(settings, Context(lambda width: nn.Identity(), 8, labels, 1, 0.1))
+    rng = torch.Generator().manual_seed(0)
+    feature = torch.nn.functional.normalize(torch.randn(COUNT, 64, generator=rng), dim=1)
+    group = SimpleNamespace(
+        size=COUNT,
+        column=columns.__getitem__,
+        class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
+        generator=lambda draw: generator_of(3, draw),
+        points=SimpleNamespace(at=lambda rows, head: feature[rows]),
+        pixels=SimpleNamespace(at=lambda *rows, dtype: tuple(feature[r, :8] for r in rows)),
+    )
+    given = {}
+
+    def remember(g, f, label, temperature, form, weight):
+        given.update(label=label, weight=weight)
+        return weakly_supervised_contrast(g, f, label, temperature, form, weight)
+
+    monkeypatch.setattr(olivine, "weakly_supervised_contrast", remember)
+    terms = method.forward(group)
+    drawn = method.draw_by_label(group)
+    assert torch.equal(given["weight"], columns["pair_score"][drawn].float()) and bool((given["weight"] > 0).all())
+    assert torch.equal(given["label"], columns["pair_label"][drawn])
+    plain = Olivine(replace(settings, weigh_pairs="alike"), Context(lambda width: nn.Identity(), 8, labels, 1, 0.1))
+    assert "pair_score" in method.needs(settings).columns
+    assert "pair_score" not in plain.needs(plain.settings).columns
+    plain.load_state_dict(method.state_dict())
+    alike = plain.forward(group)["wcd"].value
+    assert given["weight"] is None and not torch.equal(alike, terms["wcd"].value)
 
 
 def test_shards_without_scores_name_the_command_that_adds_them(streets: Path, quick, tmp_path: Path) -> None:
