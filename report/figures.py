@@ -11,26 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, atomic_directory, demand, digest, read_csv, read_json
+from ..common.colors import NO_LABEL, class_colors
 from ..common.images import open_image
-from ..labelgen.store import LabelStore, class_colors, open_store
+from ..labelgen.store import LabelStore, open_store
 from ..pairs.shards import FrameRecord, ShardSet, open_shards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-_UNLABELLED = (150, 150, 150)
-# The prompt whose colour a benchmark's class takes, so that both panels read alike.
-_PROMPT_OF = {
-    "driveable_surface": "road",
-    "manmade": "building",
-    "person": "pedestrian",
-    "bicyclist": "bicycle",
-    "motorcyclist": "motorcycle",
-    "trunk": "vegetation",
-    "parking": "road",
-    "fence": "barrier",
-}
 _LOSS_NAMES = {
     "loss_ppkt": "point-pixel InfoNCE (eq. 1)",
     "loss_wcd": "weakly-supervised contrast (eq. 2)",
@@ -125,7 +114,7 @@ def _points_on_image(records: ShardSet, record: FrameRecord, camera: int) -> Ima
     image = Image.blend(image, Image.new("RGB", image.size, (255, 255, 255)), 0.35)
     draw = ImageDraw.Draw(image)
     colors = class_colors(records.classes)
-    colors[0] = _UNLABELLED
+    colors[0] = NO_LABEL
     mine = record.pair_camera == camera
     for (u, v), label in zip((record.pair_uv[mine] + 0.5) * scale - 0.5, record.pair_label[mine], strict=True):
         r, g, b = (int(c) for c in colors[label])
@@ -158,7 +147,7 @@ def _legend(figure: Figure, classes: tuple[str, ...]) -> None:
 
     colors = class_colors(classes) / 255
     handles = [Patch(color=tuple(c), label=name) for c, name in zip(colors[1:], classes, strict=True)]
-    handles.append(Patch(color=tuple(np.array(_UNLABELLED) / 255), label="no label"))
+    handles.append(Patch(color=tuple(np.array(NO_LABEL) / 255), label="no label"))
     figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
 
 
@@ -166,11 +155,11 @@ def _from_above(records: ShardSet, record: FrameRecord) -> Figure:
     """The cloud from above: weak labels, and beside them the ground truth where there is one."""
     weak = np.full((len(record.points), 3), 225, np.uint8)
     colors = class_colors(records.classes)
-    colors[0] = _UNLABELLED
+    colors[0] = NO_LABEL
     weak[record.pair_point] = colors[record.pair_label]
     panels = [("weak labels (light: no camera sees the point)", weak)]
     if record.point_label is not None:
-        truth = class_colors(tuple(_PROMPT_OF.get(c, c.replace("_", " ")) for c in records.point_classes))
+        truth = class_colors(records.point_classes)
         truth[0] = (225, 225, 225)
         panels.append(("ground truth", truth[record.point_label]))
     figure = _figure(6.2 * len(panels) + 1.6, 6.2)
