@@ -43,7 +43,7 @@ demo: setup
 	cd $(DEMO) && $(OLIVINE) probe --no-augment
 	cd $(DEMO) && $(OLIVINE) report
 	cd $(DEMO) && $(OLIVINE) study
-	@echo "Scores: $(DEMO)/runs/cpu/probe/scores.md   Pictures: $(DEMO)/report/index.html"
+	@echo "Scores: $(DEMO)/runs/cpu/probe/scores.md   Page: $(DEMO)/report/index.html"
 	@echo "Study:  $(DEMO)/runs/study-demo/table.md   Picture:  $(DEMO)/runs/study-demo/table.png"
 
 # The study's streets: 100 for training, so that 1 % is one, and 34 for validation.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from ..common import OlivineError, Whole, demand, read_json
 
 if TYPE_CHECKING:
     from ..cluster.work import Executor
+    from ..report.contents import Sources
 
 DATA = Path("data")
 RUNS = Path("runs")
@@ -98,6 +99,43 @@ def newest_run(pattern: str = "*") -> Path:
         command = "finetune" if "finetune" in pattern else "pretrain"
         raise OlivineError("no run in runs/", remedy=f"run olivine {command} first, or name the checkpoint")
     return max(runs, key=lambda p: (p / "last.pt").stat().st_mtime)
+
+
+def report_sources(
+    run: Path | None, labels: Path | None, shards: Path | None, predictions: Path | None, study: Path | None
+) -> Sources:
+    """The folders that ``olivine report`` reads: those that are named, and what is found of the others.
+
+    Raises:
+        OlivineError: there is none at all.
+    """
+    from ..report.contents import Sources
+
+    if labels is None and any((DATA / "labels").glob("*/manifest.json")):
+        labels, _ = choose_labels(None, None)
+    if shards is not None or any((DATA / "pairs").glob("*/*/manifest.json")):
+        shards, _ = choose_shards(shards, "val")
+    if run is None:
+        run = newest_run() if has_run() else _newest(RUNS.glob("*/run.json"))
+    if study is None:
+        study = _newest(RUNS.glob("*/table.md"))
+    if labels is shards is run is study is None:
+        raise OlivineError(
+            "nothing to report: no labels in data/labels, no shards in data/pairs, no run in runs/",
+            remedy="run olivine labelgen first, or name folders: --labels, --shards, --run",
+        )
+    if predictions is None and run is not None and shards is not None:
+        found = sorted(run.glob(f"**/predictions-{shards.name}"), key=lambda path: path.stat().st_mtime)
+        predictions = found[-1] if found else None
+    scores = labels.with_name(f"{labels.name}-scores") if labels is not None else None
+    has_scores = scores is not None and (scores / "score.json").is_file()
+    return Sources(labels, scores if has_scores else None, shards, run, predictions, study)
+
+
+def _newest(files: Iterable[Path]) -> Path | None:
+    """The folder of the file that was written last; None where there is none."""
+    found = sorted(files)
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
 
 def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, remedy: str) -> tuple[Path, str]:

@@ -333,21 +333,28 @@ def report(
     run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
     labels: Labels = None,
     shards: Annotated[
-        Path | None, typer.Option(help="Shards to draw (default: the largest val split in data/pairs).")
+        Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("report"),
-    frames: Annotated[int, typer.Option(help="Frames to draw.")] = 3,
+    predictions: Annotated[
+        Path | None, typer.Option(help="What olivine predict wrote for these shards (default: the run's newest).")
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Folder of a study to show (default: the newest in runs/).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the page, index.html, and of the pictures.")] = Path("report"),
+    frames: Annotated[int, typer.Option(help="Frames to step through, the worst first.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Draw label overlays, labelled points, the loss curve and the probe table.
+    """Write one page about labels, pairs, a run and its scores, to open or to send: report/index.html.
+
+    It needs nothing beside it and no network. What is missing is said on it.
 
     Example: olivine report --out report
     """
-    from ..report.figures import draw_report
+    from ..report.page import write_report
 
-    labels, _ = defaults.choose_labels(labels, None)
-    shards, _ = defaults.choose_shards(shards, "val")
-    folder = run or (defaults.newest_run() if defaults.has_run() else None)
-    check_output(out, inputs=(labels, shards, folder))
+    sources = defaults.report_sources(run, labels, shards, predictions, study)
+    inputs = (sources.labels, sources.shards, sources.run, sources.predictions, sources.study, sources.label_scores)
+    check_output(out, inputs=inputs)
     check_replaceable(out)
-    console.finish("report", draw_report(labels, shards, folder, out, frames=frames), out, as_json)
+    console.finish("report", write_report(sources, out, frames=frames), out, as_json)

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, claim_output, inside, write_bytes, write_json
+from ..common import OlivineError, PathLike, claim_output, inside, read_bytes, write_bytes, write_json
 from ..pairs.shards import ShardSet
+
+_CONFIDENCE = "confidence/{token}.bin"
+_PREDICT_AGAIN = "run olivine predict again"
 
 
 def training_frames(shards: ShardSet, percent: float) -> list[int]:
@@ -62,22 +65,20 @@ def scorer_mean_iou(iou: NDArray[np.float64], union: NDArray[np.float64], mean_o
     return None
 
 
-class PredictionWriter:
-    """Writes a set's predictions in its benchmark's own format, a file a frame; see ``Submission`` in the readers.
+class _Predictions:
+    """The files of a set's predictions in its benchmark's own format; see ``Submission`` in the readers.
 
     Args:
         folder: of the submission.
         shards: the frames.
         raw: the raw ids that mean each class 0..K, as labelled shards of the data set carry them.
-        pre_trained: whether camera images and other data than the benchmark's went into the weights.
 
     Raises:
-        OlivineError: the data set has no such format, or the folder holds something else than predictions.
+        OlivineError: the data set has no such format.
     """
 
-    def __init__(self, folder: Path, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
+    def __init__(self, folder: PathLike, shards: ShardSet, raw: Sequence[Sequence[int]]) -> None:
         self.folder, self._shards = Path(folder), shards
-        self._pre_trained = pre_trained
         if shards.benchmark.submission is None:
             raise OlivineError(f"{shards.dataset} has no format for predictions", where=shards.path)
         self._format = shards.benchmark.submission
@@ -92,6 +93,58 @@ class PredictionWriter:
                 )
             for number, (name, ids) in enumerate(zip(("", *shards.point_classes), raw)):
                 self._id[number] = self._format.chosen_ids.get(name, ids[0])
+
+    def _path(self, name: str, token: str = "") -> Path:
+        folder, _, stem = token.rpartition("/")
+        for key, value in (("split", self._split), ("token", token), ("folder", folder), ("stem", stem)):
+            name = name.replace(f"{{{key}}}", value)
+        return inside(self.folder, name, self._shards.path)
+
+
+class PredictionReader(_Predictions):
+    """Reads what :class:`PredictionWriter` wrote."""
+
+    def read(self, frame: int, points: int) -> NDArray[np.uint8]:
+        """The class 0..K of each of a frame's ``points`` points, uint8 [N].
+
+        Raises:
+            OlivineError: the file is missing, of another number of points, or holds an id that is no class's.
+        """
+        path = self._path(self._format.file, self._shards.token(frame))
+        found = np.frombuffer(self._bytes(path, points * self._id.itemsize), self._id.dtype)
+        order = np.argsort(self._id)
+        place = np.minimum(np.searchsorted(self._id, found, sorter=order), len(order) - 1)
+        if not np.array_equal(self._id[order[place]], found):
+            raise OlivineError("holds an id that no class has", where=path, remedy=_PREDICT_AGAIN)
+        return order[place].astype(np.uint8)
+
+    def confidence(self, frame: int, points: int) -> NDArray[np.uint8] | None:
+        """How sure the network is of each point, uint8 [N], 255 = certain; None where it was not written."""
+        path = self._path(_CONFIDENCE, self._shards.token(frame))
+        return np.frombuffer(self._bytes(path, points), np.uint8) if path.is_file() else None
+
+    def _bytes(self, path: Path, size: int) -> bytes:
+        data = read_bytes(path, _PREDICT_AGAIN, what="prediction")
+        if len(data) != size:
+            raise OlivineError(
+                f"has {len(data)} bytes, the frame's points need {size}", where=path, remedy=_PREDICT_AGAIN
+            )
+        return data
+
+
+class PredictionWriter(_Predictions):
+    """Writes a set's predictions, a file a frame; arguments as above.
+
+    Args:
+        pre_trained: whether camera images and other data than the benchmark's went into the weights.
+
+    Raises:
+        OlivineError: the data set has no such format, or the folder holds something else than predictions.
+    """
+
+    def __init__(self, folder: PathLike, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
+        super().__init__(folder, shards, raw)
+        self._pre_trained = pre_trained
         claim_output(self.folder, inputs=(shards.path,))
 
     def write(self, frame: int, predicted: NDArray[np.integer]) -> None:
@@ -101,18 +154,12 @@ class PredictionWriter:
     def write_confidence(self, frame: int, sure: NDArray[np.floating]) -> None:
         """Write how sure a frame's predictions are, 0 to 1 for every point, as bytes."""
         data = np.rint(255 * sure).astype(np.uint8).tobytes()
-        write_bytes(self._path("confidence/{token}.bin", self._shards.token(frame)), data)
+        write_bytes(self._path(_CONFIDENCE, self._shards.token(frame)), data)
 
     def finish(self) -> None:
         """What the submission needs besides: the declaration of what was used, where the benchmark asks for one."""
         if self._format.declaration:
             write_json(self._path(self._format.declaration), self._declared(self._format.declares))
-
-    def _path(self, name: str, token: str = "") -> Path:
-        folder, _, stem = token.rpartition("/")
-        for key, value in (("split", self._split), ("token", token), ("folder", folder), ("stem", stem)):
-            name = name.replace(f"{{{key}}}", value)
-        return inside(self.folder, name, self._shards.path)
 
     def _declared(self, value: Any) -> Any:
         if isinstance(value, dict):

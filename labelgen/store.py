@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 import io
 import json
@@ -30,6 +29,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_bytes, write_json
+from ..common.colors import class_colors
 from ..common.images import VALUES, open_image
 from ..readers.frame import Camera
 from ..readers.index import FrameIndex, open_index
@@ -63,33 +63,6 @@ KINDS = {
     "region": FileKind("regions/", ".npz", "region_sha256"),
     "score": FileKind("scores/", ".png", "score_sha256"),
 }
-
-# Close to the colours people know from nuScenes-lidarseg and Cityscapes pictures.
-_COLORS = {
-    "barrier": (112, 128, 144),
-    "bicycle": (220, 20, 60),
-    "bus": (255, 127, 80),
-    "car": (255, 158, 0),
-    "motorcycle": (255, 61, 99),
-    "pedestrian": (0, 0, 230),
-    "traffic cone": (47, 79, 79),
-    "truck": (255, 99, 71),
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "terrain": (152, 251, 152),
-    "vegetation": (0, 175, 0),
-    "building": (222, 184, 135),
-}
-
-
-def class_colors(classes: tuple[str, ...]) -> NDArray[np.uint8]:
-    """A colour for each value of a label map, uint8 [K + 1, 3]; 0 is black."""
-    colors = [(0, 0, 0)]
-    for position, name in enumerate(classes):
-        hue = (position * 0.618034) % 1.0  # the golden ratio keeps neighbours apart
-        spread = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 0.95))
-        colors.append(_COLORS.get(name, (spread[0], spread[1], spread[2])))
-    return np.array(colors, np.uint8)
 
 
 def encode_label_map(label: NDArray[np.uint8], classes: tuple[str, ...]) -> bytes:

@@ -1,5 +1,5 @@
-"""Pictures of what every stage made.
+"""One page, and pictures, of what every stage made.
 
-Comes in: a label folder, shards, a run's folder. Goes out: PNG files and one page that
-shows them. Reads the stages' outputs and knows none of their insides.
+Comes in: a label folder, shards, a run's folder, a study's. Goes out: an HTML file that needs nothing beside it, and PNG
+files. Reads the stages' outputs and knows none of their insides.
 """

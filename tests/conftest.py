@@ -55,7 +55,7 @@ LONG = (
     "downstream/test_finetune", "pairs/test_build", "package/test_outputs", "pipeline/test_sample_frames",
     "labelgen/test_parity", "train/test_loop", "train/test_processes", "downstream/test_weak", "readers/test_checks",
     "readers/test_nuscenes", "downstream/test_afi", "study/test_study", "package/test_cli", "labelgen/test_segments",
-    "methods/test_uov_tmp", "labelgen/test_same_output", "downstream/test_weights", "report/test_figures",
+    "methods/test_uov_tmp", "labelgen/test_same_output", "downstream/test_weights", "report/test_page",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ ALLOWED = {
     "train": {"pairs.shards", "pairs.feature_maps"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
-    "report": {"readers.frame", "labelgen.store", "pairs.shards"},
+    "report": {"readers.frame", "readers.dataset", "labelgen.store", "pairs.shards", "downstream.benchmarks"},
     "configs": set(),
     "cluster": set(),
 }
@@ -161,7 +161,7 @@ def test_the_wheel_carries_every_module_and_data_file(tmp_path):
     }
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "configs").glob("*.yaml")}
     expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / "cluster").glob("*.sbatch")}
-    for folder in ("labelgen/data", "train/weights", "synthetic/data", "readers/data"):
+    for folder in ("labelgen/data", "train/weights", "synthetic/data", "readers/data", "report/assets"):
         expected |= {f"olivine/{p.relative_to(ROOT)}" for p in (ROOT / folder).glob("*") if p.is_file()}
     assert expected <= carried
     assert not {n for n in carried if n.split("/")[1] in ("tests", "benchmarks", "data", "demo", "runs")}

@@ -21,7 +21,7 @@ from olivine.downstream.metrics import scores
 from olivine.downstream.results import Result, read_result, write_results
 from olivine.downstream.weights import export_backbone, import_weights
 from olivine.pairs.feature_maps import FeatureMaps
-from olivine.report.figures import read_losses, read_scores
+from olivine.report.contents import read_losses, read_scores
 from olivine.study.rows import Run, read_row, read_rows, write_row
 from olivine.train.build import backbone_arguments, seeded_backbone
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint

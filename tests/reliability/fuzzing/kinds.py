@@ -80,7 +80,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
     from olivine.pairs.shards import open_shards
     from olivine.readers import open_dataset
     from olivine.readers.index import open_index
-    from olivine.report.figures import read_losses, read_scores
+    from olivine.report.contents import read_losses, read_scores
     from olivine.study.config import load_study
     from olivine.study.rows import read_rows
     from olivine.train.checkpoint import load_backbone

@@ -1,0 +1,341 @@
+"""The page: one file, well-formed and escaped; its figures; in a browser what a reader does with it; and what is missing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.downstream.benchmarks import PredictionReader, PredictionWriter
+from olivine.pairs.shards import ShardSet, open_shards
+from olivine.report.charts import markdown, smooth
+from olivine.report.contents import Contents, Sources
+from olivine.report.frames import EDGES, UNSEEN, choose_frames, prompt_values, read_statistics
+from olivine.report.page import write_report
+
+VOID = {"meta", "link", "img", "input", "br", "path"}
+EVIL = "<script>alert('x')</script>\"&amp;"
+
+
+class Strict(HTMLParser):
+    """Every element is closed in its order; what a reader needs is there; nothing is fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.count: dict[str, int] = {}
+        self.scripts: dict[str, str] = {}
+        self.language = ""
+        self._script = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.language = given.get("lang", self.language)
+        self.ids += [given["id"]] if "id" in given else []
+        self._script = given.get("id", "program") if tag == "script" else ""
+        assert tag != "img" or given.get("alt")
+        assert not any(name.startswith("on") for name in given)
+        for name in ("src", "href"):
+            assert given.get(name, "data:").startswith("data:"), given[name][:100]
+        if tag not in VOID and tag != "polyline":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if self._script and self.open and self.open[-1] == "script":
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+
+
+def strict(text: str) -> Strict:
+    # SVG's own elements, which HTML's parser does not know as empty.
+    return Strict(re.sub(r"<(path|polyline)([^>]*)/>", "", text))
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+@pytest.fixture(scope="module")
+def world_report(nuscenes_world, tmp_path_factory):
+    """The report of a synthetic world with predictions of which the second frame's are the worst."""
+    folder = tmp_path_factory.mktemp("world-report")
+    shards = open_shards(nuscenes_world.pairs / "val")
+    raw = shards.shard(0).attributes["point_class_raw"]
+    writer = PredictionWriter(folder / "predictions-val", shards, raw, pre_trained=True)
+    for frame in range(len(shards)):
+        truth = np.maximum(shards.point_label(frame), 1)
+        writer.write(frame, np.where(np.arange(len(truth)) % (2 if frame == 1 else 4), truth, truth % 16 + 1))
+        writer.write_confidence(frame, np.linspace(0, 1, len(truth)))
+    run = folder / "run"
+    (run / "probe").mkdir(parents=True)
+    identity = {"kind": "pretrain", "settings": {"name": EVIL, "run": {"epochs": 3}}, "data": {"digest": "d" * 64}}
+    (run / "run.json").write_text(json.dumps(identity))
+    steps = "".join(f"{k},{5 - 0.1 * k},{'nan' if k == 3 else 4 - 0.1 * k}\n" for k in range(40))
+    (run / "steps.csv").write_text(f"step,loss,loss_ppkt\n{steps}")
+    (run / "epochs.csv").write_text("step,epoch\n19,1\n39,2\n")
+    scores = {"iou": {"car": 0.5, EVIL: 0.1}, "mean_iou": 0.25}
+    result = {"name": EVIL, "scores": scores, "notes": [f"note {EVIL}"]}
+    (run / "probe/scores.json").write_text(json.dumps([result]))
+    study = folder / "study"
+    study.mkdir()
+    (study / "table.md").write_text(f"# {EVIL}\n\n| row | mIoU |\n|-----|-----:|\n| {EVIL} | 1.0 |\n\nA fact.\n")
+    Image.new("RGB", (9, 9)).save(study / "table.png")
+    sources = Sources(nuscenes_world.pairs.parent / "labels", None, shards.path, run, folder / "predictions-val", study)
+    summary = write_report(sources, folder / "out")
+    return sources, summary, (folder / "out/index.html").read_text()
+
+
+def frames_of(page: Strict) -> list[dict]:
+    names = sorted(name for name in page.scripts if name.startswith("frame-"))
+    return [json.loads(page.scripts[name], parse_constant=refuse) for name in names]
+
+
+def test_the_page_is_one_well_formed_file_that_fetches_nothing(world_report):
+    _, summary, text = world_report
+    page = strict(text)
+    assert page.language == "en"
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.count["h1"] == 1 and page.count["svg"] == 1
+    assert summary.frames == len(frames_of(page)) == 2
+    assert "http" not in page.scripts["program"]
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+
+
+def test_what_comes_from_data_is_escaped(world_report, nuscenes_world, tmp_path, monkeypatch):
+    sources, _, text = world_report
+    assert EVIL not in text and "&lt;script&gt;alert" in text
+    kept = ShardSet.record
+    monkeypatch.setattr(ShardSet, "record", lambda self, i: dataclasses.replace(kept(self, i), scene=EVIL))
+    write_report(dataclasses.replace(sources, predictions=None), tmp_path / "out", frames=1)
+    text = (tmp_path / "out/index.html").read_text()
+    page = strict(text)
+    assert EVIL not in text
+    assert frames_of(page)[0]["scene"] == EVIL
+    assert set(page.scripts) == {"spec", "frame-0", "program"}
+
+
+def test_a_frame_on_the_page_is_the_shards_frame(world_report, nuscenes_world):
+    sources, _, text = world_report
+    shards = open_shards(sources.shards)
+    frames = frames_of(strict(text))
+    assert [frame["token"] for frame in frames] == [
+        shards.token(1),
+        shards.token(0),
+    ]  # the worst first, the median last
+    record, frame = shards[1], frames[0]
+    points = np.frombuffer(base64.b64decode(frame["points"]), "<i2").reshape(-1, 3) / 100
+    np.testing.assert_allclose(points, record.points[:, :3], atol=0.0051)
+    values = {name: np.frombuffer(base64.b64decode(v), np.uint8) for name, v in frame["values"].items()}
+    assert set(values) == {"weak", "truth", "prediction", "confidence", "camera"}
+    np.testing.assert_array_equal(values["truth"], record.point_label)
+    first = {}
+    for point, camera, label in zip(record.pair_point, record.pair_camera, record.pair_label):
+        first.setdefault(int(point), (int(label), int(camera)))
+    for point in range(0, len(points), 97):
+        assert (values["weak"][point], values["camera"][point]) == first.get(point, (UNSEEN, UNSEEN))
+    camera = frame["cameras"][2]
+    mine = record.pair_camera == 2
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(camera["point"]), "<u4"), record.pair_point[mine])
+    uv = np.frombuffer(base64.b64decode(camera["uv"]), "<u2").reshape(-1, 2) / 16
+    np.testing.assert_allclose(uv, record.pair_uv[mine] + 0.5, atol=1 / 16)
+
+
+def test_the_statistics_are_what_a_count_point_by_point_gives(nuscenes_world):
+    shards = open_shards(nuscenes_world.pairs / "val")
+    found = read_statistics(Contents(Sources()), shards)
+    lookup = prompt_values(shards)
+    seen, pairs, right, known = set(), {}, 0, 0
+    twice = agreeing = 0
+    for index in range(len(shards)):
+        record = shards[index]
+        by_point: dict[int, list[int]] = {}
+        for point, label in zip(record.pair_point.tolist(), record.pair_label.tolist()):
+            x, y, z = record.points[point, :3].astype(float)
+            place = sum((x * x + y * y + z * z) ** 0.5 >= edge for edge in EDGES[1:])
+            seen.add((index, point))
+            pairs[place, label] = pairs.get((place, label), 0) + 1
+            by_point.setdefault(point, []).append(label)
+            true = int(lookup[record.point_label[point]])
+            known += true > 0
+            right += true > 0 and true == label
+        for labels in by_point.values():
+            for one, other in itertools.pairwise(labels):
+                twice += 1
+                agreeing += one == other
+    assert found.seen.sum() == len(seen)
+    assert {(k, c): n for (k, c), n in np.ndenumerate(found.pairs) if n} == pairs
+    assert (found.known.sum(), found.right.sum()) == (known, right)
+    assert (found.twice, found.agreeing) == (twice, agreeing)
+    assert found.ranked_by == "pairs whose weak label is the true class"
+
+
+def test_the_worst_frames_come_first_and_the_median_last():
+    found = read_like(scores={0: 0.9, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.8})
+    assert [index for index, _ in choose_frames(found, 3)] == [1, 3, 2]
+    assert [index for index, _ in choose_frames(found, 1)] == [1]
+    assert "worst of 5 frames" in choose_frames(found, 3)[0][1]
+    assert [index for index, _ in choose_frames(read_like(scores={}), 3)] == [0, 2, 4]
+
+
+def read_like(scores):
+    from olivine.report.frames import Statistics
+
+    none = np.zeros(0, np.int64)
+    return Statistics(5, 5, none, none, none, none, none, scores=scores, ranked_by="right")
+
+
+def test_predictions_are_read_as_they_were_written_and_damaged_ones_are_told(kitti_world, tmp_path):
+    shards = open_shards(kitti_world.pairs / "val")
+    raw = shards.shard(0).attributes["point_class_raw"]
+    label = np.random.default_rng(0).integers(1, 20, len(shards.points(0)))
+    PredictionWriter(tmp_path / "p", shards, raw, pre_trained=True).write(0, label)
+    reader = PredictionReader(tmp_path / "p", shards, raw)
+    np.testing.assert_array_equal(reader.read(0, len(label)), label)
+    assert reader.confidence(0, len(label)) is None
+    (path,) = (tmp_path / "p").rglob("*.label")
+    whole = path.read_bytes()
+    for damage, says in ((whole[:-4], "bytes"), (b"\xff" * len(whole), "no class has")):
+        path.write_bytes(damage)
+        with pytest.raises(OlivineError, match=says):
+            reader.read(0, len(label))
+
+
+def test_a_curve_is_smoothed_by_the_mean_of_the_values_before():
+    values = np.random.default_rng(0).normal(size=30)
+    np.testing.assert_allclose(smooth(values, 4), [values[max(0, k - 3) : k + 1].mean() for k in range(30)])
+
+
+def test_a_studys_markdown_becomes_tables():
+    text = markdown("# S\n\n## T\n\n| a | b |\n|---|--:|\n| x<y | 1 |\n\nA fact,\nover two lines.\n")
+    assert text.startswith("<h3>S</h3><h3>T</h3>") and "<td>x&lt;y</td><td>1</td>" in text
+    assert text.endswith("<p>A fact, over two lines.</p>")
+
+
+@pytest.mark.parametrize("gone", ["shards", "labels", "run", "both"])
+def test_what_is_gone_is_said_and_the_rest_is_shown(gone, world_report, nuscenes_world, tmp_path):
+    sources, _, _ = world_report
+    shutil.copytree(sources.shards, tmp_path / "val")
+    sources = dataclasses.replace(sources, shards=tmp_path / "val", predictions=None)
+    if gone == "shards":
+        for shard in (tmp_path / "val").glob("*.zarr"):
+            shutil.rmtree(shard)
+    elif gone == "labels":
+        sources = dataclasses.replace(sources, labels=tmp_path / "nowhere")
+    elif gone == "run":
+        (tmp_path / "empty").mkdir()
+        sources = dataclasses.replace(sources, run=tmp_path / "empty")
+    else:
+        sources = dataclasses.replace(sources, labels=tmp_path / "nowhere", shards=tmp_path / "nowhere")
+    summary = write_report(sources, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+    page = strict(text)
+    said = " ".join(summary.left_out)
+    assert {"shards": "a file is gone", "labels": "manifest.json", "run": "run.json", "both": "no shards here"}[
+        gone
+    ] in said
+    assert "Not on this page" in text
+    assert summary.frames == {"shards": 3, "labels": 2, "run": 2, "both": 0}[gone]
+    frames = frames_of(page)
+    assert all(frame["points"] for frame in frames) == (gone != "shards") or not frames
+    assert all(frame["cameras"] for frame in frames)  # of the data set where the shards are gone
+
+
+def test_a_run_that_is_not_finished_says_so_beside_its_scores(world_report):
+    text = world_report[2]
+    assert "the run is not finished: 2 of 3 epochs" in text
+    assert "one run with one seed" in text
+
+
+def shot(browser) -> tuple[int, str]:
+    code = "[cloud.drawn, document.querySelector('#caption').textContent]"
+    return tuple(browser.run(code))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
+def test_in_a_browser_nothing_is_fetched_nothing_complains_and_nothing_sticks_out(width, scheme, browser, world_report):
+    browser.open(world_report[1].page, width, scheme)
+    assert browser.complaints() == []
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    dark = browser.run("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert dark == (scheme == "dark")
+    drawn, _ = shot(browser)
+    assert drawn > 1000
+    colors = "new Set(new Uint32Array(cloud.canvas.getContext('2d').getImageData(0, 0, cloud.canvas.width, cloud.canvas.height).data.buffer))"
+    assert browser.run(f"{colors}.size") > 4
+    assert browser.run("[...document.images].every((i) => i.hidden || i.naturalWidth > 0 || !i.src)")
+
+
+def test_in_a_browser_the_slider_changes_the_frame(browser, world_report):
+    browser.open(world_report[1].page, 1400)
+    _, first = shot(browser)
+    source = browser.run("document.querySelector('#images img').src")
+    browser.run("(() => { const s = byId('slider'); s.value = 2; s.dispatchEvent(new Event('input')); })()")
+    _, second = shot(browser)
+    assert first.startswith("Frame 1 of 2") and second.startswith("Frame 2 of 2")
+    assert browser.run("document.querySelector('#images img').src") != source
+    browser.run("byId('previous').click()")
+    assert shot(browser)[1] == first
+    assert browser.complaints() == []
+
+
+def test_in_a_browser_a_class_is_switched_off_and_every_colour_is_shown(browser, world_report, nuscenes_world):
+    browser.open(world_report[1].page, 1400)
+    record = open_shards(nuscenes_world.pairs / "val")[1]
+    assert browser.run("[...byId('mode').options].map((o) => o.value)") == [
+        "weak", "truth", "prediction", "confidence", "camera", "distance",
+    ]  # fmt: skip
+    browser.run("(() => { byId('mode').value = 'truth'; byId('mode').dispatchEvent(new Event('change')); })()")
+    legend = browser.run("[...document.querySelectorAll('#legend label')].map((l) => l.textContent)")
+    assert len(legend) == len(np.unique(record.point_label))
+    browser.run("byId('none').click()")
+    assert shot(browser)[0] == 0
+    browser.run("document.querySelector('#legend input').click()")
+    shown = browser.run("cloud.colors.filter((c) => c).length")
+    assert shown == (record.point_label == np.unique(record.point_label)[0]).sum()
+    for mode in ("confidence", "camera", "distance"):
+        browser.run(f"(() => {{ byId('mode').value = '{mode}'; byId('mode').dispatchEvent(new Event('change')); }})()")
+        assert browser.run("cloud.colors.every((c) => c)"), mode
+    browser.run("byId('overlay').click()")
+    assert browser.run("document.querySelector('.overlay').style.opacity") == "0.55"
+    browser.run("cloud.turn(1, 0.2)")
+    assert browser.complaints() == []
+
+
+def test_in_a_browser_a_wide_image_has_the_full_width(browser, kitti_world, tmp_path):
+    sources = Sources(kitti_world.pairs.parent / "labels", shards=kitti_world.pairs / "val")
+    page = write_report(sources, tmp_path / "out").page
+    browser.open(page, 1400)
+    image, text = browser.run(
+        "[document.querySelector('#images img').clientWidth, document.querySelector('main').clientWidth]"
+    )
+    assert image == text
+    assert browser.complaints() == []
+
+
+def test_the_command_finds_what_there_is_and_says_what_there_is_not(world_report, nuscenes_world, olivine, tmp_path):
+    (tmp_path / "data/pairs").mkdir(parents=True)
+    (tmp_path / "data/pairs/nuscenes").symlink_to(nuscenes_world.pairs)
+    shutil.copytree(Path(world_report[0].run), tmp_path / "runs/begun")
+    done = olivine("report", "--frames", 1, cwd=tmp_path, check=True)
+    assert "label maps: none in data/labels" in done.stdout
+    assert "steps<b>40</b>" in (tmp_path / "report/index.html").read_text()
