@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...common import OlivineError
 
-_BITS = 17
-_HALF = 1 << (_BITS - 1)
+FIELD_BITS = 17
+FIELD_HALF = 1 << (FIELD_BITS - 1)
 
 #: Largest absolute coordinate. The rest of the key's field is room for a kernel to reach over the edge.
 MAX_COORDINATE = 60_000
 #: Largest reach of a kernel in voxels: (kernel size - 1) x dilation x tensor stride.
-MAX_REACH = _HALF - MAX_COORDINATE
+MAX_REACH = FIELD_HALF - MAX_COORDINATE
 #: Batch indices run from 0 to this, exclusive.
 MAX_BATCH = 4096
 
@@ -72,21 +72,21 @@ def pack(coordinate: Tensor) -> Tensor:
     parts = coordinate.long()
     key = parts[:, 0]
     for axis in (1, 2, 3):
-        key = (key << _BITS) + (parts[:, axis] + _HALF)
+        key = (key << FIELD_BITS) + (parts[:, axis] + FIELD_HALF)
     return key
 
 
 def unpack(key: Tensor) -> Tensor:
     """Coordinates int32 [N, 4] of keys int64 [N]; the inverse of :func:`pack`."""
-    mask = (1 << _BITS) - 1
-    x, y, z = (((key >> shift) & mask) - _HALF for shift in (2 * _BITS, _BITS, 0))
-    return torch.stack((key >> (3 * _BITS), x, y, z), dim=1).int()
+    mask = (1 << FIELD_BITS) - 1
+    x, y, z = (((key >> shift) & mask) - FIELD_HALF for shift in (2 * FIELD_BITS, FIELD_BITS, 0))
+    return torch.stack((key >> (3 * FIELD_BITS), x, y, z), dim=1).int()
 
 
 def key_offset(offset: tuple[int, int, int]) -> int:
     """What to add to a voxel's key to have the key of the voxel at (dx, dy, dz) from it."""
     x, y, z = offset
-    return (((x << _BITS) + y) << _BITS) + z
+    return (((x << FIELD_BITS) + y) << FIELD_BITS) + z
 
 
 def sort_keys(coordinate: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What computes the convolutions: this package in PyTorch, or MinkowskiEngine.
+"""What computes the convolutions: this package in PyTorch or by Triton kernels on a GPU, or MinkowskiEngine.
 
 A tensor carries its engine, a module none: the same module computes with whatever engine its input came with, and its
 weights never change.
@@ -6,9 +6,12 @@ weights never change.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ...common import OlivineError
@@ -16,8 +19,11 @@ from .convolution import convolve
 from .coordinates import describe
 from .geometry import ConvolutionShape, CoordinateManager, CoordinateSet, SortedSet, Triple, check_start
 
-#: Names of the engines: PyTorch alone (a CPU or CUDA), and MinkowskiEngine where it is installed.
-ENGINES = ("torch", "minkowski")
+#: Names of the engines: PyTorch alone (a CPU or CUDA), Triton kernels (an NVIDIA GPU from compute capability 8.0), and
+#: MinkowskiEngine where it is installed; ``auto`` takes the kernels where they run, and PyTorch elsewhere.
+ENGINES = ("auto", "torch", "triton", "minkowski")
+#: The oldest GPUs that have bfloat16 and TF32.
+OLDEST = (8, 0)
 
 
 class EngineManager(Protocol):
@@ -70,9 +76,16 @@ def start_manager(
     """
     if engine not in ENGINES:
         raise OlivineError(f"no sparse engine {engine!r}", remedy=f"choose one of {', '.join(ENGINES)}")
+    engine, _ = choose_engine(engine, coordinate.device)
     size = check_start(coordinate, stride, batch_size, shape)
+    manager: TorchManager
     if engine == "torch":
         manager = TorchManager(size)
+        return manager, manager.start(coordinate, stride, shape)
+    if engine == "triton":
+        from .cuda.manager import TritonManager
+
+        manager = TritonManager(size)
         return manager, manager.start(coordinate, stride, shape)
     from .minkowski import MinkowskiManager
 
@@ -80,10 +93,34 @@ def start_manager(
     return other, other.start(coordinate, stride, shape)
 
 
-def engine_problem(engine: str) -> str | None:
-    """Why an engine cannot be used here, with what to do about it; None when it can."""
-    if engine == "torch":
+def choose_engine(engine: str, device: torch.device) -> tuple[str, str]:
+    """The engine that computes on a device where ``engine`` is asked for, and a line that says which and why.
+
+    Raises:
+        OlivineError: ``triton`` was asked for by name and cannot compute there.
+    """
+    if engine == "auto":
+        problem = "a CPU" if device.type == "cpu" else _triton_problem(device)
+        if problem is None:
+            return "triton", f"triton, on {torch.cuda.get_device_name(device)}"
+        return "torch", f"torch, as this is {problem}" if device.type == "cpu" else f"torch: {problem}"
+    problem = engine_problem(engine, device) if engine == "triton" else None  # MinkowskiEngine says so when it starts
+    if problem is not None:
+        raise OlivineError(problem)
+    return engine, f"{engine}, as asked for"
+
+
+def engine_problem(engine: str, device: torch.device | None = None) -> str | None:
+    """Why an engine cannot be used here, with what to do about it; None when it can.
+
+    Args:
+        device: that is to compute; None for any that is here.
+    """
+    if engine in ("auto", "torch"):
         return None
+    if engine == "triton":
+        problem = _triton_problem(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return None if problem is None else f"engine triton: {problem}; choose engine torch, or auto"
     if engine != "minkowski":
         return f"no sparse engine {engine!r}; choose one of {', '.join(ENGINES)}"
     from .minkowski import import_minkowski
@@ -92,4 +129,25 @@ def engine_problem(engine: str) -> str | None:
         import_minkowski()
     except OlivineError as error:
         return str(error)
+    return None
+
+
+@cache
+def _triton_problem(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device."""
+    # Triton's interpreter computes kernels on a CPU, slowly: for tests.
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"its kernels run on an NVIDIA GPU, not on {device.type}"
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); it comes with PyTorch's CUDA wheels: pip install triton"
+    if device.type != "cuda":
+        return None
+    if torch.version.hip is not None:
+        return "its kernels are made for NVIDIA's GPUs, not AMD's"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} (compute capability {capability[0]}.{capability[1]}) has neither bfloat16 nor TF32, from 8.0 on"
     return None

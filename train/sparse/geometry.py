@@ -101,7 +101,8 @@ def check_start(coordinate: Tensor, stride: Triple, batch_size: int | None, shap
     return size
 
 
-def _from_keys(key: Tensor, stride: Triple, shape: Triple | None = None) -> SortedSet:
+def from_keys(key: Tensor, stride: Triple, shape: Triple | None = None) -> SortedSet:
+    """The set of ascending keys, int64 [N], in their order."""
     return SortedSet(unpack(key), stride, shape, key, None)
 
 
@@ -135,7 +136,7 @@ class CoordinateManager:
             return source
         stride = triple([s * f for s, f in zip(source.stride, factor)])
         if stride not in self._sets:
-            self._sets[stride] = _from_keys(unique_sorted(pack(floor_to(source.coordinate, stride))), stride)
+            self._sets[stride] = from_keys(unique_sorted(pack(floor_to(source.coordinate, stride))), stride)
         return self._sets[stride]
 
     def finer(self, source: SortedSet, factor: Triple, kernel_size: Triple, dilation: Triple) -> SortedSet:
@@ -153,7 +154,7 @@ class CoordinateManager:
         if stride not in self._sets:
             offsets = kernel_offsets(kernel_size, dilation, stride)
             key = unique_sorted(torch.cat([source.key + key_offset(offset) for offset in offsets]))
-            self._sets[stride] = _from_keys(key, stride)
+            self._sets[stride] = from_keys(key, stride)
         return self._sets[stride]
 
     def map(
@@ -181,6 +182,22 @@ class CoordinateManager:
     ) -> tuple[SortedSet, KernelMap]:
         """spconv's rule: the output set and the map of a convolution with padding over a grid of known shape.
 
+        Raises:
+            OlivineError: see :meth:`padded_set`.
+        """
+        target = self.padded_set(source, kernel_size, stride, padding, dilation)
+        name = (id(source), kernel_size, stride, padding, dilation)
+        if name not in self._maps:
+            corner, offsets = self.corners(target, kernel_size, stride, padding, dilation)
+            self._maps[name] = strided_map(source.key, source.row, corner, None, offsets)
+            self.maps_built += 1
+        return target, self._maps[name]
+
+    def padded_set(
+        self, source: SortedSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> SortedSet:
+        """spconv's rule: the output set of a convolution with padding over a grid of known shape.
+
         Input i and output o meet under cell k where i = o * stride - padding + k * dilation.
 
         Raises:
@@ -201,18 +218,22 @@ class CoordinateManager:
         if min(shape) < 1:
             raise OlivineError(f"a grid of {source.shape} voxels is smaller than the kernel {kernel_size}")
         name = (id(source), kernel_size, stride, padding, dilation)
-        if name not in self._maps:
+        if name not in self._sets:
             self._sets[name] = _reached(source, kernel_size, stride, padding, dilation, shape)
-            target = self._sets[name]
-            corner = target.coordinate * torch.tensor((1, *stride), dtype=torch.int32, device=target.key.device)
-            corner -= torch.tensor((0, *padding), dtype=torch.int32, device=target.key.device)
-            first = kernel_offsets(kernel_size, dilation)
-            low = tuple(min(offset[axis] for offset in first) for axis in range(3))
-            offsets: list[Triple] = [(x - low[0], y - low[1], z - low[2]) for x, y, z in first]
-            # Scaling keeps the order of the keys, so the corners' are ascending too.
-            self._maps[name] = strided_map(source.key, source.row, pack(corner), None, offsets)
-            self.maps_built += 1
-        return self._sets[name], self._maps[name]
+        return self._sets[name]
+
+    @staticmethod
+    def corners(
+        target: SortedSet, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> tuple[Tensor, list[Triple]]:
+        """Keys of where the kernel begins in the input for each output voxel, ascending, and its cells' offsets from there."""
+        corner = target.coordinate * torch.tensor((1, *stride), dtype=torch.int32, device=target.key.device)
+        corner -= torch.tensor((0, *padding), dtype=torch.int32, device=target.key.device)
+        first = kernel_offsets(kernel_size, dilation)
+        low = tuple(min(offset[axis] for offset in first) for axis in range(3))
+        offsets: list[Triple] = [(x - low[0], y - low[1], z - low[2]) for x, y, z in first]
+        # Scaling keeps the order of the keys, so the corners' are ascending too.
+        return pack(corner), offsets
 
 
 def _reached(
@@ -234,4 +255,4 @@ def _reached(
                 fits = ((numerator == place * step) & (place >= 0) & (place < limit)).all(1)
                 keys.append(pack(torch.cat((source.coordinate[:, :1], place), 1)[fits]))
     key = unique_sorted(torch.cat(keys))
-    return _from_keys(key, triple([a * b for a, b in zip(source.stride, stride)]), shape)
+    return from_keys(key, triple([a * b for a, b in zip(source.stride, stride)]), shape)

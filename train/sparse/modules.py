@@ -139,7 +139,9 @@ class BatchNorm(nn.Module):
         """The normalised tensor, with ``shortcut`` (on the same voxels) added before the ReLU."""
         added = None if shortcut is None else shortcut.feature
         return tensor.replace(
-            norm_add_relu(tensor.feature, self.bn, group=self.group, shortcut=added, relu=self.rectify)
+            norm_add_relu(
+                tensor.feature, self.bn, group=self.group, shortcut=added, relu=self.rectify, engine=tensor.engine
+            )
         )
 
 
