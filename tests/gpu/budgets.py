@@ -1,0 +1,28 @@
+"""What a step of each preset may cost on a GPU besides the sparse engine: these numbers only fall.
+
+Counted on the pretend GPU in one step, of four contrast groups (``paper``) or two, without what is written at the end of
+an epoch, and with tiny inputs: a block of a loss, a convolution of the small encoder or a piece of a foreach kernel is
+one launch here. The engine in ``train/sparse`` is counted apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Budget(NamedTuple):
+    """Waits of the host and kernel launches in a step."""
+
+    waits: int
+    launches: int
+
+
+#: By preset: the first count, and what is allowed now.
+FIRST = {
+    "paper": Budget(98, 1889),
+    "cpu": Budget(68, 2071),
+    "ppkt": Budget(37, 645),
+    "slidr": Budget(80, 2775),
+    "distil": Budget(41, 542),
+}
+MOST = FIRST

@@ -1,0 +1,128 @@
+"""What runs on the pretend GPU, in a process of its own: ``python tasks.py TASK ARGUMENT`` prints a line of JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pretend
+import torch
+
+from olivine.downstream.probe import linear_probe
+from olivine.downstream.settings import ProbeSettings
+from olivine.train.checkpoint import load_checkpoint
+from olivine.train.forward import Distiller
+from olivine.train.loop import pretrain
+from olivine.train.settings import load_settings
+
+torch.set_num_threads(1)
+APART = ("common/", "train/checkpoint.py")  # what is written
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """What steps.csv says of each step, but for times and memory."""
+    with open(folder / "steps.csv", newline="") as handle:
+        table = list(csv.DictReader(handle))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "waited", "memory_mib")} for row in table]
+
+
+def run(preset: str, changes: list[str], folder: Path, device: str) -> dict[str, Any]:
+    """A run of a preset on a device: its rows, and what was counted in its last whole step, by source line."""
+    settings = load_settings(preset, [*changes, f"run.accelerator={device}"])
+    true, marks = Distiller.forward, []
+
+    def forward(self: Any, *arguments: Any) -> Any:
+        waits = pretend.log.waits + Counter({"an event": pretend.event_waits()})
+        marks.append((waits, pretend.log.launches.copy()))
+        return true(self, *arguments)
+
+    Distiller.forward = forward  # type: ignore[method-assign]
+    try:
+        with pretend.pretend_gpu(strict=True) if device == "cuda" else nullcontext():
+            pretrain(settings, folder)
+    finally:
+        Distiller.forward = true  # type: ignore[method-assign]
+    # From the forward pass of one step to that of the next each part of a step comes once.
+    waits, launches = (
+        {k: n for k, n in (last - first).items() if not k.startswith(APART)}
+        for first, last in zip(marks[-2], marks[-1])
+    )
+    return {"rows": rows(folder), "waits": waits, "launches": launches, "refused": dict(pretend.log.refused)}
+
+
+def runs(wanted: dict[str, list[str]]) -> dict[str, Any]:
+    """By preset and device what :func:`run` says; ``paper`` is not run on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            preset: {
+                device: run(preset, changes, Path(folder) / preset / device, device)
+                for device in (("cuda",) if preset == "paper" else ("cpu", "cuda"))
+            }
+            for preset, changes in wanted.items()
+        }
+
+
+def resume_and_probe(changes: list[str]) -> dict[str, Any]:
+    """Whether a run that was stopped ends with another's bits, and what the probe scores."""
+    settings = load_settings("cpu", [*changes, "run.accelerator=cuda", "run.checkpoint_epochs=1", "run.keep=9"])
+    shards = settings.data.shards
+    assert shards is not None
+    with tempfile.TemporaryDirectory() as name, pretend.pretend_gpu():
+        whole, stopped = Path(name) / "whole", Path(name) / "stopped"
+        pretrain(settings, whole)
+        pretrain(settings, stopped)
+        early = sorted(stopped.glob("epoch-*.pt"))[0]
+        (stopped / "last.pt").write_bytes(early.read_bytes())
+        resumed = pretrain(settings, stopped).resumed_from
+        one, other = load_checkpoint(whole), load_checkpoint(stopped)
+        same = all(
+            torch.equal(value, other[part][key])
+            for part in ("backbone_state", "method_state")
+            for key, value in one[part].items()
+        )
+        probe = ProbeSettings(epochs=1, batch=2, accelerator="cuda")
+        results = linear_probe(whole, shards, shards, Path(name) / "probe", probe, random=False)
+        return {"resumed": resumed, "same": same, "scores": [result.scores.mean_iou for result in results]}
+
+
+def faults(_: None) -> dict[str, Any]:
+    """What is said of faults that are made on purpose."""
+
+    def error(action: Any) -> str:
+        try:
+            action()
+        except (RuntimeError, TypeError) as found:
+            return str(found)
+        return ""
+
+    with pretend.pretend_gpu(strict=True) as log:
+        x, y = torch.ones(4, device="cuda"), torch.ones(4)
+        found: dict[str, Any] = {"mixed": error(lambda: x + y), "numpy": error(x.numpy)}
+        found["generator"] = error(lambda: torch.randn(3, generator=torch.Generator(), device="cuda"))
+        before = sum(log.waits.values())
+        pinned, page = torch.ones(4).pin_memory(), torch.ones(4)
+        for wait in (
+            lambda: pinned.to("cuda", non_blocking=True),  # the only one that does not wait
+            lambda: page.to("cuda", non_blocking=True),
+            lambda: float(x[0]),
+            lambda: x[x > 0],
+            lambda: torch.repeat_interleave(x, torch.ones(4, dtype=torch.int64, device="cuda")),
+            lambda: torch.tensor([1, 2], device="cuda"),
+        ):
+            wait()
+            found.setdefault("waits", []).append(sum(log.waits.values()) - before)
+            before = sum(log.waits.values())
+        torch.use_deterministic_algorithms(True)
+        x.kthvalue(2)
+        found["refused"] = list(log.refused)
+        return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -1,0 +1,96 @@
+"""Promises of the path through CUDA, on a GPU that is pretended: the CPU's numbers, one device, few waits and launches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from budgets import MOST
+
+QUICK = ("cpu", "paper", "slidr", "distil")
+OTHERS = ("ppkt", "seal", "uov-tmp", "voxelnet", "st-slidr")
+ENGINE = "train/sparse/"
+
+
+def changes(preset: str, shards: Path) -> list[str]:
+    small = ["image.encoder=small", "image.height=56", "image.width=104", "data.workers=0", f"data.shards={shards}"]
+    small += ["augment.crop_min_pairs=50", "augment.cuboid_min_pairs=50", "image.at_once=64", "run.steps=3"]
+    if preset in ("cpu", "paper", "ppkt", "voxelnet"):
+        small.append("method.pairs=100")
+    if preset in ("cpu", "paper", "voxelnet"):
+        small.append("method.warmup=0.34")
+    if preset == "voxelnet":
+        return [*small, "run.batch=2", "run.group=1"]
+    if preset == "paper":
+        return [*small, "run.batch=4", "run.group=1", "voxels.size_m=1.6"]
+    return [*small, "run.batch=2", "run.group=1", "voxels.size_m=0.8", "backbone.name=srunet-small"]
+
+
+@pytest.fixture(scope="module")
+def runs(on_pretend_gpu: Callable[..., Any], streets: Path) -> dict[str, Any]:
+    """By preset and device: the rows of a run, and what was counted."""
+    found: dict[str, Any] = on_pretend_gpu("runs", {preset: changes(preset, streets) for preset in QUICK})
+    return found
+
+
+@pytest.fixture(scope="module")
+def other_runs(on_pretend_gpu: Callable[..., Any], streets: Path, streets_with_regions: Path) -> dict[str, Any]:
+    shards = {preset: streets_with_regions if preset == "uov-tmp" else streets for preset in OTHERS}
+    found: dict[str, Any] = on_pretend_gpu("runs", {preset: changes(preset, shards[preset]) for preset in OTHERS})
+    return found
+
+
+def check_numbers(preset: str, found: dict[str, Any]) -> None:
+    by_device = found[preset]
+    assert len(by_device["cuda"]["rows"]) == 3
+    assert by_device["cuda"]["rows"] == by_device["cpu"]["rows"]
+    assert by_device["cuda"]["refused"] == {}
+
+
+def check_budget(preset: str, found: dict[str, Any]) -> None:
+    for kind in ("waits", "launches"):
+        counted = {line: n for line, n in found[preset]["cuda"][kind].items() if not line.startswith(ENGINE)}
+        most = getattr(MOST[preset], kind)
+        said = "\n".join(f"{n:6} {line}" for line, n in sorted(counted.items(), key=lambda item: -item[1])[:40])
+        assert sum(counted.values()) <= most, f"{preset}: {sum(counted.values())} {kind}, at most {most}\n{said}"
+
+
+@pytest.mark.parametrize("preset", [p for p in QUICK if p != "paper"])
+def test_a_run_has_the_numbers_of_the_cpu_on_one_device_by_deterministic_operators(
+    preset: str, runs: dict[str, Any]
+) -> None:
+    check_numbers(preset, runs)
+
+
+@pytest.mark.parametrize("preset", QUICK)
+def test_a_step_waits_and_launches_no_more_than_its_budget(preset: str, runs: dict[str, Any]) -> None:
+    check_budget(preset, runs)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("preset", OTHERS)
+def test_the_other_presets_too(preset: str, other_runs: dict[str, Any]) -> None:
+    check_numbers(preset, other_runs)
+    if preset in MOST:
+        check_budget(preset, other_runs)
+
+
+def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
+    found = on_pretend_gpu("resume_and_probe", changes("cpu", streets))
+    assert found["resumed"] == 2
+    assert found["same"]
+    assert 0 <= found["scores"][0] <= 1
+
+
+def test_faults_that_are_made_on_purpose_are_found(on_pretend_gpu: Callable[..., Any]) -> None:
+    found = on_pretend_gpu("faults", None)
+    assert "same device" in found["mixed"]
+    assert "'cuda' device type for generator" in found["generator"]
+    assert "numpy" in found["numpy"]
+    assert found["waits"] == [0, 1, 1, 1, 1, 1]
+    assert any("kthvalue" in line and "determin" in line for line in found["refused"])
