@@ -19,6 +19,7 @@ from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
 from ..train.backbone import Backbone, Clouds
+from ..train.mixture import network_intensity
 from ..train.voxelize import VoxelSettings, voxelize
 
 _TURNS = replace(NO_AUGMENTATION, rotate=True, flip_axes=True)
@@ -63,6 +64,7 @@ class CloudExamples:
         per_point: whether the network's places are the points.
         seed: of the augmentation; None for none.
         label_of: the labels of a frame's points, uint8 [N]; the ground truth without it.
+        normalised: whether the network takes normalised intensities, see :mod:`~olivine.train.mixture`.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class CloudExamples:
         *,
         per_point: bool = False,
         label_of: Callable[[int], NDArray[np.uint8] | None] | None = None,
+        normalised: bool = False,
     ) -> None:
         self.shards, self.device, self.seed, self.per_point = shards, device, seed, per_point
-        self._label_of = label_of or shards.point_label
+        self._label_of, self._normalised = label_of or shards.point_label, normalised
         self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
@@ -94,7 +97,7 @@ class CloudExamples:
         for frame, settings, epoch in members:
             points = np.array(self.shards.points(frame))
             generator = generator_of(self.seed or 0, epoch, frame)
-            points[:, 3] += self.shards.intensity_offset
+            network_intensity(points, self.shards, self._normalised)
             points[:, :3] = move_cloud(points[:, :3], settings, generator)
             label = self._label_of(frame)
             parts.append(points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..common.settings import flat_values, settings_from_plain, settings_to_plai
 from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
+from ..train.mixture import NORMALISED
 from ..train.settings import PretrainSettings
 from ..train.voxelize import VoxelSettings
 
@@ -30,6 +31,7 @@ class Source:
         state: its tensors; None for random weights.
         voxels: what it was trained with.
         notes: how far an unfinished run got.
+        normalised: whether it was trained on normalised intensities, see :mod:`~olivine.train.mixture`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source:
     state: dict[str, Tensor] | None
     voxels: VoxelSettings
     notes: tuple[str, ...]
+    normalised: bool = False
 
     def build(self, seed: int) -> Backbone:
         """The network, with random weights of the seed where there are no others."""
@@ -75,11 +78,19 @@ def read_source(
     arguments, voxels = content["backbone"], content.get("voxels") or content["settings"]["voxels"]
     if expected is not None:
         _compare(arguments, voxels, expected, path)
+    normalised = content.get("intensity") == NORMALISED
     if random:
-        return _source(arguments, voxels, path)
+        return _normalised(_source(arguments, voxels, path), normalised)
     progress = progress_of(content)
     notes = (f"{path} is from {progress}",) if progress else ()
-    return _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+    found = _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+    return _normalised(found, normalised)
+
+
+def _normalised(source: Source, normalised: bool) -> Source:
+    if not normalised:
+        return source
+    return replace(source, normalised=True, identity={**source.identity, "intensity": NORMALISED})
 
 
 def _source(

@@ -81,7 +81,8 @@ class Ground:
 
     def train_of(self, settings: PretrainSettings) -> ShardSet:
         """The shards that a row is pre-trained on."""
-        return self.others[settings.data.shards] if settings.data.shards else self.train
+        own = settings.data.shards
+        return self.others[own] if isinstance(own, str) and own else self.train
 
     @property
     def digests(self) -> dict[str, str]:
@@ -106,7 +107,14 @@ def open_ground(study: StudySettings) -> Ground:
     train, validation = (shards(folder / split) for split in ("train", "val"))
     if not train.point_classes:
         raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
-    named = {settings.data.shards for settings in study.rows.values() if settings is not None}
+    if any(settings.data.several for settings in study.rows.values() if settings is not None):
+        raise OlivineError(
+            "a row of a study is pre-trained on one set of shards",
+            where="data.shards",
+            remedy="run olivine pretrain over several sets, and olivine probe on each",
+        )
+    given = [settings.data.shards for settings in study.rows.values() if settings is not None]
+    named = {folder for folder in given if isinstance(folder, str)}
     others = {name: shards(folder / name / "train") for name in sorted(name for name in named if name)}
     for found in others.values():
         if found.tokens != train.tokens:
