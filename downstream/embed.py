@@ -47,7 +47,7 @@ class Embedder:
             raise OlivineError(
                 "was trained on several data sets, and divides by the sensor's largest intensity",
                 where=path,
-                remedy="give it as intensity_max: 255 on nuScenes, 1 on KITTI",
+                remedy="give it as intensity_max; the page docs/datasets.md has those of known sensors",
             )
         if intensity_max is not None and not (normalised and intensity_max > 0):
             what = (
