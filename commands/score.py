@@ -40,6 +40,10 @@ def probe(
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
     ] = True,
+    corrupt: Annotated[
+        bool,
+        typer.Option("--corrupt", help="Also score worse clouds: fewer beams, noise, no intensity, another scale."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <run>/probe).")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
@@ -47,13 +51,17 @@ def probe(
     Example: olivine probe
     """
     from ..downstream.probe import linear_probe
+    from ..downstream.robustness import linear_probe_corrupted
     from ..downstream.settings import ProbeSettings
 
     settings, network = _settings(ProbeSettings, given, augment=augment)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
-    run = functools.partial(linear_probe, random=random, network=network)
+    out = out or folder / "probe"
+    run = functools.partial(linear_probe_corrupted if corrupt else linear_probe, random=random, network=network)
     known = ("scores.json", "pre-trained", "random")
-    _score(run, settings, given, checkpoint, out or folder / "probe", known, "a linear probe of {}")
+    _score(run, settings, given, checkpoint, out, known, "a linear probe of {}")
+    if corrupt and not (given.dry_run or given.as_json):
+        print(f"\n{(out / 'corruptions.md').read_text()}")
 
 
 def finetune(
