@@ -46,6 +46,10 @@ def probe(
             "--from-head", help="Start from the head of a fine-tuned checkpoint, as UOV does; the scores say so."
         ),
     ] = False,
+    corrupt: Annotated[
+        bool,
+        typer.Option("--corrupt", help="Also score worse clouds: fewer beams, noise, no intensity, another scale."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <run>/probe).")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
@@ -53,13 +57,17 @@ def probe(
     Example: olivine probe
     """
     from ..downstream.probe import linear_probe
+    from ..downstream.robustness import linear_probe_corrupted
     from ..downstream.settings import ProbeSettings
 
     settings, network = _settings(ProbeSettings, given, augment=augment, head="checkpoint" if from_head else None)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
-    run = functools.partial(linear_probe, random=random, network=network)
+    out = out or folder / "probe"
+    run = functools.partial(linear_probe_corrupted if corrupt else linear_probe, random=random, network=network)
     known = ("scores.json", "pre-trained", "random")
-    _score(run, settings, given, checkpoint, out or folder / "probe", known, "a linear probe of {}")
+    _score(run, settings, given, checkpoint, out, known, "a linear probe of {}")
+    if corrupt and not (given.dry_run or given.as_json):
+        print(f"\n{(out / 'corruptions.md').read_text()}")
 
 
 def finetune(
@@ -188,6 +196,9 @@ def embed(
     intensity_offset: Annotated[
         float, typer.Option(help="Added to the intensity, as the network's training shards say.")
     ] = 0.0,
+    intensity_max: Annotated[
+        float | None, typer.Option(help="Of a network trained on several data sets: the sensor's largest intensity.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -208,7 +219,7 @@ def embed(
         raise OlivineError("two point files have one name", where=str(points[0]), remedy="embed them one by one")
     checkpoint, _ = _choose_backbone(checkpoint, as_json)
     check_output(out, inputs=(checkpoint, *points), known=("*.npy",))
-    network = Embedder(checkpoint, device, intensity_offset)
+    network = Embedder(checkpoint, device, intensity_offset, intensity_max)
     layout = CloudLayout(columns=tuple(columns.split(",")), intensity=intensity)
     count = outside = 0
     for path in points:

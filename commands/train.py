@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..common import check_output
+from ..common import OlivineError, check_output
 from . import console, defaults
 from .defaults import RUNS
 from .options import DryRun, Json
@@ -68,10 +68,12 @@ def features(
 
 def pretrain(
     shards: Annotated[
-        Path | None, typer.Option(help="Training shards (default: the largest train split in data/pairs).")
+        list[Path] | None,
+        typer.Option(help="Training shards, again for several sets (default: the largest train split in data/pairs)."),
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(help="Held-out shards (default: the val folder beside them).")
+        list[Path] | None,
+        typer.Option(help="Held-out shards, again for several (default: the val folders beside them)."),
     ] = None,
     config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
@@ -90,6 +92,7 @@ def pretrain(
     Example: olivine pretrain --config cpu --set run.epochs=20
     """
     from ..common.settings import settings_to_yaml
+    from ..train.mixture import weights_of
     from ..train.settings import choose_preset, load_settings
 
     changes = list(set_ or [])
@@ -97,27 +100,33 @@ def pretrain(
         changes.append(f"backbone.engine={engine}")
     preset, why = choose_preset() if config == "auto" else (config, "as asked")
     console.note(f"preset: {preset} ({why})", as_json or print_config)
-    if print_config and shards is None:
+    if print_config and not shards:
         print(settings_to_yaml(load_settings(preset, changes)), end="")
         return
     named = load_settings(preset, changes).data
-    if shards is None and named.shards is not None:
-        shards, why = Path(named.shards), "data.shards"
+    if not shards and named.shards is not None:
+        weights, why, several = weights_of(named.shards), "data.shards", named.several
     else:
-        shards, why = defaults.choose_shards(shards, "train")
-    if validation is None and named.validation is not None:
-        validation = Path(named.validation)
-    elif validation is None and (shards.parent / "val" / "manifest.json").is_file() and shards.name != "val":
-        validation = shards.parent / "val"
-    changes += [f"data.shards={json.dumps(str(shards))}"]
-    changes += [f"data.validation={json.dumps(str(validation))}"] if validation else []
+        chosen = [defaults.choose_shards(folder, "train") for folder in (shards or (None,))]
+        weights, why, several = {str(folder): 1.0 for folder, _ in chosen}, chosen[0][1], len(chosen) > 1
+        if len(weights) < len(chosen):
+            raise OlivineError("names a folder twice", where="--shards", remedy="name each once")
+    if not validation and named.validation is not None:
+        validation = [Path(path) for path in weights_of(named.validation)]
+    elif not validation:
+        beside = [Path(path).parent / "val" for path in weights if Path(path).name != "val"]
+        validation = [path for path in beside if (path / "manifest.json").is_file()]
+    changes += [f"data.shards={json.dumps(weights if several else str(*weights))}"]
+    held_out = [str(path) for path in validation]
+    if held_out:
+        changes += [f"data.validation={json.dumps(held_out if several or len(held_out) > 1 else held_out[0])}"]
     settings = load_settings(preset, changes)
     if print_config:
         print(settings_to_yaml(settings), end="")
         return
-    console.note(f"shards: {shards} ({why})", as_json)
+    console.note(f"shards: {', '.join(weights)} ({why})", as_json)
     out = out or RUNS / (name or settings.name)
-    check_output(out, inputs=(shards, validation), known=("run.json", ".run.lock"))
+    check_output(out, inputs=(*weights, *held_out), known=("run.json", ".run.lock"))
     if dry_run:
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)

@@ -264,7 +264,11 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _checked(next(a for a in arguments if a is not type(None)), value, key, where)
+        # Of several kinds the one for a list or a table where the value is one.
+        shape = dict if isinstance(value, Mapping) else tuple if isinstance(value, (list, tuple)) else None
+        choices = [a for a in arguments if a is not type(None)]
+        fitting = next((kind for kind in choices if typing.get_origin(kind) is shape), choices[0])
+        return _checked(fitting, value, key, where)
     if origin is Literal:
         if value in arguments and not (isinstance(value, bool) and value not in (True, False)):
             return value
@@ -274,6 +278,10 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
         if isinstance(value, (list, tuple)) and len(value) == len(kinds):
             return tuple(_checked(kind, item, key, where) for kind, item in zip(kinds, value))
         expected = f"a list of {len(kinds)} values"
+    elif origin is dict:
+        if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+            return {name: _checked(arguments[1], item, f"{key}: {name}", where) for name, item in value.items()}
+        expected = "a table"
     elif hint is float:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:  # YAML reads 1e-4, without a point, as text

@@ -7,6 +7,7 @@ feature is; every original point keeps the place that speaks for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,8 +20,10 @@ from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
 from ..train.backbone import Backbone, Clouds
+from ..train.mixture import network_intensity
 from ..train.voxelize import VoxelSettings, voxelize
 
+Corruption = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 _TURNS = replace(NO_AUGMENTATION, rotate=True, flip_axes=True)
 
 
@@ -63,6 +66,7 @@ class CloudExamples:
         per_point: whether the network's places are the points.
         seed: of the augmentation; None for none.
         label_of: the labels of a frame's points, uint8 [N]; the ground truth without it.
+        normalised: whether the network takes normalised intensities, see :mod:`~olivine.train.mixture`.
     """
 
     def __init__(
@@ -74,10 +78,33 @@ class CloudExamples:
         *,
         per_point: bool = False,
         label_of: Callable[[int], NDArray[np.uint8] | None] | None = None,
+        normalised: bool = False,
     ) -> None:
         self.shards, self.device, self.seed, self.per_point = shards, device, seed, per_point
-        self._label_of = label_of or shards.point_label
+        self._label_of, self._normalised = label_of or shards.point_label, normalised
+        self._corruption: Corruption | None = None
         self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)
+
+    def corrupted(self, corruption: Corruption) -> CloudExamples:
+        """The same frames through a corruption: a cloud and its frame → the cloud, and which of its points stay."""
+        other = copy(self)
+        other._corruption = corruption
+        return other
+
+    def _stored(self, frame: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """A frame's points as the network takes them, and their labels."""
+        points = np.array(self.shards.points(frame))
+        network_intensity(points, self.shards, self._normalised)
+        given = self._label_of(frame)
+        label = np.zeros(len(points), np.uint8) if given is None else given
+        if self._corruption is None:
+            return points, label
+        points, kept = self._corruption(points, frame)
+        return points[kept], label[kept]
+
+    def labels(self, frame: int) -> NDArray[np.uint8]:
+        """The label of each point of a frame, those that a corruption leaves; uint8 [N]."""
+        return self._stored(frame)[1]
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
         """See :class:`Examples`."""
@@ -92,13 +119,11 @@ class CloudExamples:
         parts: list[NDArray[np.float32]] = []
         labels: list[NDArray[np.uint8]] = []
         for frame, settings, epoch in members:
-            points = np.array(self.shards.points(frame))
+            points, label = self._stored(frame)
             generator = generator_of(self.seed or 0, epoch, frame)
-            points[:, 3] += self.shards.intensity_offset
             points[:, :3] = move_cloud(points[:, :3], settings, generator)
-            label = self._label_of(frame)
             parts.append(points)
-            labels.append(np.zeros(len(points), np.uint8) if label is None else label)
+            labels.append(label)
         cloud = torch.from_numpy(np.concatenate(parts)).to(self.device)
         truth = torch.from_numpy(np.concatenate(labels)).to(self.device)
         counts = [len(points) for points in parts]

@@ -14,6 +14,7 @@ from ..common.settings import flat_values, settings_from_plain, settings_to_plai
 from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
+from ..train.mixture import NORMALISED
 from ..train.settings import PretrainSettings
 from ..train.voxelize import VoxelSettings
 
@@ -32,6 +33,7 @@ class Source:
         notes: how far an unfinished run got.
         head: of a fine-tuning, its tensors; None without one.
         classes: of that head.
+        normalised: whether it was trained on normalised intensities, see :mod:`~olivine.train.mixture`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Source:
     notes: tuple[str, ...]
     head: dict[str, Tensor] | None = None
     classes: tuple[str, ...] = ()
+    normalised: bool = False
 
     def build(self, seed: int) -> Backbone:
         """The network, with random weights of the seed where there are no others."""
@@ -97,15 +100,22 @@ def read_source(
     arguments, voxels = content["backbone"], content.get("voxels") or content["settings"]["voxels"]
     if expected is not None:
         _compare(arguments, voxels, expected, path)
+    normalised = content.get("intensity") == NORMALISED
     if random:
-        return _source(arguments, voxels, path)
+        return _normalised(_source(arguments, voxels, path), normalised)
     progress = progress_of(content)
     notes = (f"{path} is from {progress}",) if progress else ()
-    source = _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
-    if "head_state" not in content:
+    found = _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
+    if "head_state" in content:
+        data = demand(content, {"data": {"classes": [str]}}, path, "take another checkpoint")["data"]
+        found = replace(found, head=content["head_state"], classes=tuple(data["classes"]))
+    return _normalised(found, normalised)
+
+
+def _normalised(source: Source, normalised: bool) -> Source:
+    if not normalised:
         return source
-    found = demand(content, {"data": {"classes": [str]}}, path, "take another checkpoint")
-    return replace(source, head=content["head_state"], classes=tuple(found["data"]["classes"]))
+    return replace(source, normalised=True, identity={**source.identity, "intensity": NORMALISED})
 
 
 def _source(

@@ -17,6 +17,7 @@ from ..common.settings import settings_from_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
 from ..train.devices import make_fabric
+from ..train.mixture import NORMALISED
 from ..train.voxelize import VoxelSettings
 from . import afi
 from .benchmarks import PredictionWriter
@@ -149,4 +150,6 @@ def read_segmenter(
     load_state(head, content["head_state"], path)
     model = Segmenter(backbone, head).to(device)
     voxels = settings_from_plain(VoxelSettings, content["voxels"], str(path))
-    return model, CloudExamples(frames, voxels, device, per_point=backbone.per_point), content
+    normalised = content.get("intensity") == NORMALISED
+    clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point, normalised=normalised)
+    return model, clouds, content

@@ -17,6 +17,7 @@ from ..common.settings import settings_to_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
 from ..train.devices import over_processes
+from ..train.mixture import NORMALISED
 from ..train.run_folder import claim, lock
 from .benchmarks import PredictionWriter, training_frames
 from .data import CloudExamples, Examples, FrozenFeatures
@@ -117,8 +118,9 @@ def segment(
     head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
     seed, per_point = settings.seed if settings.augment else None, backbone.per_point
     weak = WeakLabels(ground.train, classes) if settings.labels == "weak" else None
-    clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=taught or weak)
-    held_out = CloudExamples(ground.validation, source.voxels, device, per_point=per_point)
+    form: dict[str, Any] = {"per_point": per_point, "normalised": source.normalised}
+    clouds = CloudExamples(ground.train, source.voxels, device, seed, label_of=taught or weak, **form)
+    held_out = CloudExamples(ground.validation, source.voxels, device, **form)
     model: nn.Module = head
     train: Examples = clouds
     validation: Examples = held_out
@@ -139,7 +141,7 @@ def segment(
     voxels = settings_to_plain(source.voxels)
     labels = {"dataset": dataset, "point_class_raw": raw}
     network = {"backbone": source.arguments, "voxels": voxels, "method_state": {}}  # no heads for embeddings
-    constant = {**identity, **network, "labels": labels}
+    constant = {**identity, **network, "labels": labels} | ({"intensity": NORMALISED} if source.normalised else {})
     model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
     scored = range(rank, len(ground.validation), world)

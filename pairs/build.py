@@ -119,7 +119,8 @@ def build_pairs(
         ) from None
     removed = _clean(out)
     prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt in store.classes}
-    write_benchmark(out, replace(index.source.benchmark(index.version), prompts=prompts))
+    benchmark = index.source.benchmark(index.version)
+    write_benchmark(out, replace(benchmark, prompts=prompts, intensity_max=index.intensity_max))
     if settings.regions:
         write_text_table(out, store.text)
 

@@ -66,6 +66,7 @@ class NuScenesDataset(Dataset):
     """
 
     name = "nuscenes"
+    intensity_max = 255.0
     prompts = PROMPTS
     packages: ClassVar = {"nuscenes-devkit": "nuscenes"}
 

@@ -89,7 +89,8 @@ class Ground:
 
     def train_of(self, settings: PretrainSettings) -> ShardSet:
         """The shards that a row is pre-trained on."""
-        return self.others[settings.data.shards] if settings.data.shards else self.train
+        own = settings.data.shards
+        return self.others[own] if isinstance(own, str) and own else self.train
 
     def digests(self, shards: str = "") -> dict[str, str]:
         """What decides a score besides the settings: of the study's shards, or of those that a fine-tuning names."""
@@ -114,8 +115,15 @@ def open_ground(study: StudySettings) -> Ground:
     train, validation = (shards(folder / split) for split in ("train", "val"))
     if not train.point_classes:
         raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
+    given = [settings.data for settings in study.rows.values() if settings is not None]
+    if any(data.several for data in given):
+        raise OlivineError(
+            "a row of a study is pre-trained on one set of shards",
+            where="data.shards",
+            remedy="run olivine pretrain over several sets, and olivine probe on each",
+        )
     tuned = {one.shards for one in study.finetune.values()} - {""}
-    named = {settings.data.shards or "" for settings in study.rows.values() if settings is not None} - {""} | tuned
+    named = {data.shards for data in given if isinstance(data.shards, str)} - {""} | tuned
     others = {name: shards(folder / name / "train") for name in sorted(named)}
     held_out = {name: shards(folder / name / "val") for name in sorted(tuned)}
     pairs = [(train, found) for found in others.values()] + [(validation, found) for found in held_out.values()]

@@ -2,7 +2,8 @@
 
 NumPy and numba only; the loader's workers import this file and no torch. Every random number comes from a generator made of
 (seed, epoch, frame), so that neither the number of workers nor the order of frames changes anything. The order is the
-public code's: points outside a circle, rotation, flips, cuboid, crop, image flip. Scaling, which it has not, is after flips.
+public code's: points outside a circle, rotation, flips, cuboid, crop, image flip. Scaling, which it has not, is after flips; what stands for
+another LiDAR (``corruptions.py``) comes first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..common.settings import check_ranges
 from .augment_kernels import count_inside, members_of_cuboid, move_pairs, turn
+from .corruptions import corrupt_for_training
 from .decode import decode_crop, decode_segments
 from .sample import COLUMNS, STORED, Sample
 
@@ -35,6 +37,10 @@ class AugmentSettings:
         rotate: rotation about z by a uniform angle in [0, 2π).
         flip_axes: flip of x and of y, each with probability ½.
         scale: the cloud is scaled by a factor from 1 − scale to 1 + scale, one for x, y and z.
+        beams: largest share of the LiDAR's beams that is left out, with their pairs: each frame draws u ~ U(0, beams) and
+            leaves out each beam with the probability u; see :mod:`~olivine.train.corruptions`.
+        range_noise: largest standard deviation of noise along the rays, in metres; each frame draws its own up to it.
+        intensity_off: probability that all points of a frame get its mean intensity.
         cuboid: side fractions of the dropped cuboid are u·(range of each axis), u ~ U(0, cuboid); 0 drops none.
         crop: random crop of each image; without it the whole image is resized.
         crop_area: least and largest fraction of the image's area.
@@ -53,6 +59,9 @@ class AugmentSettings:
     rotate: bool = True
     flip_axes: bool = True
     scale: float = 0.0
+    beams: float = 0.0
+    range_noise: float = 0.0
+    intensity_off: float = 0.0
     cuboid: float = 0.2
     crop: bool = True
     crop_area: tuple[float, float] = (0.3, 1.0)
@@ -71,6 +80,7 @@ class AugmentSettings:
             OlivineError: one is out of its range, or the circle holds nothing.
         """
         check_ranges("augment", self, scale=(0, 1, "[)"), cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
+        check_ranges("augment", self, beams=(0, 1, "[)"), range_noise=(0, 10), intensity_off=(0, 1))
         check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
         for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
             low, high = getattr(self, name)
@@ -279,8 +289,9 @@ def make_sample(
     Raises:
         OlivineError: an image cannot be decoded, or there is no ground truth.
     """
-    points = move_cloud(record.points, settings, generator)
-    stays = inside_circle(record.points, settings.circle)
+    cloud, stays = corrupt_for_training(record.points, settings, generator)
+    points = move_cloud(cloud, settings, generator)
+    stays &= inside_circle(record.points, settings.circle)
     if settings.cuboid > 0 and stays.any():
         held, number = stays[record.pair_point], np.cumsum(stays) - 1
         left = points[stays, :3], number[record.pair_point[held]], record.pair_camera[held]
@@ -310,8 +321,9 @@ def make_scan(
     Args:
         columns: wanted, see :func:`scan_columns`.
     """
-    points = move_cloud(record.points, settings, generator)
-    stays = inside_circle(record.points, settings.circle)
+    cloud, stays = corrupt_for_training(record.points, settings, generator)
+    points = move_cloud(cloud, settings, generator)
+    stays &= inside_circle(record.points, settings.circle)
     if settings.cuboid > 0:
         dropped = cuboid_members(points[:, :3], settings.cuboid, generator)
         stays = stays if dropped.all() else stays & ~dropped

@@ -27,7 +27,7 @@ class Batch:
         pair_frame: int64 [M], the frame of each pair, ascending.
         columns: by name, those of the samples: over points [N, …], all clouds one after the other; over pairs [M, …],
             with ``pair_point`` a row of the points and ``pair_camera`` a row of the images; over images and
-            regions [I, …]; of frames [B, …].
+            regions [I, …]; of frames [B, …], a row of 0 for a camera that a frame has not.
         scans: other scans of the frames, by how many frames they come after: batches without images, of the frames
             that have one.
         owner: of such a batch: the frame in the main batch that each of its frames belongs to, ascending.
@@ -115,6 +115,9 @@ def _join(samples: Sequence[Sample], owner: tuple[int, ...] = ()) -> Batch:
         if column.over == "regions":  # as wide as the fullest image of the batch
             width = max(part.shape[1] for part in parts)
             parts = [np.pad(part, ((0, 0), (0, width - part.shape[1]), *((0, 0),) * (part.ndim - 2))) for part in parts]
+        if column.over == "frame" and len({part.shape for part in parts}) > 1:  # frames with other numbers of cameras
+            rows = max(len(part) for part in parts)
+            parts = [np.pad(part, ((0, rows - len(part)), *((0, 0),) * (part.ndim - 1))) for part in parts]
         columns[name] = torch.from_numpy(np.stack(parts) if column.over == "frame" else np.concatenate(parts))
     pairs = [len(sample.columns.get("pair_point", ())) for sample in samples]
     pair_frame = torch.from_numpy(np.repeat(np.arange(len(samples)), pairs))

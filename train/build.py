@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from .encoder import ImageEncoder
 from .forward import Distiller
 from .loader import FrameStream, StreamSettings
 from .method import Context, Needs, find_method
+from .mixture import ShardMixture, Shards, held_out_sets, weights_of
 from .settings import PretrainSettings
 from .sparse.engines import engine_problem
 
 if TYPE_CHECKING:
-    from ..pairs.shards import ShardSet, TextTable
+    from ..pairs.shards import TextTable
 
 
 def needs_of(settings: PretrainSettings) -> Needs:
@@ -45,12 +47,13 @@ def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameSt
     if not data.shards:
         raise OlivineError("no shards given", where="data.shards", remedy="pass the folder that build-pairs wrote")
     what = _stream_settings(settings, settings.run.batch, (share.first, share.last))
-    stream = FrameStream(data.shards, what, workers=data.workers, prefetch=data.prefetch)
+    source = data.shards if isinstance(data.shards, str) else ShardMixture(weights_of(data.shards))
+    stream = FrameStream(source, what, workers=data.workers, prefetch=data.prefetch)
     if world > len(stream.shards.shard_ranges):
         stream.close()
         raise OlivineError(
             f"{world} processes for {len(stream.shards.shard_ranges)} shards",
-            where=data.shards,
+            where=stream.path,
             remedy="use fewer processes",
         )
     return stream
@@ -71,19 +74,26 @@ def _stream_settings(settings: PretrainSettings, batch: int, part: tuple[int, in
     )
 
 
-def open_validation(settings: PretrainSettings, rank: int, world: int) -> tuple[FrameStream, int]:
-    """The held-out frames as stored, this process's part of each batch of ``world`` groups, and the number of steps."""
+def open_validation(
+    settings: PretrainSettings, shards: Shards, rank: int, world: int
+) -> Iterator[tuple[str, FrameStream, int]]:
+    """Each set of held-out frames as stored: its name where training is over several sets, this process's part of each batch
+    of ``world`` groups, and the number of steps.
+
+    Args:
+        shards: trained on; their classes are those of the held-out ones.
+    """
     group = settings.run.group
     assert settings.data.validation is not None
     what = _stream_settings(settings, group * world, (group * rank, group * (rank + 1)))
-    stream = FrameStream(
-        settings.data.validation, replace(what, augment=without_augmentation(settings.augment), shuffle=False)
-    )
-    frames = min(stream.count, settings.run.validate_frames)
-    return stream, max(1, frames // (group * world))
+    what = replace(what, augment=without_augmentation(settings.augment), shuffle=False)
+    for path, name in held_out_sets(settings.data.validation, shards):
+        stream = FrameStream(path, what)
+        frames = min(stream.count, settings.run.validate_frames)
+        yield name, stream, max(1, frames // (group * world))
 
 
-def open_text(settings: PretrainSettings, shards: ShardSet) -> TextTable | None:
+def open_text(settings: PretrainSettings, shards: Shards) -> TextTable | None:
     """The text table of the regions, where the run's method needs it.
 
     Raises:
@@ -92,7 +102,7 @@ def open_text(settings: PretrainSettings, shards: ShardSet) -> TextTable | None:
     if not needs_of(settings).text:
         return None
     text = shards.text
-    if settings.data.validation:
+    if isinstance(settings.data.validation, str):
         from ..pairs.shards import open_shards
 
         other = open_shards(settings.data.validation).text
@@ -106,7 +116,7 @@ def open_text(settings: PretrainSettings, shards: ShardSet) -> TextTable | None:
     return text
 
 
-def pair_class_count(shards: ShardSet, settings: PretrainSettings) -> Tensor:
+def pair_class_count(shards: Shards, settings: PretrainSettings) -> Tensor:
     """Pairs of each class over the data set, label 0 first, int64 [C].
 
     With ``data.labels=truth`` the classes are the points' and their counts unknown: zeros (the draws then take the
@@ -118,9 +128,7 @@ def pair_class_count(shards: ShardSet, settings: PretrainSettings) -> Tensor:
     if settings.data.labels == "weak":
         return torch.as_tensor(shards.class_count, dtype=torch.int64)
     if not shards.point_classes:
-        raise OlivineError(
-            "the shards hold no ground truth", where=settings.data.shards, remedy="use --set data.labels=weak"
-        )
+        raise OlivineError("the shards hold no ground truth", where=shards.path, remedy="use --set data.labels=weak")
     return torch.zeros(len(shards.point_classes) + 1, dtype=torch.int64)
 
 
@@ -133,7 +141,7 @@ def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEnco
     return encoder
 
 
-def label_names(shards: ShardSet, settings: PretrainSettings) -> tuple[str, ...]:
+def label_names(shards: Shards, settings: PretrainSettings) -> tuple[str, ...]:
     """Names of the classes of the pairs' labels, "none" first."""
     return ("none", *(shards.classes if settings.data.labels == "weak" else shards.point_classes))
 

@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, children_ignore_ctrl_c
+from ..pairs.shards import ShardSet, open_shards
 from .augment import AugmentSettings, generator_of, make_sample, make_scan, scan_columns, stored_columns
+from .mixture import ShardMixture, network_intensity
 from .sample import STORED, Sample
 from .slots import Slots
 
 if TYPE_CHECKING:
-    from ..pairs.shards import FrameRecord, ShardSet
+    from ..pairs.shards import FrameRecord
 
 _CLOUD_BYTES = 3 << 20  # in a slot, besides the images: points and pairs of a nuScenes frame take 1 MiB
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
@@ -85,7 +87,7 @@ class FrameStream:
     """Batches of augmented frames from a shard set, made in this process or by worker processes.
 
     Args:
-        shards: path of the set.
+        shards: path of the set, or several sets.
         settings: see :class:`StreamSettings`.
         workers: worker processes; 0 makes samples in this process. The result does not depend on it.
         prefetch: steps that workers are ahead.
@@ -96,10 +98,13 @@ class FrameStream:
     Use as a context manager, or call :meth:`close`.
     """
 
-    def __init__(self, shards: PathLike, settings: StreamSettings, *, workers: int = 0, prefetch: int = 2) -> None:
-        self.path, self.settings, self.prefetch = os.fspath(shards), settings, prefetch
-        self.shards = _open(self.path)
-        self.count = len(self.shards)
+    def __init__(
+        self, shards: PathLike | ShardMixture, settings: StreamSettings, *, workers: int = 0, prefetch: int = 2
+    ) -> None:
+        self.settings, self.prefetch = settings, prefetch
+        self.shards = shards if isinstance(shards, ShardMixture) else open_shards(shards)
+        self.path = os.fspath(self.shards.path)
+        self.count = sum(self.shards.drawn) if isinstance(self.shards, ShardMixture) else len(self.shards)
         if self.count == 0:
             raise OlivineError("the shard set holds no frames", where=shards, remedy="run olivine build-pairs")
         for column in (*stored_columns(settings.columns, settings.labels), *settings.stored_of_scans):
@@ -116,7 +121,8 @@ class FrameStream:
                 where=shards,
                 remedy=f"set method.interval={gap}, or make others: olivine build-pairs --clusters {settings.scans[0]}",
             )
-        _ = self.shards.intensity_offset  # shards from before the rule are refused now
+        if isinstance(self.shards, ShardSet):
+            _ = self.shards.intensity_offset  # shards from before the rule are refused now
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
@@ -128,7 +134,7 @@ class FrameStream:
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
             self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES * (1 + len(settings.scans)))
             self.pool = ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_start_worker, initargs=(self.path, self.slots)
+                workers, mp_context=context, initializer=_start_worker, initargs=(self.shards, self.slots)
             )
 
     def __enter__(self) -> FrameStream:
@@ -147,10 +153,17 @@ class FrameStream:
         """The (epoch, frame) pairs of this process in a step."""
         s = self.settings
         first = step * s.batch
-        return [
+        work = [
             stream_position(self.count, s.seed, position, s.shuffle)
             for position in range(first + s.part[0], first + s.part[1])
         ]
+        return work if isinstance(self.shards, ShardSet) else [self._of_mixture(self.shards, *item) for item in work]
+
+    def _of_mixture(self, shards: ShardMixture, epoch: int, place: int) -> tuple[int, int]:
+        """A place within an epoch of several sets as a frame, and how often its own set has been gone through before."""
+        number, count, position = shards.draw(epoch, place)
+        own_epoch, frame = stream_position(count, self.settings.seed, position, self.settings.shuffle)
+        return own_epoch, shards.first(number) + frame
 
     def batches(self, first_step: int, end_step: int) -> Iterator[list[Sample]]:
         """The samples of each step from ``first_step`` up to ``end_step``.
@@ -200,17 +213,15 @@ class FrameStream:
             return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
-def _open(path: str) -> ShardSet:
-    from ..pairs.shards import open_shards
-
-    return open_shards(path)
-
-
-def frame_after(shards: ShardSet, frame: int, after: int) -> int | None:
+def frame_after(shards: ShardSet | ShardMixture, frame: int, after: int) -> int | None:
     """The frame of a set that comes ``after`` frames after another in its scene (before it, if negative), if it is there.
 
     Shards hold the frames of a scene in order, and a scene may go on in the next shard.
     """
+    if isinstance(shards, ShardMixture):
+        number, place = shards.part(frame)
+        found = frame_after(shards.sets[number], place, after)
+        return None if found is None else shards.first(number) + found
     shard, position = shards.locate(frame)
     scene, wanted = shard.attributes["scene"], shard.attributes["frame_index"][position] + after
     # A set may lack frames of a scene, so that the frame is at most so far away.
@@ -226,14 +237,14 @@ def frame_after(shards: ShardSet, frame: int, after: int) -> int | None:
     return None
 
 
-def _read(shards: ShardSet, frame: int, columns: tuple[str, ...]) -> FrameRecord:
+def _read(shards: ShardSet | ShardMixture, frame: int, columns: tuple[str, ...]) -> FrameRecord:
     record = shards.read(frame, columns)
-    if shards.intensity_offset:
-        record.points[:, 3] += shards.intensity_offset
+    if isinstance(shards, ShardSet):
+        network_intensity(record.points, shards, False)
     return record
 
 
-def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) -> Sample:
+def _make(shards: ShardSet | ShardMixture, settings: StreamSettings, epoch: int, frame: int) -> Sample:
     generator = generator_of(settings.seed, epoch, frame)
     record = _read(shards, frame, stored_columns(settings.columns, settings.labels))
     size, augment, labels = settings.size, settings.augment, settings.labels
@@ -250,11 +261,11 @@ def _make(shards: ShardSet, settings: StreamSettings, epoch: int, frame: int) ->
 
 
 _Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns
-_worker: list[tuple[ShardSet, Slots]] = []
+_worker: list[tuple[ShardSet | ShardMixture, Slots]] = []
 
 
-def _start_worker(path: str, slots: Slots) -> None:
-    """Open the shards, and end when the parent is gone."""
+def _start_worker(shards: ShardSet | ShardMixture, slots: Slots) -> None:
+    """Keep the shards, and end when the parent is gone."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -263,7 +274,7 @@ def _start_worker(path: str, slots: Slots) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _worker[:] = [(_open(path), slots)]
+    _worker[:] = [(shards, slots)]
 
 
 def _work(settings: StreamSettings, epoch: int, frame: int, slot: int | None) -> _Packed:

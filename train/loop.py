@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, stop_signals, track, write_json
 from ..common.settings import settings_to_plain
+from ..pairs.shards import ShardSet
 from .batch import collate
 from .build import (
     backbone_arguments,
@@ -34,8 +35,10 @@ from .build import (
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
 from .devices import anywhere, make_fabric, over_processes, share_of_step, torch_state
 from .forward import Distiller, Terms
+from .loader import FrameStream
 from .method import Reduce
 from .metrics_log import MetricsLog, memory_mib
+from .mixture import NORMALISED, ShardMixture, Shards, held_out_sets
 from .pixel_features import PixelFeatures, open_pixel_features
 from .run_folder import claim, identity_of
 from .sample import Sample
@@ -137,17 +140,21 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
         class_count = pair_class_count(shards, settings).to(fabric.device)
-        data = {
+        data: dict[str, Any] = {
             "digest": shards.digest,
             "classes": list(shards.classes),
             "point_classes": list(shards.point_classes),
             "labels": settings.data.labels,
         }
+        if isinstance(shards, ShardMixture):
+            data["sets"] = shards.identity
         identity = identity_of(settings, data, {} if pixels is None else pixels.identity)
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
 
         channels = 0 if pixels is None else pixels.channels
         text = open_text(settings, shards)
+        if settings.data.validation:
+            held_out_sets(settings.data.validation, shards)  # what does not fit is refused now, not after an epoch
         model = build_model(settings, channels, label_names(shards, settings), steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         state = RunState(model, optimizer)
@@ -167,6 +174,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             "voxels": settings_to_plain(settings.voxels),
             "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"]),
         }
+        if isinstance(shards, ShardMixture):
+            constant["intensity"] = NORMALISED
         log = MetricsLog(out, state.step) if rank_zero else None
         resumed_from, saved_at, losses, interrupted = state.step, time.monotonic(), [], False
 
@@ -221,7 +230,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
                 if settings.data.validation and (state.step == steps or epoch % run.validate_epochs == 0):
-                    summary = validate(settings, wrapped, pixels, fabric)
+                    summary = validate(settings, shards, wrapped, pixels, fabric)
                     if state.best is None or summary.get("validation_loss", math.inf) < state.best:
                         state.best = summary["validation_loss"]
                         save("best.pt")
@@ -256,24 +265,43 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         seconds,
         taken / seconds,
         stream.waited_s / seconds,
-        tuple(model.method.summary()),
+        (*model.method.summary(), *([shards.note] if isinstance(shards, ShardMixture) else [])),
     )
 
 
 @torch.no_grad()
 def validate(
-    settings: PretrainSettings, model: nn.Module, pixels: PixelFeatures | None, fabric: Fabric
+    settings: PretrainSettings, shards: Shards, model: nn.Module, pixels: PixelFeatures | None, fabric: Fabric
 ) -> dict[str, float]:
     """The method's terms on held-out frames as they are stored, with the same draws every time.
 
-    ``validation_loss`` is their weighted sum. A method leaves out terms that cannot be compared between epochs.
+    ``validation_loss`` is their weighted sum. A method leaves out terms that cannot be compared between epochs. Of several
+    sets each has its own, ``validation_loss/<set>``, and the means of these have no name: every set counts the same.
     """
-    stream, steps = open_validation(settings, fabric.global_rank, fabric.world_size)
+    found: dict[str, float] = {}
+    by_name: dict[str, list[float]] = {}
+    for set_name, stream, steps in open_validation(settings, shards, fabric.global_rank, fabric.world_size):
+        for name, value in _validate_on(stream, steps, settings, model, pixels, fabric).items():
+            by_name.setdefault(name, []).append(value)
+            if set_name:
+                found[f"{name}/{set_name}"] = value
+    return {name: _mean(values) for name, values in by_name.items()} | found
+
+
+def _validate_on(
+    stream: FrameStream,
+    steps: int,
+    settings: PretrainSettings,
+    model: nn.Module,
+    pixels: PixelFeatures | None,
+    fabric: Fabric,
+) -> dict[str, float]:
     names: tuple[str, ...] = ("loss", *model.method.terms)  # type: ignore[union-attr, misc]
     total = torch.zeros(len(names), 2, dtype=torch.float64, device=fabric.device)
     model.eval()
     with stream:
-        pixels = pixels and pixels.of(stream.shards)
+        if isinstance(stream.shards, ShardSet):
+            pixels = pixels and pixels.of(stream.shards)
         # Its own frequencies: it may hold a class that the training frames do not.
         class_count = pair_class_count(stream.shards, settings).to(fabric.device)
         for step, samples in enumerate(stream.batches(0, steps)):

@@ -23,6 +23,7 @@ from .batch import Batch
 from .build import build_encoder
 from .encoder import ImageEncoder, find_encoder, weights_file
 from .feature_map import FeatureGrid, features_at_pixels, sample_features
+from .mixture import Shards
 from .settings import PretrainSettings
 
 
@@ -200,7 +201,7 @@ class StoredFeatures(PixelFeatures):
         return self._settings.image.height, self._settings.image.width
 
 
-def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: torch.device) -> PixelFeatures:
+def open_pixel_features(settings: PretrainSettings, shards: Shards, device: torch.device) -> PixelFeatures:
     """The source that the settings name: ``image.stored``, or the encoder.
 
     Raises:
@@ -209,7 +210,13 @@ def open_pixel_features(settings: PretrainSettings, shards: ShardSet, device: to
     image = settings.image
     if image.stored is None:
         return EncodedFeatures(build_encoder(settings, device), image.feature_grid, image.at_once)
+    if not isinstance(shards, ShardSet):
+        raise OlivineError(
+            "stored feature maps are of one set of shards, and the run is over several",
+            where="image.stored",
+            remedy="leave it out, so that the encoder runs, or train on one set",
+        )
     stored = StoredFeatures(image.stored, settings, shards)
-    if settings.data.validation is not None:
+    if isinstance(settings.data.validation, str):
         stored.of(open_shards(settings.data.validation))
     return stored

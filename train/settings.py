@@ -29,21 +29,42 @@ class DataSettings:
     """Where the frames come from.
 
     Attributes:
-        shards: folder of shards to train on.
-        validation: folder of held-out shards, or None for no validation.
+        shards: folder of shards to train on; several as a list, or with weights as ``{FOLDER: 1, FOLDER: 0.5}``: how often an
+            epoch takes each frame; see :mod:`~olivine.train.mixture`.
+        validation: folder of held-out shards, several as a list, or None for no validation.
         labels: the weak labels of the pairs, or the points' ground truth (an upper bound).
         workers: processes that make samples; 0 makes them in the training process. Changes no result.
         prefetch: steps that workers are ahead.
     """
 
-    shards: str | None = None
-    validation: str | None = None
+    shards: str | tuple[str, ...] | dict[str, float] | None = None
+    validation: str | tuple[str, ...] | None = None
     labels: Literal["weak", "truth"] = "weak"
     workers: int = 4
     prefetch: int = 2
 
     def __post_init__(self) -> None:
         check_ranges("data", self, workers=(0, 1024), prefetch=(0, 1024))
+        for name in ("shards", "validation"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str) and (not value or len(set(value)) < len(value)):
+                what = "names a folder twice" if value else "is an empty list"
+                raise OlivineError(f"data.{name} {what}", remedy="name each folder once")
+            for folder, weight in value.items() if isinstance(value, dict) else ():
+                if not 0 < weight <= 1000:
+                    raise OlivineError(
+                        f"data.{name}: {folder} has the weight {weight:g}", remedy="use a number over 0, at most 1000"
+                    )
+
+        if isinstance(self.shards, str) and isinstance(self.validation, tuple):
+            raise OlivineError(
+                "data.validation names several sets, data.shards one", remedy="name one of each, or several of each"
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether the run is over several sets, with all that this means for classes and intensity."""
+        return isinstance(self.shards, (tuple, dict))
 
 
 @dataclass(frozen=True)

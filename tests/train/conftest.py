@@ -48,35 +48,41 @@ def keyframe_shards(nuscenes_keyframe: Path, keyframe_camseg: Path, tmp_path_fac
     return folder / "pairs"
 
 
-def made_up_frame(root: Path, labels: Path, scene: str, k: int, rng: np.random.Generator, absent: int) -> Frame:
-    """A cloud around two cameras whose images and labels are stripes, so that there is something to learn."""
-    stripes = (np.arange(WIDTH) * (len(CLASSES) + 1) // WIDTH).astype(np.uint8)
-    label = np.broadcast_to(stripes, (HEIGHT, WIDTH))
+def made_up_frame(
+    root: Path, labels: Path, scene: str, k: int, rng: np.random.Generator, absent: int, kitti: bool = False
+) -> Frame:
+    """A cloud around cameras whose images and labels are stripes, so that there is something to learn.
+
+    Two cameras, or with ``kitti`` a wider one alone, intensities in 0..1, and another split of the points into classes.
+    """
+    width, height = (2 * WIDTH, HEIGHT - 8) if kitti else (WIDTH, HEIGHT)
+    stripes = (np.arange(width) * (len(CLASSES) + 1) // width).astype(np.uint8)
+    label = np.broadcast_to(stripes, (height, width))
     colour = np.array([[90, 90, 90], [200, 40, 40], [60, 60, 70], [150, 120, 80], [40, 160, 40]], np.uint8)
     cameras = []
-    for name, turn in (("CAM_FRONT", 1.0), ("CAM_BACK", -1.0)):
-        noise = rng.integers(-20, 20, (HEIGHT, WIDTH, 3))
+    for name, turn in (("image_2", 1.0),) if kitti else (("CAM_FRONT", 1.0), ("CAM_BACK", -1.0)):
+        noise = rng.integers(-20, 20, (height, width, 3))
         pixels = np.clip(colour[label].astype(int) + noise, 0, 255).astype(np.uint8)
         path = f"samples/{name}/{scene}-{k:04d}.jpg"
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / path, "JPEG", quality=95)
         lidar_to_camera = np.array([[0, -turn, 0, 0], [0, 0, -1, 0], [turn, 0, 0, 0.1], [0, 0, 0, 1]], np.float64)
-        intrinsic = np.array([[WIDTH / 2, 0, (WIDTH - 1) / 2], [0, WIDTH / 2, (HEIGHT - 1) / 2], [0, 0, 1]])
-        camera = Camera(name, path, WIDTH, HEIGHT, intrinsic, lidar_to_camera)
+        intrinsic = np.array([[width / 2, 0, (width - 1) / 2], [0, width / 2, (height - 1) / 2], [0, 0, 1]])
+        camera = Camera(name, path, width, height, intrinsic, lidar_to_camera)
         cameras.append(camera)
         (labels / f"{camera.key}.png").parent.mkdir(parents=True, exist_ok=True)
         (labels / f"{camera.key}.png").write_bytes(
             encode_label_map(np.where(label == absent, 0, label).astype(np.uint8), CLASSES)
         )
     xyz = rng.uniform(-12, 12, (900, 3)) * (1, 1, 0.15)
-    cloud = np.concatenate([xyz, rng.uniform(0, 255, (900, 1))], 1).astype(np.float32)
+    cloud = np.concatenate([xyz, rng.uniform(0, 1 if kitti else 255, (900, 1))], 1).astype(np.float32)
     names = [f"samples/LIDAR_TOP/{scene}-{k:04d}.bin", f"lidarseg/{scene}-{k:04d}.bin"]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
     cloud.tofile(root / names[0])
     (cloud[:, 0] > 0).astype(np.uint8).tofile(root / names[1])
     return Frame(
-        dataset="nuscenes",
+        dataset="kitti" if kitti else "nuscenes",
         version="v0",
         root=root,
         token=f"{scene}-{k:04d}",
@@ -103,13 +109,21 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         classes: tuple[str, ...] = CLASSES,
         images: bool = True,
         absent: int = 0,
+        kitti: bool = False,
+        point_classes: tuple[str, ...] = ("behind", "ahead"),
     ) -> Path:
         folder = tmp_path_factory.mktemp("shards")
         root, labels = folder / "raw", folder / "labels"
         rng = np.random.default_rng(seed)
-        frames = [made_up_frame(root, labels, s, k, rng, absent) for s, n in scenes.items() for k in range(n)]
+        frames = [made_up_frame(root, labels, s, k, rng, absent, kitti) for s, n in scenes.items() for k in range(n)]
         write_index(
-            labels / "frames", frames, dataset="nuscenes", version="v0", root=root, point_classes=("behind", "ahead")
+            labels / "frames",
+            frames,
+            dataset="kitti" if kitti else "nuscenes",
+            version="v0",
+            root=root,
+            point_classes=point_classes,
+            intensity_offset=1.0 if kitti else 0.0,
         )
         write_json(
             labels / "manifest.json", {"schema": "1.0", "classes": list(classes), "settings": {"segments": "none"}}

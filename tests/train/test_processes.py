@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,16 @@ def settings(small_shards: Path, small_settings: Settings) -> PretrainSettings:
 
 
 @pytest.fixture(scope="module")
+def both(settings: PretrainSettings, make_shards: Callable[..., Path]) -> PretrainSettings:
+    """The run over two sets, of two cameras and of one."""
+    other = make_shards({"a": 3}, seed=5, classes=("tree", "road", "person", "car"), kitti=True)
+    return replace(settings, data=replace(settings.data, shards={str(settings.data.shards): 1.0, str(other): 1.5}))
+
+
+@pytest.fixture(scope="module")
 def by_two(
     settings: PretrainSettings,
+    both: PretrainSettings,
     make_shards: Callable[..., Path],
     small_settings: Settings,
     tmp_path_factory: pytest.TempPathFactory,
@@ -55,7 +64,7 @@ def by_two(
     The folder of their runs, and what they printed.
     """
     folder = tmp_path_factory.mktemp("two")
-    runs = {"run": settings, "one-shard": small_settings(make_shards({"a": 4}))}
+    runs = {"run": settings, "both": both, "one-shard": small_settings(make_shards({"a": 4}))}
     (folder / "program.py").write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     plain = json.dumps({name: settings_to_plain(value) for name, value in runs.items()})
@@ -71,15 +80,17 @@ def by_two(
     return folder, done.stdout
 
 
+@pytest.mark.parametrize("name", ["run", "both"])
 def test_two_processes_of_one_group_are_one_process_of_two_groups(
-    settings: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
+    name: str, settings: PretrainSettings, both: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
 ) -> None:
-    pretrain(settings, tmp_path)
-    folders = tmp_path, by_two[0] / "run"
+    """Over one set of shards, and over two."""
+    pretrain({"run": settings, "both": both}[name], tmp_path)
+    folders = tmp_path, by_two[0] / name
     one, two = (load_checkpoint(folder) for folder in folders)
     for part in ("backbone_state", "method_state"):
-        for name, value in one[part].items():
-            torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        for key, value in one[part].items():
+            torch.testing.assert_close(two[part][key], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=key: f"{n}: {m}")
     tables = []
     for folder in folders:
         with open(folder / "steps.csv", newline="") as handle:

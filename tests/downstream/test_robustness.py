@@ -1,0 +1,72 @@
+"""Promises of the scores on corrupted clouds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from olivine.downstream.data import CloudExamples
+from olivine.downstream.network import new_head, read_source
+from olivine.downstream.probe import linear_probe
+from olivine.downstream.robustness import linear_probe_corrupted, probe_corrupted
+from olivine.downstream.settings import ProbeSettings
+from olivine.pairs.shards import open_shards
+from olivine.train.augment import generator_of
+from olivine.train.checkpoint import load_checkpoint
+from olivine.train.corruptions import CORRUPTIONS, every_beam
+
+QUICK = ProbeSettings(epochs=2, batch=2, lr=0.5, augment=False, accelerator="cpu")
+
+
+def test_a_probes_head_is_scored_on_every_corruption_at_the_points_it_leaves(nuscenes_world, checkpoint, tmp_path):
+    """Every second beam, by hand: features of the thinned cloud at its points, scored without the rest."""
+    splits = nuscenes_world.splits
+    results = linear_probe_corrupted(checkpoint, *splits, tmp_path, QUICK)
+    plain = json.loads((tmp_path / "corruptions.json").read_text())
+    assert [one["name"] for one in plain] == ["random weights", "pre-trained"]
+    for one, result in zip(plain, results):
+        assert one["clean"] == pytest.approx(result.scores.mean_iou)
+        assert list(one["corrupted"]) == sorted(CORRUPTIONS)
+    table = (tmp_path / "corruptions.md").read_text()
+    assert "| clean |" in table and all(f"| {name} |" in table for name in CORRUPTIONS)
+
+    shards, source = open_shards(splits[1]), read_source(checkpoint)
+    backbone = source.build(0).eval()
+    head = new_head(backbone.feature_channels, len(shards.point_classes) + 1, 0)
+    head.load_state_dict(load_checkpoint(tmp_path / "pre-trained")["head_state"])
+    hits, union, truths = np.zeros((3, len(shards.point_classes) + 1))
+    for frame in range(len(shards)):
+        points, label = shards.points(frame), shards.point_label(frame)
+        kept = every_beam(points, 2)
+        assert 0.3 < kept.mean() < 0.7
+        clouds = CloudExamples(shards, source.voxels, torch.device("cpu"))
+        example = clouds.corrupted(lambda cloud, _: (cloud, every_beam(cloud, 2))).whole(frame)
+        with torch.no_grad():
+            found = head(backbone.encode(example.inputs).raw())[:, 1:].argmax(1) + 1
+        predicted, truth = found[example.inverse].numpy(), label[kept]
+        predicted, truth = predicted[truth > 0], truth[truth > 0]
+        for k in range(1, len(hits)):
+            hits[k] += ((predicted == k) & (truth == k)).sum()
+            union[k] += ((predicted == k) | (truth == k)).sum()
+            truths[k] += (truth == k).sum()
+    present = truths > 0
+    expected = (hits[present] / np.maximum(union[present], 1)).mean()
+    assert plain[1]["corrupted"]["every 2nd beam"] == pytest.approx(expected, abs=1e-6)
+    clean = [results[1].scores.iou[name] for name, there in zip(shards.point_classes, present[1:]) if there]
+    assert plain[1]["kept"]["every 2nd beam"] == pytest.approx(expected / np.mean(clean), abs=1e-6)
+
+
+def test_the_same_frame_is_corrupted_in_the_same_way_each_time(nuscenes_world, checkpoint, tmp_path):
+    results = linear_probe(checkpoint, *nuscenes_world.splits, tmp_path, replace(QUICK, epochs=1), random=False)
+    first, second = (
+        probe_corrupted(checkpoint, *nuscenes_world.splits, tmp_path, replace(QUICK, epochs=1), results)
+        for _ in range(2)
+    )
+    assert first == second
+    cloud = open_shards(nuscenes_world.splits[1]).points(0)
+    a, b = (CORRUPTIONS["range noise 0.2 m"](cloud, generator_of(0, 0, 2, frame))[0] for frame in (0, 1))
+    assert (a != b).any()
