@@ -33,6 +33,10 @@ REASONS = {
     "unsure": "1 - mean score of its labels",
 }
 """What a frame is suspected for."""
+TELLING = ("vote", "cameras")
+"""Of these the first that is known ranks the frames: where views disagree, labels are wrong (docs/labelgen.md)."""
+OUTLIER = 5.0
+"""The other values count only from so many usual deviations on: by less they differ for many a good reason."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Suspect:
     """A frame and how far it is from the usual.
 
     Attributes:
-        suspicion: of the value that is furthest over the median of all frames: how many times their usual deviation (1.48
-            times the median one, at least 1 %).
+        suspicion: how far a value is over the median of all frames, in their usual deviations (1.48 times the median one,
+            at least 1 %; negative: under it): of :data:`TELLING` the first that is known, or an :data:`OUTLIER` that is
+            further.
         reason: the name of that value, a key of :data:`REASONS`; "" where none is over the median.
         values: by those names, 0 to 1; what is not known of the frame is left out.
     """
@@ -257,9 +262,11 @@ def _ranked(suspects: list[Suspect]) -> list[Suspect]:
     ranked = []
     for suspect in suspects:
         over = {name: (v - usual[name][0]) / usual[name][1] for name, v in suspect.values.items()}
-        reason = max(over, key=lambda name: over[name])
-        worst = over[reason]
-        ranked.append(replace(suspect, suspicion=max(worst, 0.0), reason=reason if worst > 0 else ""))
+        telling = next((name for name in TELLING if name in over), "")
+        counts = {name: far for name, far in over.items() if name == telling or far > OUTLIER}
+        worst = max(counts, key=lambda name: counts[name], default="")
+        far = counts.get(worst, 0.0)
+        ranked.append(replace(suspect, suspicion=far, reason=worst if far > 0 else ""))
     return sorted(ranked, key=lambda s: (-s.suspicion, s.scene, s.frame))
 
 
