@@ -116,7 +116,7 @@ def segment(
     backbone = source.build(settings.seed).to(device)
     head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
     seed, per_point = settings.seed if settings.augment else None, backbone.per_point
-    weak = WeakLabels(ground.train, classes) if settings.labels == "weak" else None
+    weak = WeakLabels(ground.train, classes, settings.least_score) if settings.labels == "weak" else None
     clouds = CloudExamples(ground.train, source.voxels, device, seed, per_point=per_point, label_of=taught or weak)
     held_out = CloudExamples(ground.validation, source.voxels, device, per_point=per_point)
     model: nn.Module = head
