@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ def register(app: typer.Typer, weights: typer.Typer) -> None:
     app.command()(synth)
     app.command()(unfold(labelgen))
     app.command("score-labels")(score_labels)
+    app.command("check-labels")(check_labels)
     app.command("build-pairs")(unfold(build_pairs))
     weights.command("list")(weights_list)
     weights.command("fetch")(weights_fetch)
@@ -223,6 +225,34 @@ def score_labels(
     if summary.calibration is not None and not as_json:
         print(calibration_table(summary.calibration))
     console.finish("score-labels", summary, out, as_json)
+
+
+def check_labels(
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards whose labels are looked at (default: the largest train split).")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="The label folder they were made of, for its detections.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of labels.json (default: <shards>-labels).")] = None,
+    most: Annotated[int, typer.Option(help="Rows of each table.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Say what of the weak labels looks wrong, without ground truth: views that disagree, images with nothing, rivals.
+
+    Example: olivine check-labels --shards data/pairs/voted/train --labels data/labels/nuscenes
+    """
+    from ..labelgen.store import open_store
+    from ..pairs.label_report import check_labels as check
+    from ..pairs.label_report import report_text
+
+    shards, why = defaults.choose_shards(shards, "train")
+    console.note(f"shards: {shards} ({why})", as_json)
+    out = out or shards.with_name(f"{shards.name}-labels")
+    check_output(out, inputs=(shards, labels), known=("labels.json",))
+    report = check(shards, None if labels is None else open_store(labels), out)
+    if as_json:
+        print(json.dumps({"command": "check-labels", "out": str(out), **dataclasses.asdict(report)}))
+    else:
+        print(f"{report_text(report, most)}\nwritten to {out / 'labels.json'}")
 
 
 def weights_list(weights: Folder = None, as_json: Json = False) -> None:

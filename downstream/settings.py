@@ -30,6 +30,7 @@ class SegmentationSettings:
             annotation (see :mod:`olivine.downstream.weak`). The ground truth is scored on in either case.
         head: ``new``, or the ``checkpoint``'s own to start from, where that is a fine-tuning on the same classes, as UOV's
             probe does after its annotation-free training.
+        least_score: weak labels of less confidence are none, 0 to 1: the share of the vote, or the labeler's score.
         sure: of a round's labels, the least probability that the network before gives them.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
@@ -49,6 +50,7 @@ class SegmentationSettings:
     fraction: float = 100.0
     labels: Literal["truth", "weak"] = "truth"
     head: Literal["new", "checkpoint"] = "new"
+    least_score: float = 0.0
     sure: float = 0.9
     epochs: int | None = None
     batch: int | None = None
@@ -79,8 +81,14 @@ class SegmentationSettings:
             value = getattr(self, member.name)
             if member.name in least and value is not None and not value >= least[member.name]:
                 raise OlivineError(f"{member.name} is {value}", remedy=f"use at least {least[member.name]}")
-        if not 0 <= self.sure <= 1:
-            raise OlivineError(f"sure is {self.sure}", where="sure", remedy="give a probability")
+        for name in ("sure", "least_score"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OlivineError(f"{name} is {getattr(self, name)}", where=name, remedy="give a number from 0 to 1")
+        if self.least_score > 0 and self.labels != "weak":
+            raise OlivineError(
+                f"least_score is {self.least_score:g} and the labels are the truth",
+                remedy="add labels=weak, or leave it out",
+            )
         if not 0 < self.layer_decay <= 1:
             raise OlivineError(f"layer_decay is {self.layer_decay}", remedy="use over 0 and at most 1")
         if not 0 < self.fraction <= 100:

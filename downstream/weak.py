@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
-from ..pairs.shards import ShardSet
+from ..pairs.shards import COLUMNS, ShardSet
 
 
 class WeakLabels:
@@ -17,16 +17,23 @@ class WeakLabels:
     Args:
         shards: the frames.
         point_classes: the benchmark's; class k of them is the label k + 1.
+        least: labels of less confidence are none, 0 to 1: the share of the vote, or the labeler's score.
 
     Attributes:
         absent: point classes that no prompt is, which a network taught by these labels never predicts.
 
     Raises:
-        OlivineError: no prompt is one of these classes.
+        OlivineError: no prompt is one of these classes, or the labels have no confidence that ``least`` asks for.
     """
 
-    def __init__(self, shards: ShardSet, point_classes: Sequence[str]) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardSet, point_classes: Sequence[str], least: float = 0.0) -> None:
+        self._shards, self._least, self._scored = shards, least, shards.has("pair_score")
+        if least > 0 and not self._scored:
+            raise OlivineError(
+                "holds no confidence of its labels, and least_score asks for it",
+                where=shards.path,
+                remedy=f"make the shards with {COLUMNS['pair_score'].added_by}",
+            )
         self._class_of = class_of_prompt(shards.benchmark.prompts, shards.classes, point_classes)
         if not self._class_of.any():
             raise OlivineError(
@@ -40,19 +47,25 @@ class WeakLabels:
     def __call__(self, frame: int) -> NDArray[np.uint8]:
         """uint8 [N], 0 = no label: of the vote where the shards hold one, else what most cameras say at the point.
 
-        Of two labels that equally many cameras give, the one that comes first in the vocabulary.
+        Each camera's word counts by the labeler's score, where the shards hold these. Of two labels that are given
+        equally, the one that comes first in the vocabulary.
         """
         if self._shards.has_vote:
-            weak = self._shards.read(frame, ("point_weak",)).point_weak
+            record = self._shards.read(frame, ("point_weak", "point_agreement"))
+            weak, sure = record.point_weak, record.point_agreement / 255
         else:
-            record = self._shards.read(frame, ("points", "pair_point", "pair_label"))
+            columns = ("points", "pair_point", "pair_label", *(("pair_score",) if self._scored else ()))
+            record = self._shards.read(frame, columns)
             size = len(self._shards.classes) + 1
             key = record.pair_point.astype(np.int64) * size + record.pair_label
-            votes = np.bincount(key, minlength=len(record.points) * size).reshape(-1, size)
+            score = record.pair_score / 255 if self._scored else np.ones(len(key))
+            votes = np.bincount(key, score, minlength=len(record.points) * size).reshape(-1, size)
             votes[:, 0] = 0
             weak = votes.argmax(axis=1)
+            given = np.bincount(key, minlength=votes.size).reshape(-1, size)
+            sure = votes.max(axis=1) / np.maximum(given[np.arange(len(weak)), weak], 1)  # the mean of those who say so
         label: NDArray[np.uint8] = self._class_of[weak]
-        return label
+        return np.where(sure >= self._least, label, 0).astype(np.uint8) if self._least > 0 else label
 
 
 def class_of_prompt(

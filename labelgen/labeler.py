@@ -147,6 +147,9 @@ def make_labeler(
         raise OlivineError(f"--labeler {name} gives no scores", remedy=f"use one of {', '.join(SCORED_LABELERS)}")
     if settings.scores_from is not None and name != "import":
         raise OlivineError(f"--scores-from is for imported label maps, not for {name}", remedy="write --scores alone")
+    if settings.oracle_scores != "calibrated" and not (settings.scored and name == "oracle"):
+        what = f"--oracle-scores {settings.oracle_scores} is for scores of the oracle"
+        raise OlivineError(what, remedy="add --scores" if name == "oracle" else "leave it out")
     if name == "oracle":
         from .oracle import OracleLabeler
 

@@ -92,7 +92,7 @@ def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
 def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
     if "backbone" not in settings:  # a fine-tuning's or a probe's
-        return {"labels": "truth", "head": "new", "sure": 0.9, "layer_decay": 1.0, **settings}
+        return {"labels": "truth", "head": "new", "least_score": 0.0, "sure": 0.9, "layer_decay": 1.0, **settings}
     plain = modern(settings)
     method = plain.setdefault("method", {})
     method.setdefault("name", "olivine")

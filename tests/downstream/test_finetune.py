@@ -107,7 +107,8 @@ def test_rates_of_layers_fall_with_depth_and_no_parameter_is_left_out():
 
 def test_a_run_from_before_layer_rates_and_heads_of_checkpoints_goes_on(whole, nuscenes_world, checkpoint, monkeypatch):
     identity = json.loads((whole[0] / "run.json").read_text())
-    assert identity["settings"].pop("layer_decay") == 1.0 and identity["settings"].pop("head") == "new"
+    for name, value in (("layer_decay", 1.0), ("head", "new"), ("least_score", 0.0)):
+        assert identity["settings"].pop(name) == value
     (whole[0] / "run.json").write_text(json.dumps(identity))
     monkeypatch.setattr(fit, "segmentation_loss", None)  # nothing is trained again
     finetune(checkpoint, *nuscenes_world.splits, whole[0], SHORT)

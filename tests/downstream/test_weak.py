@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from olivine.downstream.settings import FinetuneSettings, ProbeSettings, setting
 from olivine.downstream.weak import WeakLabels, class_of_prompt
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
+from olivine.readers.benchmark import Benchmark
 
 SHORT = FinetuneSettings(epochs=10, batch=2, lr=0.5, accelerator="cpu", labels="weak")
 
@@ -68,6 +70,33 @@ def test_a_point_has_the_label_that_most_of_its_cameras_give(nuscenes_world) -> 
         votes = np.bincount(given, minlength=1)
         assert found[point] == (table[votes.argmax()] if len(given) else 0)
     assert several
+
+
+def test_a_camera_counts_by_its_score_and_labels_under_the_least_are_none() -> None:
+    # Points 0 to 3; a car is 1, a road 2, a bus 3, which is no class here.
+    point, label = [0, 0, 0, 1, 1, 2, 3], [1, 2, 2, 1, 2, 3, 2]
+    score = [250, 100, 120, 0, 10, 255, 51]
+    record = SimpleNamespace(
+        points=np.zeros((5, 4)), pair_point=np.array(point), pair_label=np.array(label, np.uint8),
+        pair_score=np.array(score, np.uint8), point_weak=np.array([1, 2, 3, 2, 0]),
+        point_agreement=np.array([255, 128, 255, 100, 0], np.uint8),
+    )  # fmt: skip
+
+    def labels(least: float, *, scored: bool = True, voted: bool = False) -> list[int]:
+        shards = SimpleNamespace(
+            path="shards", dataset="made up", classes=("car", "road", "bus"), benchmark=Benchmark(), has_vote=voted,
+            has=lambda column: scored, read=lambda frame, columns: record,
+        )  # fmt: skip
+        return WeakLabels(shards, ("car", "road"), least)(0).tolist()  # type: ignore[arg-type]
+
+    assert labels(0, scored=False) == [2, 1, 0, 2, 0]  # the most cameras; of two alike the first
+    assert labels(0) == [1, 2, 0, 2, 0]  # 250 is more than 100 and 120
+    assert labels(0.1) == [1, 0, 0, 2, 0] and labels(0.5) == [1, 0, 0, 0, 0]
+    assert labels(0, voted=True) == [1, 2, 0, 2, 0] and labels(0.5, voted=True) == [1, 2, 0, 0, 0]
+    with pytest.raises(OlivineError, match=r"holds no confidence of its labels.*olivine build-pairs --consolidate"):
+        labels(0.5, scored=False)
+    with pytest.raises(OlivineError, match=r"least_score is 0\.5 and the labels are the truth"):
+        FinetuneSettings(least_score=0.5)
 
 
 def test_a_network_learns_without_annotation_and_says_what_it_cannot_know(nuscenes_world, checkpoint, tmp_path) -> None:

@@ -244,6 +244,11 @@ def test_scores_of_somebody_else_say_nothing_of_their_labels_and_are_taken(expor
         ({"scores_from": Path("made")}, r"holds label maps, not scores. Olivine's are in .*made/scores"),
         ({"labeler": "oracle"}, "--scores-from is for imported label maps, not for oracle"),
         ({"labeler": "regions"}, "--labeler regions gives no scores"),
+        ({"oracle_scores": "over"}, "--oracle-scores over is for scores of the oracle. Leave it out"),
+        (
+            {"labeler": "oracle", "scores_from": None, "oracle_scores": "over"},
+            "is for scores of the oracle. Add --scores",
+        ),
     ],
 )
 def test_scores_that_cannot_be_had_are_refused_in_one_line(changes, message, exported, tmp_path, monkeypatch) -> None:

@@ -61,8 +61,13 @@ def test_networks_give_the_same_bytes_again(make_world, tiny_networks, tmp_path)
         long_side=160,
         device="cpu",
         batch_size=2,
+        scores=True,
     )
     world = make_world(1, 3)
     generate_labels(world.index, tmp_path / "labels", settings)
+    store, cameras = open_store(tmp_path / "labels"), [c for f in world.index.frames() for c in f.cameras]
+    labelled = np.concatenate([store.label_map(camera).ravel() for camera in cameras]) > 0
+    score = np.concatenate([store.score_map(camera).ravel() for camera in cameras])
+    assert np.array_equal(score > 0, labelled) and labelled.any() and len(set(score[labelled])) > 20
     summary = verify_labels(world.index, tmp_path / "labels", settings)
     assert (summary.batches, summary.images, summary.failures) == (4, 6, [])

@@ -16,6 +16,7 @@ import pytest
         (["labelgen", "--dataset", "rig", "--root", "."], "write one with: olivine init-rig"),
         (["build-pairs"], "run olivine labelgen first"),
         (["pretrain"], "Run olivine build-pairs first"),
+        (["check-labels"], "run olivine build-pairs first"),
         (["features"], "Run olivine build-pairs first"),
         (["features", "--shard", "4/4"], "from 0 to N-1"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),

@@ -16,6 +16,7 @@ COMMANDS = {
     "labelgen": (["labelgen"], "data/nuscenes"),
     "labelgen-labels": (["labelgen", "--overwrite"], "data"),
     "score-labels": (["score-labels"], "data/labels/nuscenes"),
+    "check-labels": (["check-labels"], "data/pairs/nuscenes/train"),
     "build-pairs": (["build-pairs", "--workers", "1", "--overwrite"], "data/labels"),
     "pretrain": (["pretrain", *SHORT], "data/pairs/nuscenes/train"),
     "features": (["features"], "data/pairs/nuscenes/train"),

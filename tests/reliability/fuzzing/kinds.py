@@ -75,7 +75,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
     from olivine.labelgen.labeler import ImageTask
     from olivine.labelgen.oracle import parse_error_model, read_world_classes
     from olivine.labelgen.prompts import DEFAULT_VOCABULARY, load_vocabulary
-    from olivine.labelgen.store import open_store, read_values
+    from olivine.labelgen.store import open_store, read_score_map, read_values
     from olivine.pairs.feature_maps import FeatureMaps
     from olivine.pairs.shards import open_shards
     from olivine.readers import open_dataset
@@ -98,6 +98,7 @@ def kinds_of(world: Path) -> dict[str, Kind]:
             frame.image_path(camera),
             labels / f"{camera.key}.png",
             labels / "segments" / f"{camera.key}.png",
+            labels / "scores" / f"{camera.key}.png",
             *frame.image_truth[c],
         )
     }
@@ -120,7 +121,12 @@ def kinds_of(world: Path) -> dict[str, Kind]:
         frame, c = cameras[path]
         store = open_store(labels)
         camera = frame.cameras[c]
-        return store.label_map(camera, frame.scene), store.segment_map(camera, frame.scene)
+        return [read(camera, frame.scene) for read in (store.label_map, store.segment_map, store.score_map)]
+
+    def score_map(path: Path) -> Any:
+        """As it is imported: without its digest."""
+        frame, c = cameras[path]
+        return read_score_map(path, "x", frame.cameras[c], label=open_store(labels).label_map(frame.cameras[c]))
 
     def store(_: Path) -> Any:
         opened = open_store(labels)
@@ -196,8 +202,10 @@ def kinds_of(world: Path) -> dict[str, Kind]:
         "KITTI labels": Kind(of("kitti/sequences/*/labels/*.label"), change_values, kitti_frame),
         "label manifest": Kind(of("data/labels/nuscenes/manifest.json"), change_json, store, True, (build, score), 2),
         "label unit": Kind(of("data/labels/nuscenes/units/*.json"), change_json, store, False, (build, score), 2),
-        "label map": Kind([p for p in cameras if p.parts[:3] == labels.parts and "segments" not in p.parts], change_image, label_map, True, (build, score, report), 2),
+        "label map": Kind([p for p in cameras if p.parts[:3] == labels.parts and not {"segments", "scores"} & {*p.parts}], change_image, label_map, True, (build, score, report), 2),
         "segment map": Kind([p for p in cameras if "segments" in p.parts], change_image, label_map, True, (build,)),
+        "score map": Kind([p for p in cameras if "scores" in p.parts], change_image, label_map, True, (build, score)),
+        "imported score map": Kind([p for p in cameras if "scores" in p.parts], change_image, score_map),
         "frame index": Kind(of("data/labels/nuscenes/frames/index.json"), change_json, frame_index, True, (build, score), 2),
         "frames of a scene": Kind(of("data/labels/nuscenes/frames/*.jsonl"), change_json_lines, frame_index, True, (build, score), 2),
         "shard manifest": Kind(of(f"{pairs}/*/manifest.json"), change_json, shards, True, (train, ("build-pairs", "--describe", f"{pairs}/train"))),

@@ -50,7 +50,7 @@ def make_world(folder: Path) -> None:
         Path("c.yaml").write_text(CLASS_MAP)
         for arguments in [
             ("synth", *tiny),
-            ("labelgen", "--segments", "slic"),
+            ("labelgen", "--segments", "slic", "--scores"),
             ("build-pairs", "--workers", 1, "--segments"),
             ("pretrain", *SHORT),
             ("finetune", "--epochs", 1),
