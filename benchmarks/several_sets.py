@@ -63,8 +63,8 @@ def main() -> None:
         "nuscenes": (nuscenes, [f"run.steps={steps}"]),
         "semantickitti": (kitti, [f"run.steps={steps}"]),
         "both": ([*nuscenes, *kitti], [f"run.steps={steps}"]),
-        "both, twice the steps": ([*nuscenes, *kitti], [f"run.steps={2 * steps}"]),
         "semantickitti, beams dropped": (kitti, [f"run.steps={steps}", "augment.beams=0.7"]),
+        "both, twice the steps": ([*nuscenes, *kitti], [f"run.steps={2 * steps}"]),
     }
     scores: dict[str, dict[str, list[dict]]] = {}
     for name, (where, changes) in runs.items():
@@ -73,18 +73,22 @@ def main() -> None:
         if not (given.folder / out / "done").is_file():
             olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags(changes))
             for probed in SETS:
-                options = ["--no-augment", "--corrupt", "--set", "epochs=30", "--set", "accelerator=cpu"]
-                options += ["--random" if name == "both" else "--no-random", "--seed", given.seed]
-                place = out / f"probe-{probed}"
-                olivine(
-                    given.folder, "probe", "--checkpoint", out, "--shards", shards[probed], "--out", place, *options
-                )
+                options = ["--no-augment", "--set", "epochs=30", "--set", "accelerator=cpu", "--seed", given.seed]
+                options += ["--random" if name == "both" else "--no-random"]
+                options += ["--corrupt"] if probed == "semantickitti" else []
+                where_to = ["--shards", shards[probed], "--out", out / f"probe-{probed}"]
+                olivine(given.folder, "probe", "--checkpoint", out, *where_to, *options)
             (given.folder / out / "done").write_text("")
-        scores[name] = {
-            probed: json.loads((given.folder / out / f"probe-{probed}" / "corruptions.json").read_text())
-            for probed in SETS
-        }
+        scores[name] = {probed: read(given.folder / out / f"probe-{probed}") for probed in SETS}
     report(scores)
+
+
+def read(probe: Path) -> list[dict]:
+    """The scores of a probe: of random weights where they were probed, then of the checkpoint."""
+    found = [{"clean": one["scores"]["mean_iou"]} for one in json.loads((probe / "scores.json").read_text())]
+    if (probe / "corruptions.json").is_file():
+        found = json.loads((probe / "corruptions.json").read_text())
+    return found
 
 
 def flags(changes: list[str]) -> list[str]:
