@@ -98,7 +98,8 @@ def image_of(message: Any, where: str) -> tuple[bytes, str]:
         raise OlivineError(
             f"an image of the encoding {message.encoding!r}",
             where=where,
-            remedy=f"convert it first, for example with image_proc; read are {', '.join(_ENCODINGS)}, JPEG and PNG",
+            remedy="choose other topics with --camera, or convert it first, for example with image_proc; read are "
+            f"{', '.join(_ENCODINGS)}, JPEG and PNG",
         )
     from PIL import Image
 
