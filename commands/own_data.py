@@ -15,6 +15,7 @@ from .options import Dataset, Json, Overwrite, Root, Version
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command("init-rig")(init_rig)
+    app.command("import-bag")(import_bag)
     app.command("check-data")(check_data)
 
 
@@ -31,6 +32,40 @@ def init_rig(
 
     summary = start_description(folder, overwrite=overwrite)
     console.finish("init-rig", summary, summary.out, as_json)
+
+
+def import_bag(
+    bags: Annotated[
+        list[Path],
+        typer.Argument(help="A ROS 2 bag's folder, an .mcap or .db3 file, or the .bag files of one recording."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the recording, for --dataset rig.")] = Path("data/rig"),
+    lidar: Annotated[
+        list[str] | None, typer.Option(help="Topic of a LiDAR's clouds, again for more (default: all).")
+    ] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="Topic of a camera's images, again for more (default: all).")
+    ] = None,
+    odometry: Annotated[
+        str | None, typer.Option(help="Topic of the vehicle's poses, or none (default: the only one there is).")
+    ] = None,
+    vehicle: Annotated[
+        str | None, typer.Option(help="Frame whose poses they are (default: as the odometry says).")
+    ] = None,
+    stamps: Annotated[str, typer.Option(help="Times: header (the sensors' own) or received.")] = "header",
+    scene: Annotated[str | None, typer.Option(help="Name of the scene (default: the bag's).")] = None,
+    split: Annotated[str, typer.Option(help="Of the scene: train, val or test.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Write a ROS 1 or ROS 2 bag as a folder that --dataset rig reads; no ROS is needed.
+
+    Example: olivine import-bag drive.bag --out data/rig
+    """
+    from ..readers.bags import BagSettings
+    from ..readers.bags import import_bag as run
+
+    settings = BagSettings(tuple(lidar or ()), tuple(camera or ()), odometry or "", vehicle or "", stamps, split)
+    console.finish("import-bag", run(bags, out, scene or "", settings), out, as_json)
 
 
 def check_data(

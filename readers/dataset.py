@@ -20,7 +20,20 @@ from .benchmark import Benchmark
 from .frame import Box, Frame
 
 PACKAGE = "olivine.readers"
-OWN = ("benchmark", "checks", "clouds", "dataset", "frame", "index", "lens", "project", "recording", "recording_start")
+OWN = (
+    "bag_messages",
+    "bags",
+    "benchmark",
+    "checks",
+    "clouds",
+    "dataset",
+    "frame",
+    "index",
+    "lens",
+    "project",
+    "recording",
+    "recording_start",
+)
 """The modules of this room that are no data set."""
 
 

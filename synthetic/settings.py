@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common import OlivineError
 
-FORMATS = ("nuscenes", "semantickitti", "kitti-object")
+FORMATS = ("nuscenes", "semantickitti", "kitti-object", "argoverse2")
 VERSION = "1.1"
 """Of the world: it changes when the same seed gives another world."""
 
@@ -18,7 +18,7 @@ class SyntheticSettings:
     """Settings of ``olivine synth``.
 
     Attributes:
-        format: ``nuscenes``, ``semantickitti`` or ``kitti-object``.
+        format: ``nuscenes``, ``semantickitti``, ``kitti-object`` or ``argoverse2``.
         scenes: scenes (nuScenes) or sequences (SemanticKITTI); about every fourth is for validation.
         frames: annotated frames of a scene, half a second apart (nuScenes) or a tenth (SemanticKITTI).
         image_scale: of the images' sides against the real camera's; intrinsics follow.

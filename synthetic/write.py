@@ -22,7 +22,7 @@ from ..common import (
     track,
     write_json,
 )
-from . import kitti, kitti_object, nuscenes
+from . import argoverse2, kitti, kitti_object, nuscenes
 from .capture import capture
 from .kinds import CLASSES
 from .rig import Rig, kitti_rig, nuscenes_rig
@@ -30,7 +30,12 @@ from .settings import VERSION, SyntheticSettings, SyntheticSummary
 from .world import World, make_world
 
 MARK = "synthetic.json"
-_FORMS: dict[str, Any] = {"nuscenes": nuscenes, "semantickitti": kitti, "kitti-object": kitti_object}
+_FORMS: dict[str, Any] = {
+    "nuscenes": nuscenes,
+    "semantickitti": kitti,
+    "kitti-object": kitti_object,
+    "argoverse2": argoverse2,
+}
 CHUNK = 4
 """Frames of one unit of work: few enough to share, enough to pay for making the scene."""
 
@@ -134,7 +139,7 @@ def _check_space(settings: SyntheticSettings, out: Path) -> None:
     rig = _rig(settings)
     pixels = sum(w * h for w, h, _ in (c.scaled(settings.image_scale) for c in rig.cameras))
     rays = rig.lidar.columns * len(rig.lidar.elevation)
-    per_pixel = 0.3 if settings.format == "nuscenes" else 1.9  # JPEG or PNG, and the masks
+    per_pixel = 0.3 if settings.format in ("nuscenes", "argoverse2") else 1.9  # JPEG or PNG, and the masks
     need = settings.scenes * settings.frames * (23 * rays + per_pixel * pixels + 8000)
     parent = out.absolute().parent
     while not parent.exists():
@@ -149,7 +154,7 @@ def _check_space(settings: SyntheticSettings, out: Path) -> None:
 
 
 def _rig(settings: SyntheticSettings) -> Rig:
-    return nuscenes_rig() if settings.format == "nuscenes" else kitti_rig()
+    return nuscenes_rig() if settings.format in ("nuscenes", "argoverse2") else kitti_rig()
 
 
 def _scene_names(settings: SyntheticSettings) -> tuple[str, list[tuple[str, str]]]:
@@ -161,7 +166,7 @@ def _finish(settings: SyntheticSettings, folder: Path, by_scene: list[list[dict[
     version, scenes = _scene_names(settings)
     if settings.format != "nuscenes":
         named = [(name, rows) for (name, _), rows in zip(scenes, by_scene)]
-        _FORMS[settings.format].finish(folder, kitti_rig(), settings.image_scale, named)
+        _FORMS[settings.format].finish(folder, _rig(settings), settings.image_scale, named)
         return sum(row["boxes"] for rows in by_scene for row in rows)
     keyed = [(nuscenes.SceneName(settings.seed, k, scenes[k][0], version), rows) for k, rows in enumerate(by_scene)]
     nuscenes.write_tables(folder, version, nuscenes_rig(), settings.image_scale, keyed)
@@ -234,7 +239,9 @@ def _write_unit(settings: SyntheticSettings, scene: int, frames: range, folder: 
             model=real.MODEL,
             keep_lost=settings.format == "nuscenes",
         )
-        if settings.format != "nuscenes":
+        if settings.format == "argoverse2":
+            row = argoverse2.write_frame(folder, names[scene][0], frame, shot, names[scene][1])
+        elif settings.format != "nuscenes":
             row = real.write_frame(folder, names[scene][0], frame, shot)
         else:
             name = nuscenes.SceneName(settings.seed, scene, names[scene][0], version)

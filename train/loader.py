@@ -37,7 +37,7 @@ _CLOUD_BYTES = 3 << 20  # in a slot, besides the images: points and pairs of a n
 _SHUFFLE_KEY = 1 << 20  # keeps the permutation's generator apart from the frames'
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # a run over several sets has an order of each at hand
 def epoch_order(count: int, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
     """The order of ``count`` frames in an epoch, int64 [count]."""
     if not shuffle:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from olivine.common import OlivineError
 from olivine.downstream.data import CloudExamples
@@ -243,3 +244,30 @@ def test_sets_are_named_in_yaml_as_a_list_or_with_weights(sets: tuple[Path, Path
             assert isinstance(found.shards, ShardMixture)
             weights.append([part["weight"] for part in found.shards.identity])
     assert weights == [[1, 0.5], [1, 1]]
+
+
+def test_the_command_takes_several_folders_and_finds_the_held_out_ones_beside_them(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from olivine.cli import main
+
+    for name, source in zip("ab", sets):
+        for split in ("train", "val"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / split).symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+
+    def printed(*arguments: str) -> dict[str, object]:
+        monkeypatch.setattr("sys.argv", ["olivine", "pretrain", "--config", "cpu", "--print-config", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        data: dict[str, object] = yaml.safe_load(capsys.readouterr().out)["data"]
+        return {name: data[name] for name in ("shards", "validation")}
+
+    both = ["--shards", "a/train", "--shards", "b/train"]
+    assert printed(*both) == {"shards": {"a/train": 1, "b/train": 1}, "validation": ["a/val", "b/val"]}
+    assert printed("--shards", "a/train") == {"shards": "a/train", "validation": "a/val"}
+    assert printed(*both, "--validation", "b/val")["validation"] == ["b/val"]
+    weighted = "data.shards={a/train: 1, b/train: 0.5}"
+    assert printed("--set", weighted, "--shards", "a/train")["shards"] == "a/train"

@@ -1,0 +1,389 @@
+"""``olivine import-bag``: a ROS 1 or ROS 2 bag, or an MCAP file, as a scene of a folder that ``--dataset rig`` reads."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common import OlivineError, atomic_directory, check_output, read_text, track, write_bytes
+from ..common.settings import read_yaml_file
+from .bag_messages import Matrix, between, cloud_of, image_of, lens_of, rigid
+from .recording import FILE, FILL_IN, SPLITS
+
+_CLOUDS = ("sensor_msgs/msg/PointCloud2",)
+_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_POSES = ("nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped")
+_INFO, _TRANSFORMS = "sensor_msgs/msg/CameraInfo", ("tf2_msgs/msg/TFMessage", "tf/msg/tfMessage")
+_STATIC = "/tf_static"
+_DULL = ("compressed", "image_raw", "image_color", "image", "image_rect", "image_rect_color", "points", "points_raw")
+_INTENSITIES = ("intensity", "reflectivity", "i", "remission")
+
+
+@dataclass(frozen=True)
+class BagSettings:
+    """What is taken of a bag.
+
+    Attributes:
+        lidars: topics of the clouds, the first is the frame of reference; () for all.
+        cameras: topics of the images; () for all, and of an image that is there raw and compressed the raw one.
+        odometry: topic of the vehicle's poses; empty: the only one there is; ``none`` takes none.
+        vehicle: frame whose poses they are; empty: the odometry's own child frame.
+        stamps: ``header``, the sensor's own time, or ``received``, when the message was recorded.
+        split: of the scene.
+    """
+
+    lidars: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    odometry: str = ""
+    vehicle: str = ""
+    stamps: str = "header"
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class BagSummary:
+    """What was written.
+
+    Attributes:
+        sensors: files of each.
+        poses: of the vehicle.
+        repeated: messages left out because the sensor had one of the same time.
+        to_fill_in: keys of ``rig.yaml`` that the bag does not say.
+    """
+
+    out: Path
+    scene: str
+    sensors: dict[str, int]
+    poses: int
+    repeated: int
+    to_fill_in: tuple[str, ...]
+
+
+@dataclass
+class _Sensor:
+    topic: str
+    name: str
+    is_camera: bool
+    frame: str = ""
+    suffix: str = ""
+    columns: tuple[str, ...] = ()
+    times: set[int] = field(default_factory=set)
+
+
+def import_bag(paths: Sequence[Path], out: Path, scene: str = "", settings: BagSettings | None = None) -> BagSummary:
+    """Write a bag into the folder ``out``: a folder of its own for the scene, and the scene's line in ``rig.yaml``.
+
+    Points keep all their fields (.npy), compressed images their bytes; raw images become PNG. Where ``rig.yaml`` is there
+    already, with the same sensors, only the scene is added to it.
+
+    Args:
+        paths: one ROS 2 bag (its folder, or its .mcap or .db3 file), or the .bag files of one ROS 1 recording.
+        scene: its name; the bag's without it.
+
+    Raises:
+        OlivineError: rosbags is not installed; the bag is damaged; a topic is not there (those that are are listed); an
+            encoding is not read; poses and sensors are not joined by a static transform.
+    """
+    settings = settings or BagSettings()
+    if settings.split not in SPLITS or settings.stamps not in ("header", "received"):
+        remedy = f"choose one of {', '.join(SPLITS)}" if settings.split not in SPLITS else "choose header or received"
+        raise OlivineError(f"{settings.split!r}, {settings.stamps!r}", where="--split, --stamps", remedy=remedy)
+    scene = scene or re.sub(r"[^\w-]", "_", paths[0].stem)
+    if not re.fullmatch(r"[\w-]+", scene):
+        raise OlivineError(f"{scene!r} is no name of a scene", where="--scene", remedy="use letters, digits, - and _")
+    check_output(out, inputs=paths, known=(FILE,))
+    with _opened(paths) as reader:
+        types = {name: info.msgtype or "" for name, info in reader.topics.items()}
+        sensors = _sensors(types, settings)
+        odometry = _odometry(types, settings, paths[0])
+        with atomic_directory(out / scene) as folder:
+            found = _Found()
+            wanted = {sensor.topic: sensor for sensor in sensors}
+            _read(reader, wanted, odometry, settings, folder, found, paths[0])
+            for sensor in sensors:
+                if not sensor.times:
+                    raise OlivineError(
+                        f"the topic {sensor.topic} has no message",
+                        where=paths[0],
+                        remedy="leave it out, or take another",
+                    )
+            if found.poses:
+                lines = (
+                    f"{t // 10**9}.{t % 10**9:09d} {' '.join(map(repr, row))}" for t, row in sorted(found.poses.items())
+                )
+                write_bytes(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
+            plain, to_fill_in = _describe(sensors, found, settings, paths[0])
+        _enter(out, scene, settings.split, plain)
+    counts = {sensor.name: len(sensor.times) for sensor in sensors}
+    return BagSummary(out, scene, counts, len(found.poses), found.repeated, tuple(to_fill_in))
+
+
+@dataclass
+class _Found:
+    """What a bag says besides its clouds and images.
+
+    Attributes:
+        transforms: (parent, child): child → parent.
+        infos: the first CameraInfo of each topic.
+        poses: by time in ns: x, y, z, qx, qy, qz, qw.
+        vehicle: the frame whose poses these are.
+    """
+
+    transforms: dict[tuple[str, str], Matrix] = field(default_factory=dict)
+    infos: dict[str, Any] = field(default_factory=dict)
+    poses: dict[int, list[float]] = field(default_factory=dict)
+    vehicle: str = ""
+    repeated: int = 0
+
+
+@contextmanager
+def _opened(paths: Sequence[Path]) -> Iterator[Any]:
+    try:
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError as error:
+        raise OlivineError(
+            f"rosbags is not usable ({error})", remedy="install it: pip install 'olivine[bags]'"
+        ) from error
+    if missing := [path for path in paths if not path.exists()]:
+        raise OlivineError("no such bag", where=missing[0], remedy="name a .bag or .mcap file, or a ROS 2 bag's folder")
+    try:
+        # Old ROS 2 bags do not hold their messages' definitions; those of the sensors have not changed since.
+        reader = AnyReader(paths, default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.open()
+    except Exception as error:  # it has no exception type of its own for all that may be wrong with a file
+        raise OlivineError(
+            f"cannot be read as a bag ({error})",
+            where=paths[0],
+            remedy="name a .bag or .mcap file, or a ROS 2 bag's folder",
+        ) from error
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _named(types: dict[str, str], kinds: Sequence[str]) -> list[str]:
+    return [name for name, kind in types.items() if kind in kinds]
+
+
+def _listed(types: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({kind.rpartition('/')[2]})" for name, kind in sorted(types.items())) or "none"
+
+
+def _sensors(types: dict[str, str], settings: BagSettings) -> list[_Sensor]:
+    """The LiDARs, then the cameras.
+
+    Raises:
+        OlivineError: there is none, or a topic that was asked for is not there or of another type.
+    """
+    found: list[_Sensor] = []
+    for asked, kinds, option in ((settings.lidars, _CLOUDS, "--lidar"), (settings.cameras, _IMAGES, "--camera")):
+        topics = list(asked) or _named(types, kinds)
+        if not asked:  # of an image that is there twice the raw one
+            topics = [t for t in topics if t.rpartition("/")[2] != "compressed" or t.rpartition("/")[0] not in topics]
+        wanted = " or ".join(kind.rpartition("/")[2] for kind in kinds)
+        wrong = [topic for topic in topics if types.get(topic) not in kinds]
+        if wrong or not topics:
+            what = f"no topic {wrong[0]} of {wanted}" if wrong else f"no topic of {wanted}"
+            raise OlivineError(f"{what}; there are {_listed(types)}", where=option, remedy="name one of these")
+        for topic in topics:
+            found.append(_Sensor(topic, _name(topic, [s.name for s in found]), option == "--camera"))
+    return found
+
+
+def _name(topic: str, taken: Sequence[str]) -> str:
+    parts = [re.sub(r"[^\w-]", "_", part) for part in topic.strip("/").split("/")]
+    useful = [part for part in parts if part not in _DULL] or parts
+    options = ["_".join(useful), "_".join(parts), *(f"{'_'.join(parts)}_{k}" for k in range(2, len(taken) + 3))]
+    return next(name for name in options if name not in taken)
+
+
+def _odometry(types: dict[str, str], settings: BagSettings, where: Path) -> str:
+    """The topic of the poses, empty for none."""
+    there = _named(types, _POSES)
+    if settings.odometry == "none" or (not settings.odometry and not there):
+        return ""
+    if settings.odometry and settings.odometry not in there:
+        raise OlivineError(
+            f"no topic {settings.odometry} of poses; there are {_listed(types)}",
+            where="--odometry",
+            remedy="name one of Odometry or PoseStamped, or none",
+        )
+    if not settings.odometry and len(there) > 1:
+        raise OlivineError(
+            f"several topics of poses: {', '.join(there)}", where=where, remedy="choose one with --odometry, or none"
+        )
+    return settings.odometry or there[0]
+
+
+def _read(
+    reader: Any,
+    sensors: dict[str, _Sensor],
+    odometry: str,
+    settings: BagSettings,
+    folder: Path,
+    found: _Found,
+    where: Path,
+) -> None:
+    """Write the sensors' files into ``folder`` and collect what is said of them."""
+    connections = [
+        c
+        for c in reader.connections
+        if c.topic in (*sensors, odometry)
+        or c.msgtype == _INFO
+        or (c.topic.endswith(_STATIC) and c.msgtype in _TRANSFORMS)
+    ]
+    total = sum(c.msgcount for c in connections)
+    messages = _messages(reader, connections, where)
+    for connection, received, message in track(messages, "import-bag", unit="messages", total=total):
+        topic = connection.topic
+        if topic in sensors:
+            _write(sensors[topic], message, _time(message, received, settings, topic), folder, found)
+        elif topic == odometry:
+            pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
+            found.vehicle = settings.vehicle or getattr(message, "child_frame_id", "")
+            p, q = pose.position, pose.orientation
+            values = [float(v) for v in (p.x, p.y, p.z, q.x, q.y, q.z, q.w)]
+            found.poses[_time(message, received, settings, topic)] = values
+        elif connection.msgtype == _INFO:
+            found.infos.setdefault(topic, message)
+        else:
+            for one in message.transforms:
+                pair = one.header.frame_id.lstrip("/"), one.child_frame_id.lstrip("/")
+                found.transforms[pair] = rigid(one.transform.translation, one.transform.rotation)
+
+
+def _messages(reader: Any, connections: Sequence[Any], where: Path) -> Iterator[tuple[Any, int, Any]]:
+    try:
+        for connection, received, raw in reader.messages(connections=connections):
+            yield connection, received, reader.deserialize(raw, connection.msgtype)
+    except OlivineError:
+        raise
+    except Exception as error:  # as in _opened
+        raise OlivineError(
+            f"damaged ({type(error).__name__}: {error})", where=where, remedy="run rosbag reindex or ros2 bag reindex"
+        ) from error
+
+
+def _time(message: Any, received: int, settings: BagSettings, topic: str) -> int:
+    """Nanoseconds."""
+    if settings.stamps == "received":
+        return int(received)
+    stamp = message.header.stamp
+    time = int(stamp.sec) * 10**9 + int(stamp.nanosec)
+    if time == 0:
+        raise OlivineError(
+            f"the messages of {topic} have no time in their header",
+            where="--stamps",
+            remedy="take the times at which they were recorded: --stamps received",
+        )
+    return time
+
+
+def _write(sensor: _Sensor, message: Any, time: int, folder: Path, found: _Found) -> None:
+    """One cloud or image, by its time."""
+    if time in sensor.times:
+        found.repeated += 1
+        return
+    where = f"{sensor.topic} at {time} ns"
+    if sensor.is_camera:
+        data, suffix = image_of(message, where)
+    else:
+        points = cloud_of(message, where)
+        file = io.BytesIO()
+        np.save(file, points, allow_pickle=False)
+        data, suffix, sensor.columns = file.getvalue(), ".npy", points.dtype.names or ()
+    sensor.frame = message.header.frame_id.lstrip("/")
+    if sensor.suffix not in ("", suffix):
+        raise OlivineError(f"{suffix} after {sensor.suffix}", where=where, remedy="record one encoding for each camera")
+    sensor.suffix = suffix
+    path = folder / sensor.name / f"{time:019d}{suffix}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)  # the whole folder appears at once
+    sensor.times.add(time)
+
+
+# -- rig.yaml -----------------------------------------------------------------------------------------------------------
+
+
+def _describe(
+    sensors: Sequence[_Sensor], found: _Found, settings: BagSettings, where: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """``rig.yaml`` without its scenes, and what is to be filled in."""
+    lidars = [sensor for sensor in sensors if not sensor.is_camera]
+    first, to_fill_in = lidars[0].frame, []
+    vehicle = (found.vehicle or settings.vehicle or first).lstrip("/")
+    if found.poses and between(found.transforms, first, vehicle) is None:
+        raise OlivineError(
+            f"the poses are of the frame {vehicle}, which {_STATIC} does not join to the LiDAR's frame {first}",
+            where=where,
+            remedy="name the frame whose poses they are with --vehicle, or leave them out: --odometry none",
+        )
+    plain: dict[str, Any] = {"lidars": {}, "cameras": {}}
+    for sensor in sensors:
+        keys: dict[str, Any] = {"files": f"{sensor.name}/*{sensor.suffix}", "times": "name", "unit": "ns"}
+        to_vehicle = between(found.transforms, sensor.frame, vehicle)
+        at = f"{'cameras' if sensor.is_camera else 'lidars'}.{sensor.name}"
+        if sensor.is_camera:
+            lens, key = _lens(sensor, found), "camera_to_vehicle"
+            if not lens:
+                to_fill_in.append(f"{at}.intrinsic")
+            keys |= lens or {"intrinsic": FILL_IN}
+        else:
+            key = "lidar_to_vehicle"
+            keys["intensity"] = next((c for c in _INTENSITIES if c in sensor.columns), "none")
+        if to_vehicle is None and (sensor.is_camera or len(lidars) > 1):
+            to_fill_in.append(f"{at}.{key}")
+        if to_vehicle is not None or sensor.is_camera or len(lidars) > 1:
+            keys[key] = FILL_IN if to_vehicle is None else to_vehicle.tolist()
+        plain["cameras" if sensor.is_camera else "lidars"][sensor.name] = keys
+    plain["matching"] = {"limit": 0.05, "every": 1}
+    if found.poses:
+        plain["poses"] = {"file": "poses.txt", "format": "tum", "of": "vehicle"}
+    return plain, to_fill_in
+
+
+def _lens(sensor: _Sensor, found: _Found) -> dict[str, Any]:
+    """Of the CameraInfo beside the images' topic; {} where there is none, or it is not calibrated."""
+    topic = sensor.topic.removesuffix("/compressed")
+    beside = topic.rpartition("/")[0] + "/camera_info"
+    message = found.infos.get(beside)
+    return {} if message is None else lens_of(message, "image_rect" in topic.rpartition("/")[2], beside)
+
+
+def _enter(out: Path, scene: str, split: str, plain: dict[str, Any]) -> None:
+    """Write ``rig.yaml``, or add a scene to the one that is there and keep what its user wrote into it."""
+    import yaml
+
+    path = out / FILE
+    line = f"  {scene}: {split}\n"
+    if not path.is_file():
+        head = "# What is what in this folder: written by olivine import-bag. Every key is explained in docs/own-data.md.\n"
+        text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
+        write_bytes(path, f"{head}scenes:\n{line}{text}".encode())
+        return
+    there = read_yaml_file(path)
+    scenes = there.get("scenes") if isinstance(there, dict) else None
+    for section in ("lidars", "cameras"):
+        names = list((there or {}).get(section) or {}) if isinstance(there, dict) else []
+        if names != list(plain[section]):
+            raise OlivineError(
+                f"has the {section} {', '.join(names) or 'none'}, this bag {', '.join(plain[section])}",
+                where=path,
+                remedy="import bags of other sensors into another folder, or choose the topics",
+            )
+    if not isinstance(scenes, dict):
+        raise OlivineError("has no section scenes", where=path, remedy="add it: scenes: {NAME: train}")
+    if scene not in scenes:
+        text = read_text(path, "check its permissions")
+        if "scenes:\n" not in text:
+            raise OlivineError("its scenes are on one line", where=path, remedy=f"add there: {line.strip()}")
+        write_bytes(path, text.replace("scenes:\n", f"scenes:\n{line}", 1).encode())
