@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def probe(
     given: Scoring,
-    random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
+    beside_random: Annotated[
+        bool, typer.Option("--beside-random/--no-beside-random", help="Also probe random weights, to compare.")
+    ] = True,
     augment: Annotated[
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
@@ -51,15 +52,15 @@ def probe(
 
     settings, network = _settings(ProbeSettings, given, augment=augment)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
-    run = functools.partial(linear_probe, random=random, network=network)
+    run = functools.partial(linear_probe, random=beside_random, network=network)
     known = ("scores.json", "pre-trained", "random")
-    _score(run, settings, given, checkpoint, out or folder / "probe", known, "a linear probe of {}")
+    _score("probe", run, settings, given, checkpoint, out or folder / "probe", known, "a linear probe of {}")
 
 
 def finetune(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
-    labels: Annotated[
+    learn_from: Annotated[
         str, typer.Option(help="What it learns from: truth, or weak: the shards' weak labels, without annotation.")
     ] = "truth",
     rounds: Annotated[
@@ -75,7 +76,7 @@ def finetune(
     from ..downstream.rounds import finetune_rounds
     from ..downstream.settings import FinetuneSettings
 
-    settings, network = _settings(FinetuneSettings, given, labels=labels)
+    settings, network = _settings(FinetuneSettings, given, labels=learn_from)
     if given.checkpoint is None and random and network is not None:
         checkpoint, folder = None, RUNS / network.name
     else:
@@ -92,7 +93,7 @@ def finetune(
             ("scores.json", "round-*", "labels-*"),
         )
     what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
-    _score(run, settings, given, checkpoint, out, known, what)
+    _score("finetune", run, settings, given, checkpoint, out, known, what)
 
 
 def _settings(kind: type[S], given: Scoring, **named: Any) -> tuple[S, PretrainSettings | None]:
@@ -106,6 +107,7 @@ def _settings(kind: type[S], given: Scoring, **named: Any) -> tuple[S, PretrainS
 
 
 def _score(
+    command: str,
     run: Callable[..., Any],
     settings: SegmentationSettings,
     given: Scoring,
@@ -124,8 +126,9 @@ def _score(
     options: dict[str, Any] = {"predictions": given.predictions, "overwrite": given.overwrite}
     found = run(checkpoint, base / "train", base / "val", out, settings, **options)
     results = found if isinstance(found, list) else [found]
-    plain = json.dumps([dataclasses.asdict(r) for r in results])
-    print(plain if given.as_json else f"\n{score_table(results)}\nscores: {out}")
+    if given.as_json:
+        return console.emit(command, {"results": [dataclasses.asdict(r) for r in results]}, out)
+    print(f"\n{score_table(results)}\nscores: {out}")
 
 
 def predict(
@@ -262,8 +265,11 @@ def study(
 
         seeds = tuple(seed) if seed else plan.seeds
         if dry_run:
-            for line in list_study(plan, out, seeds, row or ()):
-                print(json.dumps(line) if as_json else "  ".join(line.values()))
+            lines = list(list_study(plan, out, seeds, row or ()))
+            if as_json:
+                return console.emit("study", {"runs": lines}, out)
+            for line in lines:
+                print("  ".join(line.values()))
             return
         summary = run_study(plan, out, seeds, row or ())
     if not as_json:
@@ -318,6 +324,7 @@ def import_weights(
 def report(
     run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
     labels: Labels = None,
+    dataset: Annotated[str | None, typer.Option(help="Take the labels and shards of this data set.")] = None,
     shards: Annotated[
         Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")
     ] = None,
@@ -339,7 +346,7 @@ def report(
     """
     from ..report.page import write_report
 
-    sources = defaults.report_sources(run, labels, shards, predictions, study)
+    sources = defaults.report_sources(run, labels, dataset, shards, predictions, study)
     inputs = (sources.labels, sources.shards, sources.run, sources.predictions, sources.study, sources.label_scores)
     check_output(out, inputs=inputs)
     check_replaceable(out)
