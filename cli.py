@@ -8,11 +8,18 @@ import typer
 
 from . import __version__
 from .commands import cluster, console, data, doctor, own_data, score, train
+from .commands.options import in_groups
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+_COMMANDS = {
+    "Data, labels, pairs": "synth init-rig check-data labelgen score-labels build-pairs",
+    "Training": "features pretrain study",
+    "What came of it": "probe finetune predict embed export import-weights report",
+    "Machines": "submit launch status doctor",
 }
 app = typer.Typer(
     name="olivine",
@@ -21,13 +28,18 @@ app = typer.Typer(
     **_OPTIONS,
 )
 weights_app = typer.Typer(name="weights", help="The foundation models' weights: list, fetch, check.", **_OPTIONS)
-app.add_typer(weights_app)
+app.add_typer(weights_app, rich_help_panel="Data, labels, pairs")
 data.register(app, weights_app)
 own_data.register(app)
 train.register(app)
 score.register(app)
 cluster.register(app)
 doctor.register(app)
+_panels = {name: panel for panel, names in _COMMANDS.items() for name in names.split()}
+for _registered in app.registered_commands:
+    assert _registered.callback is not None
+    _registered.rich_help_panel = _panels[_registered.name or _registered.callback.__name__]
+    _registered.callback = in_groups(_registered.callback)
 
 
 def _say_version(asked: bool) -> None:

@@ -87,7 +87,7 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
         raise OlivineError(
             f"cannot submit {' '.join(command) or 'nothing'}", remedy="labelgen, build-pairs or pretrain"
         )
-    for taken in ("--shard", "--overwrite", "--executor"):
+    for taken in ("--part", "--shard", "--overwrite", "--executor"):
         if any(word == taken or word.startswith(f"{taken}=") for word in command):
             raise OlivineError(f"{taken} cannot be submitted", remedy="leave it out, or run the stage without SLURM")
     has_gpus = _check_cluster(settings)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -25,15 +28,66 @@ _REPEATED = (
 )  # of a summary: printed below it, or too wide for a line
 
 
+_answer: TextIO | None = None  # where the one JSON object goes; None without --json
+
+
 def note(text: str, as_json: bool) -> None:
     """Say what was chosen: on standard output, or beside it where that is for a machine."""
     if not _QUIET:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
-def say_plan(what: str, out: Path, as_json: bool) -> None:
-    """What ``--dry-run`` prints."""
-    print(json.dumps({"plan": what, "out": str(out)}) if as_json else f"would write {what} to {out}")
+def say_plan(what: str, out: Path, as_json: bool, **estimate: float) -> None:
+    """What ``--dry-run`` prints.
+
+    Args:
+        estimate: what it would come to, such as ``images=360`` and ``gigabytes=0.1``.
+    """
+    if as_json:
+        return emit(_command(), {"plan": what, **estimate}, out)
+    about = ", ".join(f"about {_short(value)} {name.replace('_', ' ')}" for name, value in estimate.items())
+    print(f"would write {what} to {out}" + (f": {about}" if about else ""))
+
+
+def emit(
+    command: str,
+    fields: Mapping[str, Any],
+    out: Path | None = None,
+    failures: list[Failure] | None = None,
+    error: str | None = None,
+) -> None:
+    """Print the one JSON object of ``--json``.
+
+    It always has ``command``, ``ok``, ``out``, ``seconds``, ``failures`` and ``error``; beside them is what the command
+    has to say. It is strict JSON: a number that is not finite is null.
+    """
+    if _QUIET:
+        return
+    whole = {
+        "command": command,
+        "ok": error is None and not failures,
+        "out": None if out is None else str(out),
+        "seconds": round(time.monotonic() - _START, 1),
+        "failures": [dataclasses.asdict(failure) for failure in failures or ()],
+        "error": error,
+    }
+    text = json.dumps(_strict({**fields, **whole}), allow_nan=False, default=str)
+    print(text, file=_answer or sys.stdout, flush=True)
+
+
+def _command() -> str:
+    """The command that was given."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    return words[0] if words else "olivine"
+
+
+def _strict(value: Any) -> Any:
+    """Plain values with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def finish(command: str, summary: Any, out: Path | None, as_json: bool) -> None:
@@ -45,24 +99,18 @@ def finish_many(command: str, summaries: list[tuple[str, Any]], out: Path | None
     """Print the summaries (dataclasses whose ``failures`` are listed last); exit 1 if a unit failed."""
     rows = {name: dataclasses.asdict(summary) for name, summary in summaries}
     failures = [Failure(**f) for row in rows.values() for f in row.pop("failures", [])]
-    seconds = round(time.monotonic() - _START, 1)
     if _QUIET:
         pass
     elif as_json:
-        plain = rows[""] if list(rows) == [""] else rows
-        listed = [dataclasses.asdict(f) for f in failures]
-        print(
-            json.dumps(
-                {"command": command, "out": str(out), "seconds": seconds, **plain, "failures": listed}, default=str
-            )
-        )
+        emit(command, rows[""] if list(rows) == [""] else rows, out, failures)
     else:
         for name, row in rows.items():
-            shown = {k: v for k, v in row.items() if v not in (None, [], (), {}, "") and k not in _REPEATED}
+            shown = {k: v for k, v in row.items() if not _says_nothing(v) and k not in _REPEATED}
             print(f"{command} {name}".rstrip())
             for key, value in shown.items():
                 print(f"  {key.replace('_', ' '):24} {_short(value)}")
         if rows:
+            seconds = round(time.monotonic() - _START, 1)
             print(f"  {'seconds':24} {seconds}" + (f"\n  {'written to':24} {out}" if out else ""))
         if failures:
             print(f"{len(failures)} failed:")
@@ -70,6 +118,10 @@ def finish_many(command: str, summaries: list[tuple[str, Any]], out: Path | None
                 print(f"  {failure.unit}: {failure.reason}")
     if failures:
         raise typer.Exit(1)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value in (None, [], (), {}, "") or (isinstance(value, float) and math.isnan(value))
 
 
 def _short(value: Any) -> str:
@@ -82,14 +134,45 @@ def _short(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+RENAMED = {
+    "labelgen": {"--shard": "--part"},
+    "build-pairs": {"--shard": "--part"},
+    "features": {"--shard": "--part"},
+    "probe": {"--random": "--beside-random", "--no-random": "--no-beside-random"},
+    "finetune": {"--labels": "--learn-from"},
+}
+"""Options by their names up to version 0.1, which go on working for one version."""
+
+
+def _with_new_names(words: list[str]) -> list[str]:
+    """The command line with options by their names of now, and a note for each that had an old one."""
+    command = next((word for word in words[1:] if not word.startswith("-")), "")
+    new, own = [], True
+    for word in words:
+        own = own and word != "--"  # what follows is another program's
+        name, equals, value = word.partition("=")
+        renamed = RENAMED.get(command, {}).get(name) if own else None
+        if renamed is not None:
+            print(f"note: {command} {name} is now called {renamed}", file=sys.stderr)
+        new.append(word if renamed is None else f"{renamed}{equals}{value}")
+    return new
+
+
 _TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt before we see it
 INTERRUPTED = "interrupted. What is finished is kept; run the same command again to go on"
 
 
 def run(app: typer.Typer) -> NoReturn:
     """Run the command line and exit with 0, 1 (some units failed) or 2 (bad input); errors are one line."""
+    global _answer
+    sys.argv = _with_new_names(sys.argv)
+    given = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    _answer = sys.stdout if "--json" in given else None
+    # Nothing but the one object goes to standard output, whatever a library prints.
+    quiet = contextlib.redirect_stdout(sys.stderr) if _answer is not None else contextlib.nullcontext()
     try:
-        code = app(standalone_mode=False)
+        with quiet:
+            code = app(standalone_mode=False)
     except OlivineError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -134,5 +217,8 @@ def _interrupted() -> NoReturn:
 
 
 def _fail(line: str, code: int) -> NoReturn:
-    print(f"olivine: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    line = " ".join(line.split())
+    print(f"olivine: {line}", file=sys.stderr, flush=True)
+    if _answer is not None:
+        emit(_command(), {}, error=line)
     sys.exit(code)

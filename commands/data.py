@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common import OlivineError, check_output, check_replaceable, cores
+from ..common import OlivineError, check_output, check_output_file, check_replaceable, cores
 from ..synthetic.settings import FORMATS
 from . import console, defaults
 from .defaults import DATA
@@ -28,6 +28,8 @@ from .options import (
     Workers,
     unfold,
 )
+
+_LABEL_BYTES = 0.041  # of a label map, a pixel: measured on dense synthetic ones; sparser ones take less
 
 
 def register(app: typer.Typer, weights: typer.Typer) -> None:
@@ -118,6 +120,10 @@ def labelgen(
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the oracle's errors.")] = 0,
+    limit: Annotated[int, typer.Option(help="Only the first so many scenes, to try; 0: all.")] = 0,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Label this image alone and draw it: <image>-labels.png here.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Make a sample again and compare; writes nothing.")] = False,
     workers: Annotated[int, typer.Option(help="Processes or actors; 0 for one a GPU.")] = 0,
     units: Units = Units(),
@@ -131,17 +137,22 @@ def labelgen(
     """
     from ..cluster.journal import logs_of
     from ..cluster.ticket import check_environment
+    from ..labelgen.preview import NEED_FRAMES, find_image, preview_labels
     from ..labelgen.run import generate_labels, plan_labels
     from ..labelgen.settings import REGION_LABELERS, LabelSettings
     from ..labelgen.verify import verify_labels
-    from ..readers import dataset_class, index_dataset
+    from ..readers import dataset_class, index_dataset, open_dataset
 
     check_environment()
     gpus = defaults.gpus()
     place = defaults.choose_executor(units.executor, units.address, workers, workers or len(gpus) or 1, gpus)
-    dataset, root, why = defaults.choose_dataset(dataset, root)
-    out = out or DATA / "labels" / dataset_class(dataset).name
-    console.note(f"data set: {root} ({why})", as_json or bool(units.plan))
+    if limit < 0:
+        raise OlivineError(f"--limit {limit}", where="olivine labelgen", remedy="give the first scenes' number; 0: all")
+    of_a_dataset = preview is None or labeler in ("auto", *NEED_FRAMES)
+    if of_a_dataset:
+        dataset, root, why = defaults.choose_dataset(dataset, root)
+        out = out or DATA / "labels" / dataset_class(dataset).name
+        console.note(f"data set: {root} ({why})", as_json or bool(units.plan))
     settings = LabelSettings(
         labeler=labeler,
         camseg=camseg,
@@ -176,10 +187,24 @@ def labelgen(
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
         seed=seed,
     )
+    if preview is not None:
+        drawing = Path(f"{preview.stem}-labels.png")
+        check_output_file(drawing, lambda path: False, inputs=(preview,))
+        place_of = root if of_a_dataset and root is not None else preview.parent
+        frames = open_dataset(dataset, place_of, version).frames() if of_a_dataset and dataset is not None else None
+        seen, _ = preview_labels(find_image(preview, frames), place_of, settings, drawing)
+        return console.finish("labelgen --preview", seen, drawing, as_json)
+    assert dataset is not None and root is not None and out is not None
     check_output(out, inputs=(root, camseg, scores_from, regions, weights), known=("frames",))
     if dry_run:
-        return console.say_plan(f"label maps for {dataset} by {labeler}", out, as_json)
+        opened = open_dataset(dataset, root, version).frames()
+        sizes = [camera.width * camera.height for camera in opened[0].cameras] if opened else []
+        size = round(_LABEL_BYTES * sum(sizes) * len(opened) / 1e9, 3)
+        what = f"label maps for {dataset} by {labeler}"
+        return console.say_plan(what, out, as_json, images=len(opened) * len(sizes), gigabytes=size)
     index, found = index_dataset(out / "frames", dataset, root, version)
+    if limit:
+        index = dataclasses.replace(index, scenes=index.scenes[:limit])
     console.note(f"frames: {found}", as_json or bool(units.plan))
     if units.plan:
         print(json.dumps(plan_labels(index, out, units.plan).to_plain()))
@@ -193,6 +218,7 @@ def labelgen(
 
 def score_labels(
     labels: Labels = None,
+    dataset: Annotated[str | None, typer.Option(help="Take the labels of this data set.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <labels>-scores).")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
@@ -217,7 +243,7 @@ def score_labels(
         if pairs.calibration is not None and not as_json:
             print(calibration_table(pairs.calibration))
         return console.finish("score-labels --shards", pairs, None, as_json)
-    labels, why = defaults.choose_labels(labels, None)
+    labels, why = defaults.choose_labels(labels, dataset)
     console.note(f"labels: {labels} ({why})", as_json)
     out = out or labels.with_name(f"{labels.name}-scores")
     check_output(out, inputs=(labels, root), known=("score.json",))
@@ -264,8 +290,7 @@ def weights_list(weights: Folder = None, as_json: Json = False) -> None:
 
     rows = list_weights(weights)
     if as_json:
-        print(json.dumps(rows, default=str))
-        return
+        return console.emit("weights list", {"models": rows})
     for row in rows:
         files = row["files"]
         known = [f["size"] for f in files if f["size"]]
@@ -337,11 +362,12 @@ def build_pairs(
     from ..pairs.check import check_shards, describe_shards
     from ..pairs.settings import PairSettings
 
-    if check or describe:
-        for action, folder, function in (("check", check, check_shards), ("describe", describe, describe_shards)):
-            if folder is not None:
-                console.finish(f"build-pairs --{action}", function(folder), None, as_json)
-        return
+    if check and describe:
+        raise OlivineError("--check and --describe", where="olivine build-pairs", remedy="give one of them")
+    if check:
+        return console.finish("build-pairs --check", check_shards(check), None, as_json)
+    if describe:
+        return console.finish("build-pairs --describe", describe_shards(describe), None, as_json)
     check_environment()
     if around is not None and (around < 1 or not consolidate):
         remedy = "give at least 1, or leave out --consolidate" if consolidate else "add --consolidate"
@@ -371,15 +397,19 @@ def build_pairs(
     if units.plan:
         print(json.dumps(plan_pairs(store, out, logs_of(out), settings, splits, index, units.plan).to_plain()))
         return
+    if dry_run:
+        from ..pairs.estimate import estimate_bytes
+
+        counts = {name: sum(scene.frame_count for scene in index.select(name)) for name in splits}
+        frames = sum(counts.values())
+        size = frames * estimate_bytes(next(index.frames(splits[0])), settings) if frames else 0.0
+        what = f"shards of {' and '.join(f'{n} {name} frames' for name, n in counts.items())}"
+        pictures = frames * len(next(index.frames(splits[0])).cameras) if frames else 0
+        return console.say_plan(what, out, as_json, images=pictures, gigabytes=round(size / 1e9, 3))
     summaries: list[tuple[str, Any]] = []
-    if not dry_run:
-        for account in accounts_of(store, out, logs_of(out), settings, splits, index, overwrite):
-            account.open()
+    for account in accounts_of(store, out, logs_of(out), settings, splits, index, overwrite):
+        account.open()
     for name in splits:
-        if dry_run:
-            frames = sum(scene.frame_count for scene in index.select(name))
-            console.say_plan(f"shards of {frames} {name} frames", out / name, as_json)
-            continue
         options: dict[str, Any] = {
             "split": name,
             "part": defaults.part(units.shard),
@@ -390,5 +420,4 @@ def build_pairs(
         summaries.append((name, build(store, out / name, settings, **options)))
         if units.merge:
             summaries.append((f"{name} --check", check_shards(out / name)))
-    if not dry_run:
-        console.finish_many("build-pairs", summaries, out, as_json)
+    console.finish_many("build-pairs", summaries, out, as_json)

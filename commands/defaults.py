@@ -102,7 +102,12 @@ def newest_run(pattern: str = "*") -> Path:
 
 
 def report_sources(
-    run: Path | None, labels: Path | None, shards: Path | None, predictions: Path | None, study: Path | None
+    run: Path | None,
+    labels: Path | None,
+    dataset: str | None,
+    shards: Path | None,
+    predictions: Path | None,
+    study: Path | None,
 ) -> Sources:
     """The folders that ``olivine report`` reads: those that are named, and what is found of the others.
 
@@ -111,8 +116,10 @@ def report_sources(
     """
     from ..report.contents import Sources
 
-    if labels is None and any((DATA / "labels").glob("*/manifest.json")):
-        labels, _ = choose_labels(None, None)
+    if labels is None and (dataset is not None or any((DATA / "labels").glob("*/manifest.json"))):
+        labels, _ = choose_labels(None, dataset)
+    if shards is None and dataset is not None:
+        shards = DATA / "pairs" / choose_labels(None, dataset)[0].name
     if shards is not None or any((DATA / "pairs").glob("*/*/manifest.json")):
         shards, _ = choose_shards(shards, "val")
     if run is None:
@@ -158,7 +165,7 @@ def part(text: str) -> tuple[int, int]:
     except ValueError:
         index, count = -1, 0
     if not 0 <= index < count:
-        raise OlivineError(f"--shard {text}", remedy="give it as I/N with I from 0 to N-1, for example 0/4")
+        raise OlivineError(f"--part {text}", remedy="give it as I/N with I from 0 to N-1, for example 0/4")
     return index, count
 
 

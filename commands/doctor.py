@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from ..common import package_versions
+from ..common import Failure, package_versions
+from . import console
 from .options import Json
 
 # distribution, module, what it is for, the extra that brings it (None: olivine itself)
@@ -192,7 +192,8 @@ def doctor(
     """
     findings = list(examine(quick))
     if as_json:
-        print(json.dumps([f.as_dict() for f in findings]))
+        broken = [Failure(f.topic, f.text) for f in findings if f.state == "broken"]
+        console.emit("doctor", {"findings": [f.as_dict() for f in findings]}, failures=broken)
     else:
         for finding in findings:
             print(f"{finding.state:8} {finding.topic:17} {finding.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -37,7 +38,7 @@ class Units:
     merge: Annotated[bool, typer.Option("--merge", help="Do no work; collect and verify what all parts made.")] = False
     plan: Annotated[int, typer.Option(hidden=True, help="Print which of so many parts have work left, as JSON.")] = 0
     shard: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
+        str, typer.Option("--part", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
     ] = "0/1"
 
 
@@ -66,6 +67,90 @@ class Scoring:
     overwrite: Overwrite = False
     as_json: Json = False
     dry_run: DryRun = False
+
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "What is read": (
+        *(
+            "dataset",
+            "root",
+            "version",
+            "split",
+            "labels",
+            "shards",
+            "validation",
+            "checkpoint",
+            "run",
+            "study",
+            "limit",
+        ),
+        *(
+            "camseg",
+            "regions",
+            "classes",
+            "prompts",
+            "phrases",
+            "points",
+            "against",
+            "columns",
+            "intensity",
+            "fraction",
+        ),
+    ),
+    "What is written": (
+        *(
+            "out",
+            "overwrite",
+            "as_json",
+            "dry_run",
+            "images",
+            "image_scale",
+            "jpeg_quality",
+            "predictions",
+            "confidence",
+        ),
+        *("preview", "verify", "check", "describe", "print_config", "name", "layout", "resume"),
+    ),
+    "Models and their weights": (
+        *("labeler", "error", "weights", "detector", "detector_config", "detector_checkpoint", "sam", "sam_checkpoint"),
+        *("text_encoder", "clip", "clip_checkpoint"),
+    ),
+    "Where it runs": (
+        *("workers", "executor", "address", "merge", "plan", "shard", "part", "device", "precision", "batch_size"),
+        *("engine", "partition", "nodes", "gpus", "cpus", "parts", "time", "wait"),
+    ),
+}
+"""Groups of options in the help, by the names of the commands' parameters; the others come first."""
+MANY = 8
+"""A command with more options than this shows them in groups."""
+
+
+def in_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose help shows its options in the groups of :data:`PANELS`, where it has many."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    if len(signature.parameters) <= MANY:
+        return command
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names}
+
+    def placed(parameter: inspect.Parameter) -> inspect.Parameter:
+        hint = hints[parameter.name]
+        kind, *metadata = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        # A copy: one option may be several commands'.
+        metadata = [copy.copy(m) for m in metadata]
+        for option in metadata:
+            if hasattr(option, "rich_help_panel"):
+                option.rich_help_panel = panel_of.get(parameter.name)
+        return parameter.replace(annotation=Annotated[(kind, *metadata)] if metadata else kind)
+
+    @functools.wraps(command)
+    def grouped(**values: Any) -> None:
+        command(**values)
+
+    parameters = [placed(parameter) for parameter in signature.parameters.values()]
+    grouped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return grouped
 
 
 def unfold(command: Callable[..., None]) -> Callable[..., None]:

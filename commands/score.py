@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def probe(
     given: Scoring,
-    random: Annotated[bool, typer.Option("--random/--no-random", help="Also probe random weights, to compare.")] = True,
+    beside_random: Annotated[
+        bool, typer.Option("--beside-random/--no-beside-random", help="Also probe random weights, to compare.")
+    ] = True,
     augment: Annotated[
         bool,
         typer.Option("--augment/--no-augment", help="Rotate and flip the clouds; without, features are computed once."),
@@ -63,9 +64,10 @@ def probe(
     settings, network = _settings(ProbeSettings, given, augment=augment, head="checkpoint" if from_head else None)
     checkpoint, folder = _choose_backbone(given.checkpoint, given.as_json)
     out = out or folder / "probe"
-    run = functools.partial(linear_probe_corrupted if corrupt else linear_probe, random=random, network=network)
+    kind = linear_probe_corrupted if corrupt else linear_probe
+    run = functools.partial(kind, random=beside_random, network=network)
     known = ("scores.json", "pre-trained", "random")
-    _score(run, settings, given, checkpoint, out, known, "a linear probe of {}")
+    _score("probe", run, settings, given, checkpoint, out, known, "a linear probe of {}")
     if corrupt and not (given.dry_run or given.as_json):
         print(f"\n{(out / 'corruptions.md').read_text()}")
 
@@ -73,7 +75,7 @@ def probe(
 def finetune(
     given: Scoring,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of the same network.")] = False,
-    labels: Annotated[
+    learn_from: Annotated[
         str | None,
         typer.Option(
             help="What it learns from: truth (default), or weak: the shards' weak labels, without annotation."
@@ -95,7 +97,7 @@ def finetune(
     from ..downstream.rounds import finetune_rounds
     from ..downstream.settings import FinetuneSettings
 
-    settings, network = _settings(FinetuneSettings, given, preset=preset, labels=labels)
+    settings, network = _settings(FinetuneSettings, given, preset=preset, labels=learn_from)
     if given.checkpoint is None and random and network is not None:
         checkpoint, folder = None, RUNS / network.name
     else:
@@ -112,7 +114,7 @@ def finetune(
             ("scores.json", "round-*", "labels-*"),
         )
     what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
-    _score(run, settings, given, checkpoint, out, known, what)
+    _score("finetune", run, settings, given, checkpoint, out, known, what)
 
 
 def _settings(
@@ -128,6 +130,7 @@ def _settings(
 
 
 def _score(
+    command: str,
     run: Callable[..., Any],
     settings: SegmentationSettings,
     given: Scoring,
@@ -146,8 +149,9 @@ def _score(
     options: dict[str, Any] = {"predictions": given.predictions, "overwrite": given.overwrite}
     found = run(checkpoint, base / "train", base / "val", out, settings, **options)
     results = found if isinstance(found, list) else [found]
-    plain = json.dumps([dataclasses.asdict(r) for r in results])
-    print(plain if given.as_json else f"\n{score_table(results)}\nscores: {out}")
+    if given.as_json:
+        return console.emit(command, {"results": [dataclasses.asdict(r) for r in results]}, out)
+    print(f"\n{score_table(results)}\nscores: {out}")
 
 
 def predict(
@@ -287,8 +291,11 @@ def study(
 
         seeds = tuple(seed) if seed else plan.seeds
         if dry_run:
-            for line in list_study(plan, out, seeds, row or ()):
-                print(json.dumps(line) if as_json else "  ".join(line.values()))
+            lines = list(list_study(plan, out, seeds, row or ()))
+            if as_json:
+                return console.emit("study", {"runs": lines}, out)
+            for line in lines:
+                print("  ".join(line.values()))
             return
         summary = run_study(plan, out, seeds, row or ())
     if not as_json:
@@ -343,6 +350,7 @@ def import_weights(
 def report(
     run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
     labels: Labels = None,
+    dataset: Annotated[str | None, typer.Option(help="Take the labels and shards of this data set.")] = None,
     shards: Annotated[
         Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")
     ] = None,
@@ -364,7 +372,7 @@ def report(
     """
     from ..report.page import write_report
 
-    sources = defaults.report_sources(run, labels, shards, predictions, study)
+    sources = defaults.report_sources(run, labels, dataset, shards, predictions, study)
     inputs = (sources.labels, sources.shards, sources.run, sources.predictions, sources.study, sources.label_scores)
     check_output(out, inputs=inputs)
     check_replaceable(out)

@@ -36,7 +36,7 @@ def features(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the stores (default: data/features).")] = None,
     part: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
+        str, typer.Option("--part", metavar="I/N", help="Only the I-th of N parts of the work (from 0).")
     ] = "0/1",
     as_json: Json = False,
     dry_run: DryRun = False,
@@ -91,18 +91,23 @@ def pretrain(
 
     Example: olivine pretrain --config cpu --set run.epochs=20
     """
-    from ..common.settings import settings_to_yaml
+    from ..common.settings import settings_to_plain, settings_to_yaml
     from ..train.mixture import weights_of
-    from ..train.settings import choose_preset, load_settings
+    from ..train.settings import PretrainSettings, choose_preset, load_settings
 
     changes = list(set_ or [])
     if engine is not None:
         changes.append(f"backbone.engine={engine}")
     preset, why = choose_preset() if config == "auto" else (config, "as asked")
     console.note(f"preset: {preset} ({why})", as_json or print_config)
+
+    def show(settings: PretrainSettings) -> None:
+        if as_json:
+            return console.emit("pretrain", {"settings": settings_to_plain(settings)})
+        print(settings_to_yaml(settings), end="")
+
     if print_config and not shards:
-        print(settings_to_yaml(load_settings(preset, changes)), end="")
-        return
+        return show(load_settings(preset, changes))
     named = load_settings(preset, changes).data
     if not shards and named.shards is not None:
         weights, why, several = weights_of(named.shards), "data.shards", named.several
@@ -122,8 +127,7 @@ def pretrain(
         changes += [f"data.validation={json.dumps(held_out if several or len(held_out) > 1 else held_out[0])}"]
     settings = load_settings(preset, changes)
     if print_config:
-        print(settings_to_yaml(settings), end="")
-        return
+        return show(settings)
     console.note(f"shards: {', '.join(weights)} ({why})", as_json)
     out = out or RUNS / (name or settings.name)
     check_output(out, inputs=(*weights, *held_out), known=("run.json", ".run.lock"))
@@ -135,4 +139,7 @@ def pretrain(
     summary = run(settings, out, resume=resume)
     if summary.interrupted:
         raise KeyboardInterrupt
+    if summary.resumed_from == summary.steps:
+        done = f"{summary.steps:,} of {summary.steps:,} steps were made before"
+        console.note(f"this run is finished: {done}. For another one give --name or --out", as_json)
     console.finish("pretrain", summary, out, as_json)

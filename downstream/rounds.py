@@ -56,7 +56,7 @@ def finetune_rounds(
     if rounds < 1:
         raise OlivineError(f"{rounds} rounds", where="--rounds", remedy="give at least 1, or leave it out")
     if settings.labels != "weak":
-        raise OlivineError("rounds of labels are for weak ones", where="--rounds", remedy="add --labels weak")
+        raise OlivineError("rounds of labels are for weak ones", where="--rounds", remedy="add --learn-from weak")
     ground, out = open_ground(train, validation, settings.labels), Path(out)
     source = read_source(checkpoint, random=random, expected=network)
     fabric = make_fabric(settings.as_run())

@@ -104,7 +104,7 @@ def adopt_settings(settings: LabelSettings, manifest: dict[str, Any] | None) -> 
 def _check_part(part: tuple[int, int]) -> None:
     position, count = part
     if count < 1 or not 0 <= position < count:
-        raise OlivineError(f"--shard {position}/{count} is not a part", remedy="give i/n with 0 <= i < n")
+        raise OlivineError(f"--part {position}/{count} is not a part", remedy="give i/n with 0 <= i < n")
 
 
 def _settle_manifest(

@@ -116,17 +116,17 @@ def _count(
         found.known += np.bincount(code[known], minlength=bins * size).reshape(bins, size)
         found.right += np.bincount(code[known & right], minlength=bins * size).reshape(bins, size)
         if contents.predictions is None and known.any():
-            found.ranked_by = "pairs whose weak label is the true class"
+            found.ranked_by = "of the pairs have their true class as weak label"
             found.scores[index] = float(right[known].mean())
     if contents.predictions is not None and record.point_label is not None and record.point_label.any():
         predicted = contents.predictions.read(index, len(distance))
         labelled = record.point_label > 0
-        found.ranked_by = "labelled points that are predicted right"
+        found.ranked_by = "of the labelled points are predicted right"
         found.scores[index] = float((predicted == record.point_label)[labelled].mean())
     elif not found.known.any() and record.point_agreement is not None:
         voted = record.point_agreement > 0
         if voted.any():
-            found.ranked_by = "mean agreement of the vote over frames"
+            found.ranked_by = "of the votes agree"
             found.scores[index] = float(record.point_agreement[voted].mean() / 255)
 
 
@@ -138,7 +138,8 @@ def choose_frames(found: Statistics, frames: int) -> list[tuple[int, str]]:
         return [(int(index), "") for index in spread]
     worst = ranked[: frames if frames == 1 else frames - 1]
     median = ranked[len(ranked) // 2]
-    chosen = [(index, f"worst but {place}" if place else "the worst") for place, index in enumerate(worst)]
+    ranks = ("the worst", "the second worst", "the third worst")
+    chosen = [(index, ranks[k] if k < 3 else f"number {k + 1} from the worst") for k, index in enumerate(worst)]
     if median not in worst and frames > 1:
         chosen.append((median, "the median"))
     return [

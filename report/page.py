@@ -156,7 +156,7 @@ def _result(contents: Contents) -> str:
         random = by_name.pop("random weights", None)
         for name, value in by_name.items():
             beside = f", random weights {random:.1f} %" if random is not None else ""
-            sentences.append(f"{title}, {name}: {value:.1f} % mean IoU{beside}.")
+            sentences.append(f"{title[0].upper()}{title[1:]}, {name}: {value:.1f} % mean IoU{beside}.")
     caveats = []
     if contents.scores:
         caveats.append("one run with one seed, so nothing is known of the spread")
@@ -318,8 +318,8 @@ def _at_points(contents: Contents, found: Statistics) -> list[str]:
         lines.append(f"<h3>Without ground truth</h3><p>{text}</p>")
     if found.scores:
         values = np.array(list(found.scores.values()))
-        text = f"By frame, {found.ranked_by}: mean {percent(float(values.mean()))} %"
-        text += f", from {percent(float(values.min()))} to {percent(float(values.max()))} % over {len(values)} frames."
+        text = f"By frame {percent(float(values.mean()))} % {found.ranked_by} in the mean, "
+        text += f"from {percent(float(values.min()))} to {percent(float(values.max()))} % over {len(values)} frames."
         lines.append(f"<p>{escape(text)}</p>")
     return lines
 

@@ -183,7 +183,7 @@ def test_a_worker_with_other_packages_is_refused(tmp_path: Path, monkeypatch: py
     [
         ([], "cannot submit nothing"),
         (["probe"], "cannot submit probe"),
-        (["labelgen", "--shard", "0/2"], "--shard cannot be submitted"),
+        (["labelgen", "--part", "0/2"], "--part cannot be submitted"),
         (["labelgen", "--overwrite"], "--overwrite cannot be submitted"),
         (["labelgen"], "no SLURM here"),
     ],

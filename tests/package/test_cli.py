@@ -18,7 +18,7 @@ import pytest
         (["pretrain"], "Run olivine build-pairs first"),
         (["check-labels"], "run olivine build-pairs first"),
         (["features"], "Run olivine build-pairs first"),
-        (["features", "--shard", "4/4"], "from 0 to N-1"),
+        (["features", "--part", "4/4"], "from 0 to N-1"),
         (["pretrain", "--set", "run.epoch=3", "--print-config"], "did you mean 'run.epochs'?"),
         (["pretrain", "--set", "data.shards=elsewhere"], "elsewhere"),
         (["build-pairs", "--around", "3"], "--around 3. Add --consolidate"),
@@ -72,7 +72,7 @@ def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch)
 
 def test_doctor_finds_this_installation_in_order(olivine, tmp_path):
     done = olivine("doctor", "--json", cwd=tmp_path)
-    findings = {f["topic"]: f for f in json.loads(done.stdout)}
+    findings = {f["topic"]: f for f in json.loads(done.stdout)["findings"]}
     assert done.returncode == 0, done.stdout
     assert findings["opencv"]["state"] == "ok"
     assert findings["data set"]["remedy"].endswith("or: olivine synth")
@@ -106,6 +106,6 @@ def test_dry_run_writes_nothing(olivine, tmp_path):
 @pytest.mark.parametrize("command", ["labelgen", "build-pairs"])
 def test_a_stage_takes_the_same_options_of_its_units(command, olivine, tmp_path):
     said = olivine(command, "--help", cwd=tmp_path).stdout
-    for option in ("--executor", "--address", "--merge", "--shard", "--workers"):
+    for option in ("--executor", "--address", "--merge", "--part", "--workers"):
         assert option in said
     assert "--units" not in said

@@ -186,7 +186,7 @@ def test_the_statistics_are_what_a_count_point_by_point_gives(nuscenes_world):
     assert {(k, c): n for (k, c), n in np.ndenumerate(found.pairs) if n} == pairs
     assert (found.known.sum(), found.right.sum()) == (known, right)
     assert (found.twice, found.agreeing) == (twice, agreeing)
-    assert found.ranked_by == "pairs whose weak label is the true class"
+    assert found.ranked_by == "of the pairs have their true class as weak label"
 
 
 def test_the_worst_frames_come_first_and_the_median_last():
