@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from . import __version__
-from .commands import cluster, console, data, doctor, own_data, score, train
+from .commands import cluster, console, data, detect, doctor, own_data, score, train
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -26,6 +26,7 @@ data.register(app, weights_app)
 own_data.register(app)
 train.register(app)
 score.register(app)
+detect.register(app)
 cluster.register(app)
 doctor.register(app)
 

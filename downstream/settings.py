@@ -10,7 +10,7 @@ from ..common import OlivineError
 from ..common.settings import read_yaml, settings_from_plain
 from ..train.settings import PretrainSettings, RunSettings
 
-S = TypeVar("S", bound="SegmentationSettings")
+S = TypeVar("S")
 
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")

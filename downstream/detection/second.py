@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,9 +71,8 @@ class PlaneSettings:
     up_channels: tuple[int, int] = (256, 256)
 
 
-@dataclass(frozen=True)
-class HeadOutput:
-    """What the head says of each anchor of a batch.
+class HeadOutput(NamedTuple):
+    """What the head says of each anchor of a batch. (No frozen dataclass: Fabric's wrapper writes into its output.)
 
     Attributes:
         logit: [B, A, classes].
