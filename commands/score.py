@@ -309,7 +309,13 @@ def export(
         str | None,
         typer.Option(help="minkowski (SLidR, OLIVINE), openpcdet, waffleiron or state_dict (default: its own)."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file (default: <run>/<layout>.pt).")] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="For OpenPCDet's second, pv_rcnn or centerpoint: a configuration beside the weights."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file (default: <run>/<layout>.pt, or <run>/<for>.pth).")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -319,7 +325,14 @@ def export(
     """
     from ..downstream.weights import export_backbone
 
+    if detector is not None and layout is not None:
+        raise OlivineError("--for and --layout", remedy="give one of them")
     checkpoint, folder = _choose_backbone(checkpoint, as_json)
+    if detector is not None:
+        from ..downstream.detection.handover import export_for
+
+        out = out or folder / f"{detector}.pth"
+        return console.finish("export", export_for(detector, checkpoint, out, overwrite=overwrite), out, as_json)
     out = out or folder / f"{layout or 'exported'}.pt"
     console.finish("export", export_backbone(checkpoint, out, layout, overwrite=overwrite), out, as_json)
 

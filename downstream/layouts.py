@@ -214,10 +214,12 @@ def from_openpcdet(weights: Weights, network: nn.Module) -> Weights:
     converted = {}
     for name, tensor in weights.items():
         ours = back.get(name, name)
-        convolution = ours in own and isinstance(network.get_submodule(ours.rpartition(".")[0]), Conv3d)
-        if convolution and tensor.ndim == 5:
-            tensor = _from_spconv(tensor)
-        elif convolution and tensor.ndim == 1:
+        owner = network.get_submodule(ours.rpartition(".")[0]) if ours in own else None
+        if isinstance(owner, Conv3d) and tensor.ndim == 5:
+            # The published checkpoints are of spconv 1, whose kernels are [z, y, x, in, out].
+            first = tensor.shape[0] != owner.out_channels and tensor.shape[4] == owner.out_channels
+            tensor = _from_spconv(tensor.permute(4, 0, 1, 2, 3) if first else tensor)
+        elif isinstance(owner, Conv3d) and tensor.ndim == 1:
             tensor = tensor[None]
         converted[ours] = tensor
     return converted

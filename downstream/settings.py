@@ -10,7 +10,7 @@ from ..common import OlivineError
 from ..common.settings import read_yaml, settings_from_plain
 from ..train.settings import PretrainSettings, RunSettings
 
-S = TypeVar("S", bound="SegmentationSettings")
+S = TypeVar("S")
 
 PRESETS: dict[str, dict[str, Any]] = {"uov": {"labels": "weak", "epochs": 5, "lr": 2.0, "backbone_lr": 0.02}}
 """Published settings of a fine-tuning, by name. ``uov``: annotation-free training after UOV's pre-training, by its code."""

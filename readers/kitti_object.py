@@ -116,6 +116,16 @@ class KittiObjectDataset(Dataset):
         )
 
 
+def lidar_to_labels(frame: Frame) -> Matrix:
+    """LiDAR to the rectified camera 0 of a frame, in which label and result files give places; float64 [4, 4]."""
+    return _calibration(frame.root / f"{frame.token.replace('/', '/calib/')}.txt")[2]
+
+
+def label_file(frame: Frame) -> Path | None:
+    """The file with the objects of a frame; None on the test frames."""
+    return None if frame.split == "test" else frame.root / f"{frame.token.replace('/', '/label_2/')}.txt"
+
+
 def official_training_frames() -> NDArray[np.bool_]:
     """Whether each of the labelled frames is for training (3,712) or for validation (3,769); bool [7481]."""
     text = (files(__package__) / "data" / "kitti_object_split.txt").read_text()

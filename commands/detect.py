@@ -1,0 +1,147 @@
+"""The command for 3D detection on KITTI's object benchmark: train, predict, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from ..common import OlivineError, check_output, write_bytes, write_json
+from . import console, defaults
+from .defaults import DATA, RUNS
+from .options import Checkpoint, DryRun, Json
+
+if TYPE_CHECKING:
+    from ..downstream.detection.scenes import Scene
+    from ..readers.frame import Frame
+
+_KNOWN = ("run.json", ".run.lock", "runs.json", "seed-*")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(detect)
+
+
+def detect(
+    checkpoint: Checkpoint = None,
+    root: Annotated[Path | None, typer.Option(help="KITTI object's folder (default: data/kitti-object).")] = None,
+    random: Annotated[bool, typer.Option("--random", help="Start from random weights of a VoxelNet trunk.")] = False,
+    fraction: Annotated[float, typer.Option(help="Percent of the training frames: 5, 10, 20 or 100.")] = 100,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training frames (default: 80).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and random weights.")] = 0,
+    runs: Annotated[int, typer.Option(help="Runs with seeds from --seed on; the best, and the mean.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as preset=pretraining.")
+    ] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Write result files with the trained detector --checkpoint.")
+    ] = False,
+    evaluate: Annotated[Path | None, typer.Option(help="Score the result files of this folder, and stop.")] = None,
+    split: Annotated[str | None, typer.Option(help="With --predict or --evaluate: val, train or test.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, or of the result files.")] = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train SECOND on a pre-trained VoxelNet trunk on KITTI, and score it as the benchmark does.
+
+    Example: olivine detect --checkpoint runs/voxelnet --fraction 5 --set preset=pretraining
+    """
+    from ..downstream.detection.detect import detect as run
+    from ..downstream.detection.detect import runs_of, runs_table
+    from ..downstream.detection.settings import DetectionSettings
+    from ..downstream.network import read_source
+    from ..downstream.settings import settings_of
+    from ..train.settings import load_settings
+
+    changes = set_ or []
+    if evaluate is not None or predict:
+        if evaluate is not None and predict:
+            raise OlivineError("--predict and --evaluate", remedy="give one of them")
+        return _files(checkpoint, root, split or "val", evaluate, out, as_json)
+    if split is not None:
+        raise OlivineError("--split goes with --predict or --evaluate", remedy="leave it out")
+    if runs < 1:
+        raise OlivineError(f"--runs {runs}", remedy="use 1 or more")
+    named = {"fraction": fraction, "epochs": epochs}
+    settings = settings_of(DetectionSettings, changes, **named, seed=seed)
+    if checkpoint is None and random:
+        network = load_settings("voxelnet")
+        source, folder = read_source(None, random=True, expected=network), RUNS / network.name
+    else:
+        checkpoint, why = defaults.choose_checkpoint(checkpoint)
+        console.note(f"checkpoint: {checkpoint} ({why})", as_json)
+        source = read_source(checkpoint, random=random)
+        folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    root = root or DATA / "kitti-object"
+    out = out or folder / f"detect-{settings.fraction:g}{'-random' if random else ''}"
+    check_output(out, inputs=(root, checkpoint), known=_KNOWN)
+    if dry_run:
+        return console.say_plan(f"SECOND on {source.name} and {settings.fraction:g} % of the labels", out, as_json)
+    train, validation = kitti_scenes(root, "train"), kitti_scenes(root, "val")
+    results = []
+    for k in range(runs):
+        place = out if runs == 1 else out / f"seed-{seed + k}"
+        one = dataclasses.replace(settings, seed=seed + k)
+        results.append(run(source, train, validation, place, one))
+    summary = runs_of(results)
+    if runs > 1:
+        write_json(out / "runs.json", dataclasses.asdict(summary))
+        write_bytes(out / "runs.md", runs_table(summary).encode())
+    table = runs_table(summary) if runs > 1 else (out / "ap.md").read_text()
+    print(json.dumps(dataclasses.asdict(summary)) if as_json else f"\n{table}\nresults: {out}")
+
+
+def _files(
+    checkpoint: Path | None, root: Path | None, split: str, evaluate: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """Write result files, or score them."""
+    from ..downstream.detection.detect import evaluate_files
+    from ..downstream.detection.detect import predict as run
+    from ..downstream.detection.kitti_eval import LEAST_IOU
+
+    root = root or DATA / "kitti-object"
+    scenes = kitti_scenes(root, split)
+    if evaluate is not None:
+        score, table = evaluate_files(evaluate, scenes, tuple(LEAST_IOU))
+        plain = {**dataclasses.asdict(score), "mean_ap": score.mean()}
+        text = json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()})
+        print(text if as_json else f"\n{table}")
+        return
+    checkpoint, why = defaults.choose_checkpoint(checkpoint, "*/detect-*")
+    console.note(f"checkpoint: {checkpoint} ({why})", as_json)
+    out = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"results-{split}"
+    check_output(out, inputs=(root, checkpoint))
+    console.finish("detect", run(checkpoint, scenes, out), out, as_json)
+
+
+def kitti_scenes(root: Path, split: str) -> list[Scene]:
+    """The scenes of a split of KITTI's object benchmark.
+
+    Raises:
+        OlivineError: the folder is no such data set, or a file of it is wrong.
+    """
+    from ..downstream.detection.scenes import KittiCamera, Scene
+    from ..readers import open_dataset
+    from ..readers.kitti_object import label_file, lidar_to_labels
+
+    dataset = open_dataset("kitti-object", root)
+
+    def scene(frame: Frame) -> Scene:
+        def cloud() -> NDArray[np.float32]:
+            points = frame.points()
+            points[:, 3] += dataset.intensity_offset
+            return points
+
+        (camera,) = frame.cameras
+        geometry = KittiCamera(
+            camera.intrinsic, camera.lidar_to_camera, lidar_to_labels(frame), camera.width, camera.height
+        )
+        return Scene(frame.token.rpartition("/")[2], cloud, geometry, label_file(frame))
+
+    return [scene(frame) for frame in dataset.frames(split)]

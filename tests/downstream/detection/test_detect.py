@@ -1,0 +1,210 @@
+"""A detection run from end to end: train, resume, score, predict, evaluate, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from olivine.commands.detect import kitti_scenes
+from olivine.common import OlivineError
+from olivine.downstream.detection.detect import detect, predict, runs_of, score_results
+from olivine.downstream.detection.fit import fit
+from olivine.downstream.detection.kitti_format import read_objects
+from olivine.downstream.detection.settings import DetectionSettings
+from olivine.downstream.network import read_source
+from olivine.train.backbone import build_backbone
+from olivine.train.build import backbone_arguments
+from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
+from olivine.train.settings import load_settings
+
+TINY = DetectionSettings(
+    preset="pretraining", range_m=(0.0, -12.8, -5.0, 25.6, 12.8, 3.0), epochs=1, batch=2, plane_layers=(1, 1),
+    plane_channels=(8, 8), plane_up_channels=(8, 8), accelerator="cpu", workers=0, score=0.005,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(kitti_objects):
+    return kitti_scenes(kitti_objects, "train")[:4], kitti_scenes(kitti_objects, "val")[:2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A pre-trained trunk."""
+    settings = load_settings("voxelnet")
+    arguments = backbone_arguments(settings)
+    network = build_backbone(**arguments, seed=7)
+    from olivine.common.settings import settings_to_plain
+
+    content = {"kind": "pretrain", "step": 1, "steps": 1, "settings": settings_to_plain(settings), "backbone": arguments,
+               "backbone_state": network.state_dict(), "method_state": {}, "data": {}}  # fmt: skip
+    path = tmp_path_factory.mktemp("trunk") / "last.pt"
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(scenes, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "detect-100"
+    return out, detect(read_source(checkpoint), *scenes, out, TINY)
+
+
+def test_a_run_writes_its_results_and_their_score_and_is_not_done_again(done, scenes, checkpoint):
+    out, result = done
+    assert {p.name for p in out.iterdir()} >= {"run.json", "last.pt", "steps.csv", "epochs.csv", "ap.json", "ap.md"}
+    assert sorted(p.name for p in (out / "results").glob("*.txt")) == [f"{s.name}.txt" for s in scenes[1]]
+    assert result.name == "pre-trained" and result.train_frames == 4 and result.validation_frames == 2
+    score = score_results(out / "results", scenes[1], TINY.classes)
+    assert result.mean_ap == pytest.approx(score.mean())
+    assert json.loads((out / "ap.json").read_text())["ap"]["Car"]["3d"].keys() == {"easy", "moderate", "hard"}
+    at = (out / "last.pt").stat().st_mtime_ns
+    assert detect(read_source(checkpoint), *scenes, out, TINY) == result
+    assert (out / "last.pt").stat().st_mtime_ns == at
+    with pytest.raises(OlivineError, match=r"holds another run: lr is 0\.003 there and 0\.01 here"):
+        detect(read_source(checkpoint), *scenes, out, dataclasses.replace(TINY, lr=0.01))
+    with pytest.raises(OlivineError, match="starts from another checkpoint"):
+        detect(read_source(checkpoint, random=True), *scenes, out, TINY)
+
+
+def test_the_trunk_starts_from_the_checkpoint(scenes, checkpoint, tmp_path, monkeypatch):
+    """Before the first step the trunk's weights are the checkpoint's; with random weights they are the seed's."""
+    seen = []
+    monkeypatch.setattr("olivine.downstream.detection.detect.fit", lambda network, *_: seen.append(network) or stop())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    for random in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            detect(read_source(checkpoint, random=random), *scenes, tmp_path / f"{random}", TINY)
+    theirs = load_backbone(checkpoint)[0].state_dict()
+    same = [all(torch.equal(v, theirs[n]) for n, v in one.backbone_3d.state_dict().items()) for one in seen]
+    assert same == [True, False]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    stopped = []
+
+    def fit_one_step(network, training, plan, *rest):
+        """Stop as a signal would, after the first step."""
+        from olivine.downstream.detection import fit as module
+
+        class Stop:
+            requested = True
+
+        import contextlib
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "stop_signals", lambda: contextlib.nullcontext(Stop))
+            stopped.append(True)
+            fit(network, training, plan, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("olivine.downstream.detection.detect.fit", fit_one_step)
+        with pytest.raises(KeyboardInterrupt):
+            detect(read_source(checkpoint), *scenes, out, TINY)
+    assert stopped and load_checkpoint(out)["step"] == 1
+    # Other threads that make scenes change nothing.
+    detect(read_source(checkpoint), *scenes, out, dataclasses.replace(TINY, workers=2))
+    one, other = load_checkpoint(done[0]), load_checkpoint(out)
+    for part in ("backbone_state", "head_state"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    for name in (p.name for p in (done[0] / "results").glob("*.txt")):
+        assert (done[0] / "results" / name).read_bytes() == (out / "results" / name).read_bytes()
+
+
+def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, scenes, kitti_objects, tmp_path):
+    out, _ = done
+    summary = predict(out, scenes[1], tmp_path / "files")
+    assert summary.frames == 2
+    for path in (out / "results").glob("*.txt"):
+        assert path.read_bytes() == (tmp_path / "files" / path.name).read_bytes()
+        found = read_objects(path, scored=True)
+        assert np.all(found.image[:, 2] > found.image[:, 0]) and np.all((found.score > 0) & (found.score <= 1))
+
+
+def test_a_checkpoint_of_other_voxels_or_another_network_is_refused(scenes, checkpoint, tmp_path):
+    fine = dataclasses.replace(TINY, preset="second", range_m=(0.0, -6.4, -3.0, 12.8, 6.4, 1.0))
+    with pytest.raises(OlivineError, match=r"trained with voxels\.size_m 0\.1, and --set preset=second has 0\.05"):
+        detect(read_source(checkpoint), *scenes, tmp_path / "a", fine)
+    # Random weights have no voxels of their own.
+    source = read_source(checkpoint, random=True)
+    from olivine.downstream.detection.detect import check_voxels
+
+    check_voxels(source, fine.voxel_settings(), fine)
+    check_voxels(read_source(checkpoint), fine.voxel_settings(), dataclasses.replace(fine, any_voxels=True))
+    unet = read_source(None, random=True, expected=load_settings("cpu"))
+    with pytest.raises(OlivineError, match="SECOND stands on the trunk of a VoxelNet"):
+        detect(unet, *scenes, tmp_path / "b", TINY)
+    with pytest.raises(OlivineError, match="no training frame"):
+        detect(source, [], scenes[1], tmp_path / "c", TINY)
+
+
+def test_the_mean_of_several_runs_has_students_interval(done):
+    results = [dataclasses.replace(done[1], mean_ap=value) for value in (60.0, 62.0, 64.0)]
+    found = runs_of(results)
+    assert (found.best, found.mean) == (64.0, 62.0)
+    assert found.interval == pytest.approx(4.303 * 2.0 / 3**0.5, abs=1e-2)  # t at 97.5 %, 2 degrees of freedom
+    assert runs_of(results[:1]).interval is None
+
+
+def command(*words: str):
+    from olivine.cli import app
+
+    return CliRunner().invoke(app, ["detect", *words])
+
+
+def test_the_command_scores_labels_as_their_own_results(kitti_objects, tmp_path):
+    """Prediction files of the labels themselves, score 1: no miss and no false positive."""
+    for scene in kitti_scenes(kitti_objects, "val"):
+        lines = [line for line in scene.labels.read_text().splitlines() if line.split()[0] in TINY.classes]
+        (tmp_path / f"{scene.name}.txt").write_text("".join(f"{line} 1.0\n" for line in lines))
+    found = command("--evaluate", str(tmp_path), "--root", str(kitti_objects), "--json")
+    assert found.exit_code == 0, found.output
+    plain = json.loads(found.stdout.splitlines()[-1])
+    for c, d in np.ndindex(3, 3):
+        n = plain["counted"][c][d]
+        # With equal scores there is one threshold for each of at most 41 steps of the recall.
+        limit = 100.0 if n > 40 else 100 * max(n - 1, 0) / 40
+        assert plain["at_40"][c][2][d] == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--predict", "--evaluate", "x"), "Give one of them"),
+        (("--split", "val"), "--split goes with --predict or --evaluate"),
+        (("--runs", "0", "--random"), "--runs 0"),
+        (("--random", "--set", "preset=fine"), "preset is 'fine'"),
+        (("--random", "--set", "klasses=x"), "klasses"),
+        (("--random", "--fraction", "30"), "is not every k-th frame"),
+    ],
+)
+def test_a_wrong_command_is_one_line(words, says):
+    with pytest.raises(OlivineError, match=says) as error:
+        raise command(*words).exception
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda t: (t / "calib" / "000000.txt").unlink(), r"000000\.txt: no such file"),
+        (lambda t: (t / "label_2" / "000000.txt").unlink(), r"label_2/000000\.txt: no such file"),
+        (lambda t: (t / "label_2" / "000000.txt").write_text("Car 0 0 0 1 2 3 4 1 -1 1 1 1 9 0\n"), "negative size"),
+    ],
+)
+def test_wrong_labels_are_one_line_before_anything_is_trained(kitti_objects, checkpoint, tmp_path, damage, says):
+    shutil.copytree(kitti_objects, tmp_path / "set")
+    damage(tmp_path / "set" / "training")
+    words = ["--checkpoint", str(checkpoint), "--root", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    with pytest.raises(OlivineError, match=says) as error:
+        raise command(*words, "--set", "preset=pretraining").exception
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "last.pt").exists()
