@@ -169,6 +169,7 @@ class PretrainSettings:
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = (
     "name",
+    "backbone.engine",
     "data.shards",
     "data.validation",
     "data.workers",

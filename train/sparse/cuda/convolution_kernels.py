@@ -40,7 +40,9 @@ def convolve(  # type: ignore[no-untyped-def]
         if MIRROR >= 0:
             cell = MIRROR - cell
         channel = (step % PARTS) * DEPTH + c
-        a = tl.load(feature + row.to(tl.int64)[:, None] * INPUTS + channel[None, :], mask=(row >= 0)[:, None], other=0.0)
+        a = tl.load(
+            feature + row.to(tl.int64)[:, None] * INPUTS + channel[None, :], mask=(row >= 0)[:, None], other=0.0
+        )
         weights = kernel + cell.to(tl.int64) * INPUTS * OUTPUTS
         if TRANSPOSED:
             place = n[None, :] * INPUTS + channel[:, None]
