@@ -43,6 +43,6 @@ def set_float32_products(products: str) -> None:
         raise OlivineError(
             f"no way {products!r} to multiply float32", remedy=f"choose one of {', '.join(FLOAT32_PRODUCTS)}"
         )
-    _products = products  # type: ignore[assignment]
+    _products = products
     torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
     torch.backends.cudnn.allow_tf32 = products == "tf32"

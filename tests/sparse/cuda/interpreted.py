@@ -6,7 +6,6 @@ References are the general path in float64, which dense convolutions check (``te
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -254,14 +253,13 @@ def network_results(engine: str, dtype: torch.dtype, name: str, coordinate: torc
 
 def check_network(name: str, coordinate: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter's time goes by programs and steps, so a program does more here than on a GPU.
-    for key, found in tiles.CONVOLUTION.items():
-        large = {columns: replace(tile, rows=256, depth=128) for columns, tile in found.items()}
-        monkeypatch.setitem(tiles.CONVOLUTION, key, {max(large): replace(large[max(large)], columns=256)})
-    for key, tile in tiles.WEIGHTS.items():
-        monkeypatch.setitem(tiles.WEIGHTS, key, replace(tile, rows=512, columns=256, depth=256))
-    monkeypatch.setattr("olivine.train.sparse.cuda.normalization.NORM_COLUMNS", 256)
-    monkeypatch.setattr("olivine.train.sparse.cuda.normalization.NORM_ROWS", 512)
-    monkeypatch.setattr("olivine.train.sparse.cuda.convolution.SUM_BLOCK", 1 << 17)
+    for key in tiles.CONVOLUTION:
+        large = {columns: tiles.Tile(128, columns, 128, 4, 3) for columns in (16, 32, 64, 128, 256)}
+        monkeypatch.setitem(tiles.CONVOLUTION, key, large)
+        monkeypatch.setitem(tiles.WEIGHTS, key, tiles.Tile(512, 256, 128, 4, 3))
+    monkeypatch.setattr("olivine.train.sparse.cuda.normalization.NORM_COLUMNS", 64)
+    monkeypatch.setattr("olivine.train.sparse.cuda.normalization.NORM_ROWS", 128)
+    monkeypatch.setattr("olivine.train.sparse.cuda.convolution.SUM_BLOCK", 1 << 13)
     ours = network_results("triton", torch.float32, name, coordinate)
     exact = network_results("torch", torch.float64, name, coordinate)
     general = network_results("torch", torch.float32, name, coordinate)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-triton = pytest.importorskip("triton")
-
+import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -140,8 +139,6 @@ def test_every_weights_gradient_fits(architecture, product):
 
 
 def test_the_table_has_every_product_on_every_architecture_and_tiles_divide_their_widths():
-    import torch
-
     assert tiles.CONVOLUTION.keys() == tiles.WEIGHTS.keys() == {(a, p) for a in (80, 90, 100) for p in tiles.PRODUCTS}
     for product in tiles.PRODUCTS:
         for inputs in (16, 48, 96, 160, 384):
@@ -150,73 +147,73 @@ def test_the_table_has_every_product_on_every_architecture_and_tiles_divide_thei
             assert tile.depth >= 16
 
 
-F, P, I = "*bf16", "*fp32", "i32"
+F, P, INT = "*bf16", "*fp32", "i32"
 WIDTH = {"CHANNELS": 96, "ROWS": tiles.NORM_ROWS, "COLUMNS": tiles.NORM_COLUMNS}
 SMALL = {
-    "block_moments": (norm_kernels, {"feature": F, "part": P, "rows": I}, WIDTH | {"RUN": tiles.NORM_RUN}),
+    "block_moments": (norm_kernels, {"feature": F, "part": P, "rows": INT}, WIDTH | {"RUN": tiles.NORM_RUN}),
     "merge_moments": (
         norm_kernels,
-        {"part": P, "moments": P, "running_mean": P, "running_variance": P, "blocks": I, "momentum": "fp32"},
+        {"part": P, "moments": P, "running_mean": P, "running_variance": P, "blocks": INT, "momentum": "fp32"},
         WIDTH | {"UPDATE": True},
     ),
     "normalize": (
         norm_kernels,
-        {"feature": F, "shortcut": F, "out": F, "moments": P, "weight": P, "bias": P, "rows": I, "eps": "fp32"},
+        {"feature": F, "shortcut": F, "out": F, "moments": P, "weight": P, "bias": P, "rows": INT, "eps": "fp32"},
         WIDTH | {"ADD": True, "RELU": True},
     ),
     "gradient_sums": (
         norm_kernels,
-        {"feature": F, "out": F, "gradient": F, "moments": P, "part": P, "rows": I, "eps": "fp32"},
+        {"feature": F, "out": F, "gradient": F, "moments": P, "part": P, "rows": INT, "eps": "fp32"},
         WIDTH | {"RELU": True, "RUN": tiles.NORM_RUN},
     ),
     "gradients": (
         norm_kernels,
         {"feature": F, "out": F, "gradient": F, "moments": P, "sums": P, "weight": P, "of_feature": F, "of_shortcut": F,
-         "rows": I, "eps": "fp32"},
+         "rows": INT, "eps": "fp32"},
         WIDTH | {"ADD": True, "RELU": True},
     ),
     "find_neighbors": (
         map_kernels,
-        {"key": "*i64", "wanted": "*i64", "offset": "*i64", "table": "*i32", "rows_in": I, "rows_out": I, "halvings": I,
-         "step": I},
+        {"key": "*i64", "wanted": "*i64", "offset": "*i64", "table": "*i32", "rows_in": INT, "rows_out": INT, "halvings": INT,
+         "step": INT},
         {"RUNS": 9, "LENGTH": 3, "BLOCK": tiles.MAP_ROWS},
     ),
     "floor_keys": (
         map_kernels,
-        {"key": "*i64", "out": "*i64", "rows": I, "step_x": I, "step_y": I, "step_z": I},
+        {"key": "*i64", "out": "*i64", "rows": INT, "step_x": INT, "step_y": INT, "step_z": INT},
         {"BITS": 17, "HALF": 65536, "BLOCK": tiles.MAP_ROWS},
     ),
     "fill_slots": (
         map_kernels,
-        {"table": "*i32", "order": "*i64", "first": "*i32", "slots": "*i32", "cells": "*i32", "rows_out": I},
+        {"table": "*i32", "order": "*i64", "first": "*i32", "slots": "*i32", "cells": "*i32", "rows_out": INT},
         {"CELLS": 27, "ROWS": 128},
     ),
     "list_pairs": (
         map_kernels,
-        {"table": "*i32", "end": "*i32", "pair_in": "*i32", "pair_out": "*i32", "rows_out": I, "blocks": I},
+        {"table": "*i32", "end": "*i32", "pair_in": "*i32", "pair_out": "*i32", "rows_out": INT, "blocks": INT},
         {"BLOCK": tiles.MAP_ROWS},
     ),
-    "count_cells": (map_kernels, {"mask": "*i32", "count": "*i32", "rows_out": I}, {"ROWS": 128}),
+    "count_cells": (map_kernels, {"mask": "*i32", "count": "*i32", "rows_out": INT}, {"ROWS": 128}),
     "mask_cells": (
         map_kernels,
-        {"table": "*i32", "rank": "*i64", "mask": "*i32", "rows_out": I},
+        {"table": "*i32", "rank": "*i64", "mask": "*i32", "rows_out": INT},
         {"CELLS": 27, "BLOCK": tiles.MAP_ROWS},
     ),
-    "keep_first": (map_kernels, {"key": "*i64", "place": "*i64", "out": "*i64", "rows": I}, {"BLOCK": tiles.MAP_ROWS}),
+    "keep_first": (map_kernels, {"key": "*i64", "place": "*i64", "out": "*i64", "rows": INT}, {"BLOCK": tiles.MAP_ROWS}),
     "invert": (
-        map_kernels, {"table": "*i32", "back": "*i32", "rows_in": I, "rows_out": I}, {"BLOCK": tiles.MAP_ROWS}
+        map_kernels, {"table": "*i32", "back": "*i32", "rows_in": INT, "rows_out": INT}, {"BLOCK": tiles.MAP_ROWS}
     ),
     "count_pairs": (
-        map_kernels, {"table": "*i32", "count": "*i32", "rows_out": I, "blocks": I}, {"BLOCK": tiles.MAP_ROWS}
+        map_kernels, {"table": "*i32", "count": "*i32", "rows_out": INT, "blocks": INT}, {"BLOCK": tiles.MAP_ROWS}
     ),
     "gather_cells": (
         convolution_kernels,
-        {"feature": F, "table": "*i32", "out": F, "rows_out": I},
+        {"feature": F, "table": "*i32", "out": F, "rows_out": INT},
         {"INPUTS": 1, "CELLS": 27, "WIDTH": 32, "ROWS": 64, "COLUMNS": 32},
     ),
     "add_shares": (
         convolution_kernels,
-        {"part": P, "out": F, "start": "*i32", "share": I, "cells": I},
+        {"part": P, "out": F, "start": "*i32", "share": INT, "cells": INT},
         {"SIZE": 96 * 96, "BLOCK": 1024},
     ),
 }  # fmt: skip

@@ -63,7 +63,7 @@ def test_without_triton_the_general_path_stays_and_the_name_is_refused(gpu, monk
     monkeypatch.setitem(sys.modules, "triton", None)
     assert engines.choose_engine("auto", GPU)[0] == "torch"
     with pytest.raises(
-        OlivineError, match="Triton cannot be imported.*pip install triton.*choose engine torch"
+        OlivineError, match=r"Triton cannot be imported.*pip install triton.*choose engine torch"
     ) as error:
         engines.choose_engine("triton", GPU)
     assert "\n" not in str(error.value)
