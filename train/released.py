@@ -100,6 +100,7 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     if method["name"] == "olivine":
         method.setdefault("scored_draw", False)
         method.setdefault("least_score", 0.0)
+    plain.get("run", {}).setdefault("float32_products", "tf32x3")  # it was at least as exact
     plain.get("augment", {}).setdefault("cuboid_keeps", "full images")
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
         plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")

@@ -33,7 +33,9 @@ def float32_products() -> Float32Products:
 
 
 def set_float32_products(products: str) -> None:
-    """Set it for the engine ``triton`` and for PyTorch's matrix products and convolutions, from now on.
+    """Set it for the engine ``triton`` and for PyTorch's matrix products, from now on.
+
+    Images' convolutions (cuDNN) are the frozen encoder's, whose precision is a setting of its own.
 
     Raises:
         OlivineError: an unknown setting.
@@ -45,4 +47,3 @@ def set_float32_products(products: str) -> None:
         )
     _products = products
     torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
-    torch.backends.cudnn.allow_tf32 = products == "tf32"

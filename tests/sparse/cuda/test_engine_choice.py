@@ -82,14 +82,27 @@ def test_an_unknown_engine_names_those_that_are():
 
 def test_float32_products_are_one_setting_for_every_product():
     before = precision.float32_products()
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    flag = torch.backends.cuda.matmul.allow_tf32
     try:
         for setting, rounded in (("tf32", True), ("tf32x3", False), ("ieee", False)):
             precision.set_float32_products(setting)
             assert precision.float32_products() == setting
-            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == rounded
+            assert torch.backends.cuda.matmul.allow_tf32 == rounded
         with pytest.raises(OlivineError, match="Choose one of ieee, tf32x3, tf32"):
             precision.set_float32_products("fp8")
     finally:
         precision.set_float32_products(before)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+        torch.backends.cuda.matmul.allow_tf32 = flag
+
+
+def test_a_run_sets_its_float32_products_and_puts_back_what_was():
+    from olivine.train.devices import torch_state
+    from olivine.train.settings import load_settings
+
+    before = precision.float32_products(), torch.backends.cuda.matmul.allow_tf32
+    with torch_state(load_settings("cpu", ["run.float32_products=tf32"]), CPU):
+        assert precision.float32_products() == "tf32"
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert (precision.float32_products(), torch.backends.cuda.matmul.allow_tf32) == before
+    with pytest.raises(OlivineError, match=r"run\.float32_products"):
+        load_settings("cpu", ["run.float32_products=fp8"])
