@@ -9,6 +9,8 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from olivine.train.backbones import build_backbone
@@ -238,6 +240,44 @@ def test_a_norm_in_evaluation_has_the_running_statistics_and_nan_stays_nan():
     assert ours[3, 2].isnan()
     assert int(ours.isnan().sum()) == 1
     torch.testing.assert_close(ours, exact.float(), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+SIZES = (70, 31)
+
+
+def norm_of_rows(rows: slice, dtype: torch.dtype, engine: str, group) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    feature, shortcut, weight = (torch.randn(sum(SIZES), 20, generator=generator) for _ in range(3))
+    norm = nn.BatchNorm1d(20, momentum=0.3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 20))
+    norm, feature = norm.to(dtype), (feature * 3 + 100)[rows].to(dtype).requires_grad_()
+    out = norm_add_relu(feature, norm, group=group, shortcut=shortcut[rows].to(dtype), engine=engine)
+    out.backward(weight[rows].to(dtype))
+    return [
+        t.detach() for t in (out, feature.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var)
+    ]
+
+
+def norm_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(SIZES))
+    rows = slice(sum(SIZES[:rank]), sum(SIZES[: rank + 1]))
+    torch.save(norm_of_rows(rows, torch.float32, "triton", dist.group.WORLD), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_clouds_normalise_as_one(tmp_path):
+    mp.start_processes(norm_worker, (str(tmp_path),), nprocs=len(SIZES), start_method="spawn")
+    exact = norm_of_rows(slice(None), torch.float64, "torch", None)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(len(SIZES)))
+    for number in (0, 1):
+        assert error(torch.cat((first[number], second[number])), exact[number]) < 1e-6
+    for number in (2, 3):
+        assert error(first[number] + second[number], exact[number]) < 1e-6
+    for number in (4, 5):
+        assert error(first[number], exact[number]) < 1e-6
+        assert torch.equal(first[number], second[number])
 
 
 def network_results(engine: str, dtype: torch.dtype, name: str, coordinate: torch.Tensor) -> dict[str, torch.Tensor]:

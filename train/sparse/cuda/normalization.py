@@ -64,7 +64,7 @@ class _NormAddRelu(torch.autograd.Function):
         if group is not None:
             own = _merge(part, None)
             part = torch.empty(dist.get_world_size(group), *own.shape, dtype=own.dtype, device=own.device)
-            dist.all_gather_into_tensor(part, own, group=group)
+            dist.all_gather_into_tensor(part.flatten(0, 1), own, group=group)
         moments = _merge(part, norm)
         out = _normalize(feature, shortcut, moments, weight, bias, norm.eps, relu)
         ctx.save_for_backward(feature, out if relu else feature, moments, weight)
