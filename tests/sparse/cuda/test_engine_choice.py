@@ -75,6 +75,16 @@ def test_triton_by_name_on_a_cpu_is_refused_in_one_line(gpu):
     assert "\n" not in str(error.value)
 
 
+def test_pretrain_says_before_it_starts_which_engine_runs_and_refuses_one_that_cannot(gpu):
+    from olivine.commands.train import _engine_of
+    from olivine.train.settings import load_settings
+
+    on_cpu = ["run.accelerator=cpu"]
+    assert _engine_of(load_settings("cpu", on_cpu)).startswith("torch")
+    with pytest.raises(OlivineError, match="engine triton: its kernels run on an NVIDIA GPU"):
+        _engine_of(load_settings("cpu", [*on_cpu, "backbone.engine=triton"]))
+
+
 def test_an_unknown_engine_names_those_that_are():
     with pytest.raises(OlivineError, match="Choose one of auto, torch, triton, minkowski"):
         SparseTensor(torch.ones(3, 1), COORDINATE, engine="spconv")

@@ -19,6 +19,13 @@ def norm_add_relu(
     """See :func:`olivine.train.sparse.normalization.norm_add_relu`; None where the kernels do not suit the case."""
     if not _suits(feature, norm) or not (shortcut is None or shortcut.dtype == feature.dtype):
         return None
+    with torch.cuda.device_of(feature):
+        return _norm_add_relu(feature, norm, group, shortcut, relu)
+
+
+def _norm_add_relu(
+    feature: Tensor, norm: nn.BatchNorm1d, group: dist.ProcessGroup | None, shortcut: Tensor | None, relu: bool
+) -> Tensor | None:
     feature = feature.contiguous()
     shortcut = None if shortcut is None else shortcut.contiguous()
     if not norm.training:
