@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,8 +92,10 @@ def detect(
     if runs > 1:
         write_json(out / "runs.json", dataclasses.asdict(summary))
         write_bytes(out / "runs.md", runs_table(summary).encode())
+    if as_json:
+        return console.emit("detect", dataclasses.asdict(summary), out)
     table = runs_table(summary) if runs > 1 else (out / "ap.md").read_text()
-    print(json.dumps(dataclasses.asdict(summary)) if as_json else f"\n{table}\nresults: {out}")
+    print(f"\n{table}\nresults: {out}")
 
 
 def _files(
@@ -110,9 +111,10 @@ def _files(
     if evaluate is not None:
         score, table = evaluate_files(evaluate, scenes, tuple(LEAST_IOU))
         plain = {**dataclasses.asdict(score), "mean_ap": score.mean()}
-        text = json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()})
-        print(text if as_json else f"\n{table}")
-        return
+        if as_json:
+            return console.emit("detect", {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()})
+        print(f"\n{table}")
+        return None
     checkpoint, why = defaults.choose_checkpoint(checkpoint, "*/detect-*")
     console.note(f"checkpoint: {checkpoint} ({why})", as_json)
     out = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"results-{split}"

@@ -145,12 +145,17 @@ def _devices() -> Iterator[Finding]:
 
 
 def _engine() -> Finding:
+    import torch
+
     from ..train.sparse import loops
-    from ..train.sparse.engines import engine_problem
+    from ..train.sparse.engines import choose_engine, engine_problem
 
     path = "compiled loops" if loops.available() else "matrix products"
     beside = "; minkowski can be chosen with --engine" if engine_problem("minkowski") is None else ""
-    return Finding("sparse engine", "ok", f"torch (on this CPU with {path}){beside}")
+    chosen = f"torch (on this CPU with {path})"
+    if torch.cuda.is_available():
+        chosen = choose_engine("auto", torch.device("cuda", 0))[1]
+    return Finding("sparse engine", "ok", f"{chosen}{beside}")
 
 
 def _jpeg() -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from ..common import OlivineError, check_output
 from . import console, defaults
 from .defaults import RUNS
 from .options import DryRun, Json
+
+if TYPE_CHECKING:
+    from ..train.settings import PretrainSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +81,8 @@ def pretrain(
     config: Annotated[str, typer.Option(help="A preset's name, a YAML file, or auto.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Sparse engine: torch or minkowski (default: the preset's).")
+        str | None,
+        typer.Option(help="Sparse engine: auto, torch, triton (a GPU) or minkowski (default: the preset's)."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run (default: the preset's).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<name>).")] = None,
@@ -134,6 +138,7 @@ def pretrain(
     if dry_run:
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)
+    console.note(f"sparse engine: {_engine_of(settings)}", as_json)
     from ..train.loop import pretrain as run
 
     summary = run(settings, out, resume=resume)
@@ -143,3 +148,13 @@ def pretrain(
         done = f"{summary.steps:,} of {summary.steps:,} steps were made before"
         console.note(f"this run is finished: {done}. For another one give --name or --out", as_json)
     console.finish("pretrain", summary, out, as_json)
+
+
+def _engine_of(settings: PretrainSettings) -> str:
+    """What computes a run's sparse convolutions, and why; an error in one line where that cannot be."""
+    import torch
+
+    from ..train.sparse.engines import choose_engine
+
+    on_gpu = settings.run.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return choose_engine(settings.backbone.engine, torch.device("cuda:0" if on_gpu else "cpu"))[1]

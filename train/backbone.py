@@ -25,11 +25,11 @@ class BackboneSettings:
 
     Attributes:
         name: a file of ``backbones/``, or ``package.module:Class``.
-        engine: what computes sparse convolutions: ``torch``, or ``minkowski`` where MinkowskiEngine is installed.
+        engine: what computes sparse convolutions (:data:`~.sparse.engines.ENGINES`).
     """
 
     name: str = "srunet34"
-    engine: str = "torch"
+    engine: str = "auto"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Clouds:
     """
 
     def __init__(
-        self, points: Tensor, cloud: Tensor, voxels: Voxels, settings: VoxelSettings, engine: str = "torch"
+        self, points: Tensor, cloud: Tensor, voxels: Voxels, settings: VoxelSettings, engine: str = "auto"
     ) -> None:
         self.points, self.cloud, self.voxels, self.settings, self.engine = points, cloud, voxels, settings, engine
 

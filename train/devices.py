@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common import OlivineError
 from .settings import PretrainSettings
 from .sparse.loops import release_memory
+from .sparse.precision import float32_products, set_float32_products
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -120,10 +121,15 @@ def anywhere(flag: bool, fabric: Fabric) -> bool:
 
 @contextlib.contextmanager
 def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms and the number of threads for the length of a run, after which kept memory is given back."""
+    """Deterministic algorithms, how float32 is multiplied and the number of threads, for the length of a run.
+
+    After it kept memory is given back.
+    """
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
+    products, rounded = float32_products(), torch.backends.cuda.matmul.allow_tf32
+    set_float32_products(settings.run.float32_products)
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     if settings.run.deterministic:
@@ -134,4 +140,6 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
         torch.set_num_threads(threads)
+        set_float32_products(products)
+        torch.backends.cuda.matmul.allow_tf32 = rounded
         release_memory()

@@ -34,7 +34,7 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, voxels: VoxelSettings, group: int, seed: int, engine: str = "torch"
+        self, backbone: Backbone, method: Method, voxels: VoxelSettings, group: int, seed: int, engine: str = "auto"
     ) -> None:
         super().__init__()
         self.backbone, self.method = backbone, method

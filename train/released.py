@@ -101,6 +101,7 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
         method.setdefault("scored_draw", False)
         method.setdefault("least_score", 0.0)
         method.setdefault("weigh_pairs", "alike")
+    plain.get("run", {}).setdefault("float32_products", "tf32x3")  # it was at least as exact
     off = {"beams": 0.0, "range_noise": 0.0, "intensity_off": 0.0}
     plain["augment"] = {"cuboid_keeps": "full images", **off, **plain.get("augment", {})}
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):

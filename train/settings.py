@@ -133,6 +133,8 @@ class RunSettings:
         group: frames of a contrast group, within which draws and negatives are.
         accumulate: forward passes that a step is split into.
         accelerator, devices, nodes, precision: as Lightning Fabric takes them.
+        float32_products: how exactly the 3D network's and the losses' float32 factors are multiplied on a GPU, at least:
+            ``ieee``, ``tf32x3`` (nearly so, on tensor cores) or ``tf32``; see :mod:`olivine.train.sparse.precision`.
         threads: CPU threads; 0 leaves PyTorch's choice.
         deterministic: deterministic algorithms; on a CPU the same bits every time.
         checkpoint_epochs: a numbered checkpoint every so many epochs; 0 makes none.
@@ -151,6 +153,7 @@ class RunSettings:
     devices: str = "auto"
     nodes: int = 1
     precision: str = "32-true"
+    float32_products: Literal["ieee", "tf32x3", "tf32"] = "tf32x3"
     threads: int = 0
     deterministic: bool = True
     checkpoint_epochs: int = 10
@@ -190,6 +193,7 @@ class PretrainSettings:
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = (
     "name",
+    "backbone.engine",
     "data.shards",
     "data.validation",
     "data.workers",

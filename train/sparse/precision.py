@@ -33,7 +33,9 @@ def float32_products() -> Float32Products:
 
 
 def set_float32_products(products: str) -> None:
-    """Set it for the engine ``triton`` and for PyTorch's matrix products and convolutions, from now on.
+    """Set it for the engine ``triton`` and for PyTorch's matrix products, from now on.
+
+    Images' convolutions (cuDNN) are the frozen encoder's, whose precision is a setting of its own.
 
     Raises:
         OlivineError: an unknown setting.
@@ -43,6 +45,5 @@ def set_float32_products(products: str) -> None:
         raise OlivineError(
             f"no way {products!r} to multiply float32", remedy=f"choose one of {', '.join(FLOAT32_PRODUCTS)}"
         )
-    _products = products  # type: ignore[assignment]
+    _products = products
     torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
-    torch.backends.cudnn.allow_tf32 = products == "tf32"

@@ -34,7 +34,7 @@ class SparseTensor:
         *,
         batch_size: int | None = None,
         shape: tuple[int, int, int] | None = None,
-        engine: str = "torch",
+        engine: str = "auto",
     ) -> None:
         _check_feature(feature, coordinate)
         self.manager, self.voxels = start_manager(

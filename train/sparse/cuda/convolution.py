@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import convolution_kernels as kernels
 from .maps import CellMap
-from .tiles import Product, architecture, convolution_tile, product_of, weights_tile
+from .tiles import SUM_BLOCK, Product, architecture, convolution_tile, product_of, weights_tile
 
 #: Channels of a step of a product are multiples of this: the depth of a tensor core's smallest product of 16-bit factors.
 LANES = 16
@@ -105,9 +105,9 @@ def _weight_gradient(feature: Tensor, gradient: Tensor, cell_map: CellMap, produ
         ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     out = torch.empty(cells, inputs, outputs, dtype=feature.dtype, device=feature.device)
-    size, block = inputs * outputs, 1024
-    kernels.add_shares[(cells, triton.cdiv(size, block))](
-        part, out, cell_map.pair_start, share, cells, SIZE=size, BLOCK=block
+    size = inputs * outputs
+    kernels.add_shares[(cells, triton.cdiv(size, SUM_BLOCK))](
+        part, out, cell_map.pair_start, share, cells, SIZE=size, BLOCK=SUM_BLOCK
     )
     return out
 

@@ -40,12 +40,11 @@ def convolve(  # type: ignore[no-untyped-def]
         if MIRROR >= 0:
             cell = MIRROR - cell
         channel = (step % PARTS) * DEPTH + c
-        a = tl.load(feature + row.to(tl.int64)[:, None] * INPUTS + channel[None, :], mask=(row >= 0)[:, None], other=0.0)
+        a = tl.load(
+            feature + row.to(tl.int64)[:, None] * INPUTS + channel[None, :], mask=(row >= 0)[:, None], other=0.0
+        )
         weights = kernel + cell.to(tl.int64) * INPUTS * OUTPUTS
-        if TRANSPOSED:
-            place = n[None, :] * INPUTS + channel[:, None]
-        else:
-            place = channel[:, None] * OUTPUTS + n[None, :]
+        place = n[None, :] * INPUTS + channel[:, None] if TRANSPOSED else channel[:, None] * OUTPUTS + n[None, :]
         b = tl.load(weights + place, mask=(n < OUTPUTS)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     m = block * ROWS + r

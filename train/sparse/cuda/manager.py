@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..engines import TorchManager
 from ..convolution import matching
+from ..engines import TorchManager
 from ..geometry import ONE, ConvolutionShape, CoordinateSet, SortedSet, Triple, from_keys, triple
 from ..kernel_map import kernel_offsets
 from .convolution import convolve, suits

@@ -67,9 +67,7 @@ def find_neighbors(  # type: ignore[no-untyped-def]
         for number in tl.static_range(LENGTH):
             here = tl.load(key + low, mask=inside & (low < rows_in), other=-1)
             found = here == goal + number * step
-            tl.store(
-                table + (number * RUNS + run) * rows_out + m, tl.where(found, low, -1), mask=inside
-            )
+            tl.store(table + (number * RUNS + run) * rows_out + m, tl.where(found, low, -1), mask=inside)
             low += found.to(tl.int32)
 
 

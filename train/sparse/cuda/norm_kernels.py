@@ -1,7 +1,8 @@
 """The Triton kernels of batch norm with the shortcut and the ReLU after it: two passes over the voxels each way.
 
-Moments are [3, C] float32: the number of rows, their mean and their sum of squared deviations. Each program joins the moments of its
-rows by Chan, Golub and LeVeque (1979) in their order, so nothing cancels and the same rows give the same bits.
+Moments are [4, C] float32: the number of rows, their mean, what float32 leaves out of the mean, and their sum of squared deviations.
+Each program joins the moments of its rows by Chan, Golub and LeVeque (1979) in their order, with means as differences to
+the first rows' one. So nothing cancels, a large common mean costs no digits, and the same rows give the same bits.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import triton.language as tl
 def block_moments(  # type: ignore[no-untyped-def]
     feature, part, rows, CHANNELS: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """part[b] = the moments of the b-th RUN of rows: [blocks, 3, C]."""
+    """part[b] = the moments of the b-th RUN of rows: [blocks, 4, C]; the mean is given as one row's value and the rest."""
     block = tl.program_id(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    top = (block * RUN).to(tl.int64)
+    base = tl.load(feature + top * CHANNELS + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
     count = 0.0
     mean = tl.zeros((COLUMNS,), tl.float32)
     squares = tl.zeros((COLUMNS,), tl.float32)
     end = tl.minimum(block * RUN + RUN, rows)
-    for top in range(block * RUN, end, ROWS):
-        r = top + tl.arange(0, ROWS)
+    for first in range(block * RUN, end, ROWS):
+        r = first + tl.arange(0, ROWS)
         inside = (r < end)[:, None] & (c < CHANNELS)[None, :]
         value = tl.load(feature + r.to(tl.int64)[:, None] * CHANNELS + c[None, :], mask=inside, other=0.0)
-        value = value.to(tl.float32)
-        own_count = tl.minimum(end - top, ROWS).to(tl.float32)
+        value = tl.where(inside, value.to(tl.float32) - base[None, :], 0.0)
+        own_count = tl.minimum(end - first, ROWS).to(tl.float32)
         own = tl.sum(value, 0) / own_count
         deviation = tl.where(inside, value - own[None, :], 0.0)
         total = count + own_count
@@ -34,10 +37,11 @@ def block_moments(  # type: ignore[no-untyped-def]
         mean += shift * (own_count / total)
         squares += tl.sum(deviation * deviation, 0) + shift * shift * (count * own_count / total)
         count = total
-    place = part + block * 3 * CHANNELS + c
+    place = part + block * 4 * CHANNELS + c
     tl.store(place, tl.zeros((COLUMNS,), tl.float32) + count, mask=c < CHANNELS)
-    tl.store(place + CHANNELS, mean, mask=c < CHANNELS)
-    tl.store(place + 2 * CHANNELS, squares, mask=c < CHANNELS)
+    tl.store(place + CHANNELS, base, mask=c < CHANNELS)
+    tl.store(place + 2 * CHANNELS, mean, mask=c < CHANNELS)
+    tl.store(place + 3 * CHANNELS, squares, mask=c < CHANNELS)
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -45,10 +49,7 @@ def merge_moments(  # type: ignore[no-untyped-def]
     part, moments, running_mean, running_variance, blocks, momentum,
     UPDATE: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The moments [3, C] of all blocks (or processes) from theirs [blocks, 3, C], and the running statistics' step.
-
-    The mean is made from the blocks' differences to the first block's, so a large common mean costs no digits.
-    """
+    """The moments [4, C] of all blocks (or processes) from theirs [blocks, 4, C], and the running statistics' step."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     base = tl.load(part + CHANNELS + c, mask=c < CHANNELS, other=0.0)
     total = tl.zeros((COLUMNS,), tl.float32)
@@ -56,23 +57,30 @@ def merge_moments(  # type: ignore[no-untyped-def]
     for top in range(0, blocks, ROWS):
         r = top + tl.arange(0, ROWS)
         inside = (r < blocks)[:, None] & (c < CHANNELS)[None, :]
-        place = part + r[:, None] * 3 * CHANNELS + c[None, :]
+        place = part + r[:, None] * 4 * CHANNELS + c[None, :]
         count = tl.load(place, mask=inside, other=0.0)
-        own = tl.load(place + CHANNELS, mask=inside, other=0.0)
+        own = (tl.load(place + CHANNELS, mask=inside, other=0.0) - base[None, :]) + tl.load(
+            place + 2 * CHANNELS, mask=inside, other=0.0
+        )
         total += tl.sum(count, 0)
-        weighted += tl.sum(count * (own - base[None, :]), 0)
-    mean = base + weighted / total
+        weighted += tl.sum(count * own, 0)
+    shifted = weighted / tl.maximum(total, 1.0)
     squares = tl.zeros((COLUMNS,), tl.float32)
     for top in range(0, blocks, ROWS):
         r = top + tl.arange(0, ROWS)
         inside = (r < blocks)[:, None] & (c < CHANNELS)[None, :]
-        place = part + r[:, None] * 3 * CHANNELS + c[None, :]
+        place = part + r[:, None] * 4 * CHANNELS + c[None, :]
         count = tl.load(place, mask=inside, other=0.0)
-        shift = tl.load(place + CHANNELS, mask=inside, other=0.0) - mean[None, :]
-        squares += tl.sum(tl.load(place + 2 * CHANNELS, mask=inside, other=0.0) + count * shift * shift, 0)
+        own = (tl.load(place + CHANNELS, mask=inside, other=0.0) - base[None, :]) + tl.load(
+            place + 2 * CHANNELS, mask=inside, other=0.0
+        )
+        shift = own - shifted[None, :]
+        squares += tl.sum(tl.load(place + 3 * CHANNELS, mask=inside, other=0.0) + count * shift * shift, 0)
+    mean = base + shifted
     tl.store(moments + c, total, mask=c < CHANNELS)
     tl.store(moments + CHANNELS + c, mean, mask=c < CHANNELS)
-    tl.store(moments + 2 * CHANNELS + c, squares, mask=c < CHANNELS)
+    tl.store(moments + 2 * CHANNELS + c, shifted - (mean - base), mask=c < CHANNELS)
+    tl.store(moments + 3 * CHANNELS + c, squares, mask=c < CHANNELS)
     if UPDATE:
         old = tl.load(running_mean + c, mask=c < CHANNELS, other=0.0)
         tl.store(running_mean + c, old + momentum * (mean - old), mask=c < CHANNELS)
@@ -85,9 +93,10 @@ def _normal(feature, moments, place, c, inside, eps, CHANNELS: tl.constexpr):  #
     """(normalised values [ROWS, COLUMNS], 1 / standard deviation [COLUMNS])."""
     count = tl.load(moments + c, mask=c < CHANNELS, other=1.0)
     mean = tl.load(moments + CHANNELS + c, mask=c < CHANNELS, other=0.0)
-    scale = tl.rsqrt(tl.load(moments + 2 * CHANNELS + c, mask=c < CHANNELS, other=1.0) / count + eps)
+    rest = tl.load(moments + 2 * CHANNELS + c, mask=c < CHANNELS, other=0.0)
+    scale = tl.rsqrt(tl.load(moments + 3 * CHANNELS + c, mask=c < CHANNELS, other=1.0) / count + eps)
     value = tl.load(feature + place, mask=inside, other=0.0).to(tl.float32)
-    return (value - mean[None, :]) * scale[None, :], scale
+    return ((value - mean[None, :]) - rest[None, :]) * scale[None, :], scale
 
 
 @triton.jit(do_not_specialize=["rows"])

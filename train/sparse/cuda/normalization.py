@@ -19,13 +19,21 @@ def norm_add_relu(
     """See :func:`olivine.train.sparse.normalization.norm_add_relu`; None where the kernels do not suit the case."""
     if not _suits(feature, norm) or not (shortcut is None or shortcut.dtype == feature.dtype):
         return None
+    with torch.cuda.device_of(feature):
+        return _norm_add_relu(feature, norm, group, shortcut, relu)
+
+
+def _norm_add_relu(
+    feature: Tensor, norm: nn.BatchNorm1d, group: dist.ProcessGroup | None, shortcut: Tensor | None, relu: bool
+) -> Tensor | None:
     feature = feature.contiguous()
     shortcut = None if shortcut is None else shortcut.contiguous()
     if not norm.training:
         if torch.is_grad_enabled():
             return None
-        assert norm.running_mean is not None and norm.running_var is not None
-        moments = torch.stack((torch.ones_like(norm.running_mean), norm.running_mean, norm.running_var))
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        moments = torch.stack((torch.ones_like(mean), mean, torch.zeros_like(mean), variance))
         return _normalize(feature, shortcut, moments, norm.weight, norm.bias, norm.eps, relu)
     group = None if group is None or dist.get_world_size(group) == 1 else group
     if group is None and len(feature) < 2:
@@ -63,7 +71,7 @@ class _NormAddRelu(torch.autograd.Function):
         if group is not None:
             own = _merge(part, None)
             part = torch.empty(dist.get_world_size(group), *own.shape, dtype=own.dtype, device=own.device)
-            dist.all_gather_into_tensor(part, own, group=group)
+            dist.all_gather_into_tensor(part.flatten(0, 1), own, group=group)
         moments = _merge(part, norm)
         out = _normalize(feature, shortcut, moments, weight, bias, norm.eps, relu)
         ctx.save_for_backward(feature, out if relu else feature, moments, weight)
@@ -100,7 +108,7 @@ class _NormAddRelu(torch.autograd.Function):
 def _block_moments(feature: Tensor) -> Tensor:
     rows, channels = feature.shape
     blocks = triton.cdiv(rows, NORM_RUN)
-    part = torch.empty(blocks, 3, channels, dtype=torch.float32, device=feature.device)
+    part = torch.empty(blocks, 4, channels, dtype=torch.float32, device=feature.device)
     kernels.block_moments[(blocks, triton.cdiv(channels, NORM_COLUMNS))](
         feature, part, rows, CHANNELS=channels, RUN=NORM_RUN, ROWS=NORM_ROWS, COLUMNS=NORM_COLUMNS
     )
@@ -108,9 +116,9 @@ def _block_moments(feature: Tensor) -> Tensor:
 
 
 def _merge(part: Tensor, norm: nn.BatchNorm1d | None) -> Tensor:
-    """The moments [3, C] of all parts [P, 3, C]; with a norm, its running statistics take a step too."""
+    """The moments [4, C] of all parts [P, 4, C]; with a norm, its running statistics take a step too."""
     channels = part.shape[2]
-    moments = torch.empty(3, channels, dtype=torch.float32, device=part.device)
+    moments = torch.empty(4, channels, dtype=torch.float32, device=part.device)
     update = norm is not None
     mean, variance = (norm.running_mean, norm.running_var) if norm is not None else (moments, moments)
     kernels.merge_moments[(triton.cdiv(channels, NORM_COLUMNS),)](

@@ -100,6 +100,8 @@ WEIGHTS: dict[tuple[int, Product], Tile] = {
 
 #: Rows and columns of a program of the norm's kernels, and the rows of one that sums.
 NORM_ROWS, NORM_COLUMNS, NORM_RUN = 64, 32, 1024
+#: Numbers that a program adds up of all shares of a weight's gradient.
+SUM_BLOCK = 1024
 #: Rows of a program of the maps' kernels.
 MAP_ROWS = 256
 
