@@ -97,7 +97,7 @@ def pretrain(
     """
     from ..common.settings import settings_to_plain, settings_to_yaml
     from ..train.mixture import weights_of
-    from ..train.settings import PretrainSettings, choose_preset, load_settings
+    from ..train.settings import choose_preset, load_settings
 
     changes = list(set_ or [])
     if engine is not None:

@@ -124,6 +124,9 @@ class SegmentationSettings:
     def as_run(self) -> PretrainSettings:
         """Seed and devices in the form that the pre-training's machinery takes."""
         run = RunSettings(
+            # Where the frames decide the batch, it is made a multiple of any number of devices: this is one of most.
+            batch=self.batch or 55_440,
+            group=1,
             accelerator=self.accelerator,
             devices=self.devices,
             nodes=self.nodes,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,14 @@ from .sparse.precision import float32_products, set_float32_products
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+#: Whether torch fills fresh memory with NaN during a run: it costs a pass over every new array. Tests switch it on.
+FILL_FRESH_MEMORY = False
+
 
 def make_fabric(settings: PretrainSettings) -> Fabric:
     """Lightning Fabric, launched. Under ``torchrun`` the number of devices and nodes is torchrun's.
+
+    ``run.devices=auto`` takes as many GPUs as the batch divides over, and says so where some are left over.
 
     Raises:
         OlivineError: a device that is not there, or several nodes and nothing that starts the others.
@@ -40,9 +46,22 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
             f"run.nodes is {nodes}, and nothing has started the other nodes; this one would wait for ever",
             remedy="start them with olivine submit, olivine launch or torchrun",
         )
-    several = (
-        nodes > 1 or (isinstance(devices, int) and devices > 1) or (devices == "auto" and _gpus(run.accelerator) > 1)
-    )
+    elif devices == "auto" and _gpus(run.accelerator) > 1:
+        devices = devices_for(settings, _gpus(run.accelerator))
+        if devices < _gpus(run.accelerator) and "LOCAL_RANK" not in os.environ:  # once, and not in Fabric's children
+            print(
+                f"olivine: {devices} of {_gpus(run.accelerator)} GPUs: run.batch={run.batch} in groups of {run.group} "
+                "does not divide over more",
+                file=sys.stderr,
+                flush=True,
+            )
+    several = nodes > 1 or (isinstance(devices, int) and devices > 1)
+    strategy: Any = "auto"
+    if several:
+        from lightning_fabric.strategies import DDPStrategy
+
+        # Norms share their statistics (share_norms), so their buffers are the same everywhere without a broadcast.
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     try:
         with warnings.catch_warnings():
             # On a machine with SLURM's commands Fabric advises srun at every start; docs/cluster.md has our way.
@@ -52,7 +71,7 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
                 devices=devices,
                 num_nodes=nodes,
                 precision=run.precision,  # type: ignore[arg-type]
-                strategy="ddp" if several else "auto",
+                strategy=strategy,
             )
         fabric.launch()
     except OlivineError:
@@ -64,6 +83,15 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
             remedy="choose others, for example --set run.accelerator=cpu",
         ) from None
     return fabric
+
+
+def devices_for(settings: PretrainSettings, present: int) -> int:
+    """The largest number of devices, of those present on each node, that a step's frames divide over; at least 1."""
+    for number in range(present, 1, -1):
+        with contextlib.suppress(OlivineError):
+            share_of_step(settings, 0, number * settings.run.nodes)
+            return number
+    return 1
 
 
 def _gpus(accelerator: str) -> int:
@@ -123,8 +151,10 @@ def anywhere(flag: bool, fabric: Fabric) -> bool:
 def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
     """Deterministic algorithms, how float32 is multiplied and the number of threads, for the length of a run.
 
-    After it kept memory is given back.
+    An operator that has no deterministic algorithm on the device raises torch's error. Fresh memory is not filled with
+    NaN: nothing reads it before it is written. After the run kept memory is given back.
     """
+    was_filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
@@ -134,11 +164,13 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
         torch.set_num_threads(settings.run.threads)
     if settings.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = FILL_FRESH_MEMORY  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
+        torch.utils.deterministic.fill_uninitialized_memory = was_filled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
         set_float32_products(products)
         torch.backends.cuda.matmul.allow_tf32 = rounded
