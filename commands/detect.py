@@ -67,8 +67,7 @@ def detect(
         raise OlivineError("--split goes with --predict or --evaluate", remedy="leave it out")
     if runs < 1:
         raise OlivineError(f"--runs {runs}", remedy="use 1 or more")
-    named = {"fraction": fraction, "epochs": epochs}
-    settings = settings_of(DetectionSettings, changes, **named, seed=seed)
+    settings = settings_of(DetectionSettings, changes, fraction=fraction, epochs=epochs, seed=seed)
     if checkpoint is None and random:
         network = load_settings("voxelnet")
         source, folder = read_source(None, random=True, expected=network), RUNS / network.name
