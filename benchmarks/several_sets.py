@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 SETS = {"nuscenes": 10, "semantickitti": 4}  # scenes, about a quarter for validation
-BEAMS = "every 2nd beam"
+BEAMS_DROPPED = "semantickitti, beams dropped"
 
 
 def olivine(folder: Path, *words: object) -> None:
@@ -52,6 +52,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--frames", type=int, default=24, help="about so many training frames of each data set")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=30, help="of the probes")
+    parser.add_argument(
+        "--run", action="append", help="do this run alone, again for more; the tables when all are there"
+    )
     parser.add_argument("--long", action="store_true", help="also both sets for twice the steps")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -64,29 +68,45 @@ def main() -> None:
         "nuscenes": (nuscenes, [f"run.steps={steps}"]),
         "semantickitti": (kitti, [f"run.steps={steps}"]),
         "both": ([*nuscenes, *kitti], [f"run.steps={steps}"]),
-        "semantickitti, beams dropped": (kitti, [f"run.steps={steps}", "augment.beams=0.7"]),
+        BEAMS_DROPPED: (kitti, [f"run.steps={steps}", "augment.beams=0.7"]),
     }
     if given.long:
         runs["both, twice the steps"] = ([*nuscenes, *kitti], [f"run.steps={2 * steps}"])
-    scores: dict[str, dict[str, list[dict]]] = {}
     for name, (where, changes) in runs.items():
-        out = Path("runs") / name.replace(", ", "-").replace(" ", "-")
+        if given.run and name not in given.run:
+            continue
+        out = folder_of(name)
         changes += [f"seed={given.seed}", f"run.threads={given.threads}", "run.validate_epochs=1000"]
-        if not (given.folder / out / "done").is_file():
-            olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags(changes))
-            for probed in SETS:
-                options = ["--no-augment", "--set", "epochs=30", "--set", "accelerator=cpu", "--seed", given.seed]
-                options += ["--random" if name == "both" else "--no-random"]
-                options += ["--corrupt"] if probed == "semantickitti" else []
-                where_to = ["--shards", shards[probed], "--out", out / f"probe-{probed}"]
+        olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags(changes))
+        for probed in SETS:
+            options = [
+                "--no-augment",
+                "--set",
+                f"epochs={given.epochs}",
+                "--set",
+                "accelerator=cpu",
+                "--seed",
+                given.seed,
+            ]
+            options += ["--random" if name == "both" else "--no-random"]
+            options += ["--corrupt"] if name.startswith(probed) and probed == "semantickitti" else []
+            where_to = ["--shards", shards[probed], "--out", out / f"probe-{probed}"]
+            if name != BEAMS_DROPPED or probed == "semantickitti":
                 olivine(given.folder, "probe", "--checkpoint", out, *where_to, *options)
-            (given.folder / out / "done").write_text("")
-        scores[name] = {probed: read(given.folder / out / f"probe-{probed}") for probed in SETS}
-    report(scores)
+    found = {name: given.folder / folder_of(name) for name in runs}
+    wanted = {name: "corruptions.json" if name.startswith("semantickitti") else "scores.json" for name in runs}
+    if all((found[name] / "probe-semantickitti" / wanted[name]).is_file() for name in runs):
+        report({name: {probed: read(folder / f"probe-{probed}") for probed in SETS} for name, folder in found.items()})
+
+
+def folder_of(name: str) -> Path:
+    return Path("runs") / name.replace(", ", "-").replace(" ", "-")
 
 
 def read(probe: Path) -> list[dict]:
     """The scores of a probe: of random weights where they were probed, then of the checkpoint."""
+    if not (probe / "scores.json").is_file():
+        return []
     found = [{"clean": one["scores"]["mean_iou"]} for one in json.loads((probe / "scores.json").read_text())]
     if (probe / "corruptions.json").is_file():
         found = json.loads((probe / "corruptions.json").read_text())
@@ -102,18 +122,17 @@ def report(scores: dict[str, dict[str, list[dict]]]) -> None:
     randoms = [scores["both"][probed][0]["clean"] for probed in SETS]
     print(f"| nothing (random weights) | {100 * randoms[0]:.1f} | {100 * randoms[1]:.1f} |")
     for name, by_set in scores.items():
-        found = [by_set[probed][-1]["clean"] for probed in SETS]
-        print(f"| {name} | {100 * found[0]:.1f} | {100 * found[1]:.1f} |")
-    print(f"\n| probe on semantickitti (64 beams) | clean | {BEAMS} | lost |\n|---|---|---|---|")
-    for name in ("semantickitti", "semantickitti, beams dropped", "both"):
-        one = scores[name]["semantickitti"][-1]
-        clean, fewer = one["corrupted"][BEAMS] / max(one["kept"][BEAMS], 1e-9), one["corrupted"][BEAMS]
-        print(f"| {name} | {100 * clean:.1f} | {100 * fewer:.1f} | {100 * (clean - fewer):.1f} |")
-    print("\n| probe on semantickitti, mIoU / % | " + " | ".join(scores) + " |")
-    print("|---|" + "---|" * len(scores))
-    for corruption in next(iter(scores.values()))["semantickitti"][0]["corrupted"]:
-        cells = (f"{100 * by_set['semantickitti'][-1]['corrupted'][corruption]:.1f}" for by_set in scores.values())
-        print(f"| {corruption} | {' | '.join(cells)} |")
+        if name != BEAMS_DROPPED:
+            found = [by_set[probed][-1]["clean"] for probed in SETS]
+            print(f"| {name} | {100 * found[0]:.1f} | {100 * found[1]:.1f} |")
+    one, other = (scores[name]["semantickitti"][-1] for name in ("semantickitti", BEAMS_DROPPED))
+    print(
+        "\n| probe on semantickitti (64 beams), mIoU / % | beams as they are | dropped in pre-training |\n|---|---|---|"
+    )
+    print(f"| clean | {100 * one['clean']:.1f} | {100 * other['clean']:.1f} |")
+    for name in one["corrupted"]:
+        cells = (f"{100 * run['corrupted'][name]:.1f} ({100 * run['kept'][name]:.0f} %)" for run in (one, other))
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

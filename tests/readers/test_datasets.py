@@ -54,7 +54,7 @@ def test_no_data_sets_name_stands_outside_its_file():
 
 def test_names_are_the_files_and_a_wrong_one_names_the_nearest():
     assert {"nuscenes", "kitti", "semantickitti"} <= set(dataset_names())
-    with pytest.raises(OlivineError, match=r"no data set 'nuscene'\. Did you mean 'nuscenes'\? There are kitti"):
+    with pytest.raises(OlivineError, match=r"no data set 'nuscene'\. Did you mean 'nuscenes'\? There are argoverse2, kitti"):
         dataset_class("nuscene")
     with pytest.raises(OlivineError, match=r"'my\.car:Car' cannot be imported"):
         dataset_class("my.car:Car")
