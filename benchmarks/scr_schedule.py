@@ -64,7 +64,7 @@ class MadeUpGroup:
             return tuple(self.pixel[draw] for draw in rows)  # type: ignore[index]
         return unit_rows((self.first if rows[1] is self.heads[0] else self.second)[rows[0]])  # type: ignore[index]
 
-    def column(self, name: str) -> Tensor:
+    def column(self, name: str, *, host: bool = False) -> Tensor:
         """The pairs' labels."""
         assert name == "pair_label"
         return self.label

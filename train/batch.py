@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common import OlivineError
 from .sample import COLUMNS, Sample, column_of
+from .transfer import to_device
 from .voxelize import Voxels
 
 _INDEX = ("pair_camera", "pair_point", "pair_label")  # int64, whatever they are stored as
@@ -31,6 +32,7 @@ class Batch:
         scans: other scans of the frames, by how many frames they come after: batches without images, of the frames
             that have one.
         owner: of such a batch: the frame in the main batch that each of its frames belongs to, ascending.
+        host: the same batch on the CPU, which draws are made from: itself where it is there.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Batch:
     ) -> None:
         self.tokens, self.frames, self.point_count, self.image_count = tokens, frames, point_count, image_count
         self.pair_frame, self.columns = pair_frame, dict(columns)
-        self.scans, self.owner = dict(scans or {}), owner
+        self.scans, self.owner, self.host = dict(scans or {}), owner, self
 
     def __getattr__(self, name: str) -> Tensor:
         value: Tensor = column_of(self.__dict__.get("columns", {}), name)
@@ -54,14 +56,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved = self._with(lambda name, value: value.to(device, non_blocking=True), tuple(self.columns))
-        moved.scans = {after: scan.to(device) for after, scan in self.scans.items()}
+        if device == self.pair_frame.device:
+            return self
+        moved = self._with(lambda name, value: to_device(value, device), tuple(self.columns))
+        moved.scans, moved.host = {after: scan.to(device) for after, scan in self.scans.items()}, self.host
         return moved
 
     def point_cloud(self) -> Tensor:
         """The cloud of each point, int64 [N]."""
-        count = torch.tensor(self.point_count, device=self.points.device)
-        return torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        count = to_device(self.point_count, self.points.device)
+        number = torch.arange(len(count), device=count.device)
+        return torch.repeat_interleave(number, count, output_size=len(self.points))
 
     def clouds(self) -> tuple[Tensor, list[int]]:
         """The points of all clouds, those of other scans behind the frames' own, and the number of points of each."""
@@ -81,7 +86,10 @@ class Batch:
     def select_pairs(self, kept: Tensor) -> Batch:
         """The batch with some of its pairs only (index [M'])."""
         over_pairs = tuple(name for name in self.columns if COLUMNS[name].over == "pairs")
-        return self._with(lambda name, value: value.index_select(0, kept), over_pairs)
+        chosen = self._with(lambda name, value: value.index_select(0, kept), over_pairs)
+        if self.host is not self:
+            chosen.host = self.host.select_pairs(kept.cpu())
+        return chosen
 
     def _with(self, change: Callable[[str, Tensor], Tensor], names: Sequence[str]) -> Batch:
         columns = {name: change(name, value) if name in names else value for name, value in self.columns.items()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError
+from .transfer import to_device
 
 FeatureGrid = Literal["align_corners", "stride", "patch"]
 
@@ -95,23 +96,27 @@ def features_at_pixels(
     features at those pixels, never the maps of a whole batch.
 
     Args:
-        maps: images, int64 [I'] → their maps [I', E, h, w].
+        maps: images, int64 [I'] on the CPU → their maps [I', E, h, w].
         channels: E.
         size: (height, width) of the images.
-        image_index: the image of each pixel, int64 [M].
-        uv: float32 [M, 2].
+        image_index: the image of each pixel, int64 [M], on the CPU.
+        uv: float32 [M, 2]; its device is the features'.
         grid: see :func:`sample_features`.
         at_once: maps per call; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
 
     Returns:
         float32 [M, E].
     """
+    image_index = image_index.cpu()
     images = torch.unique(image_index)
     at_once = at_once or (max(1, len(images)) if uv.is_cuda else 4)
     found, order = [uv.new_zeros(0, channels, dtype=torch.float32)], [image_index[:0]]
     for some in images.split(at_once):
         members = torch.nonzero(torch.isin(image_index, some))[:, 0]
-        local = torch.searchsorted(some, image_index.index_select(0, members))
-        found.append(sample_features(maps(some), local, uv.index_select(0, members), size, grid).float())
+        local = to_device(torch.searchsorted(some, image_index.index_select(0, members)), uv.device)
+        pixels = uv if len(some) == len(images) else uv.index_select(0, to_device(members, uv.device))
+        found.append(sample_features(maps(some), local, pixels, size, grid).float())
         order.append(members)
-    return torch.cat(found).index_select(0, torch.argsort(torch.cat(order)))
+    if len(found) == 2:  # all images at once
+        return found[1]
+    return torch.cat(found).index_select(0, to_device(torch.argsort(torch.cat(order)), uv.device))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone, Clouds, Features
-from .batch import Batch, attach_to_places, check_labels
+from .backbone import Backbone
+from .batch import Batch, attach_to_places
 from .group import Group
 from .method import Method
+from .prepare import prepare
 from .scan import scans_of
-from .voxelize import VoxelSettings, voxelize
+from .voxelize import VoxelSettings
 
 if TYPE_CHECKING:
     from .pixel_features import PixelFeatures
@@ -46,9 +47,9 @@ class Distiller(nn.Module):
         """The losses of whole contrast groups.
 
         Args:
-            batch: frames, a multiple of the group's (fewer only where the step has fewer).
+            batch: frames on the CPU, a multiple of the group's (fewer only where the step has fewer).
             pixels: the frozen encoder's features; None where the method needs none.
-            class_count: int64 [C], pairs of each class in the data set, label 0 included.
+            class_count: int64 [C] on the CPU, pairs of each class in the data set, label 0 included.
             step: its number, for the draws.
             first_group: number of the first group within the step, over all processes and passes.
 
@@ -56,9 +57,13 @@ class Distiller(nn.Module):
             the loss, scalar with gradient: the mean over the groups; each term, unweighted, its mean over the groups
             that have it; counts: pairs, and groups without a pair.
         """
-        clouds, features = self._encode(batch)
-        batch, place = attach_to_places(batch, clouds.voxels, features.place)
-        check_labels(batch, len(class_count))
+        weight = next(self.backbone.parameters())
+        batch, clouds = prepare(batch, self.voxels, len(class_count), self.engine, weight)
+        features = self.backbone.encode(clouds)
+        if self.voxels.max_voxels is None:
+            place = features.place.index_select(0, batch.pair_point)
+        else:  # some points in the range have no voxel
+            batch, place = attach_to_places(batch, clouds.voxels, features.place)
         scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0
@@ -67,8 +72,7 @@ class Distiller(nn.Module):
         found: dict[str, list[Tensor]] = {}
         counts = {"pairs": len(place), "groups_empty": 0}
         starts = range(0, len(batch.tokens), self.group)
-        ends = torch.tensor([*starts, len(batch.tokens)], device=place.device)
-        edges = torch.searchsorted(batch.pair_frame, ends).tolist()
+        edges = torch.searchsorted(batch.host.pair_frame, torch.tensor([*starts, len(batch.tokens)])).tolist()
         for number, first in enumerate(starts):
             frames = slice(first, min(first + self.group, len(batch.tokens)))
             rows = slice(edges[number], edges[number + 1])
@@ -82,16 +86,3 @@ class Distiller(nn.Module):
                 total = total + term.weight * term.value
         terms = {name: torch.stack([v.detach() for v in values]).mean() for name, values in found.items()}
         return total / len(starts), terms, counts
-
-    def _encode(self, batch: Batch) -> tuple[Clouds, Features]:
-        points, count = batch.clouds()
-        voxels = voxelize(points, count, self.voxels)
-        # Clouds left without a voxel leave no gap in the batch indices.
-        present, cloud = torch.unique(voxels.coordinate[:, 0], return_inverse=True)
-        coordinate = torch.cat([cloud[:, None].to(voxels.coordinate.dtype), voxels.coordinate[:, 1:]], 1)
-        feature = voxels.feature.to(next(self.backbone.parameters()).dtype)
-        number = torch.arange(len(count), device=points.device)
-        of_point = torch.repeat_interleave(number, torch.tensor(count, device=points.device))
-        of_point = torch.bucketize(of_point, present.long()).clamp(max=len(present) - 1)
-        clouds = Clouds(points, of_point, voxels.replace(coordinate, feature), self.voxels, self.engine)
-        return clouds, self.backbone.encode(clouds)

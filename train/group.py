@@ -15,6 +15,7 @@ from .sampling import generator_of
 from .scan import Scan
 from .segment_objectives import segment_mean
 from .segments import at_pixels, number_through
+from .transfer import to_device
 
 if TYPE_CHECKING:
     from .pixel_features import PixelFeatures
@@ -32,7 +33,7 @@ class Group:
     Attributes:
         step: of the run; ``tokens`` the frames' names.
         size: M, its pairs; at least one. ``frames`` the number of its frames.
-        class_count: int64 [C], pairs of each class in the whole data set, "none" first; zeros where it is not known.
+        class_count: int64 [C] on the CPU, pairs of each class in the data set, "none" first; zeros where not known.
         points, pixels: the two sides.
     """
 
@@ -55,9 +56,12 @@ class Group:
         self.points = Points(features, place)
         self.pixels = Pixels(batch, frames, rows, pixels)
 
-    def column(self, name: str) -> Tensor:
-        """A column that the method's needs name: over its pairs [M, …], points or images, or one row a frame [F, …]."""
-        return self._batch.part(name, self._frames, self._rows)
+    def column(self, name: str, *, host: bool = False) -> Tensor:
+        """A column of the needs, over pairs [M, …], points, images or frames; ``host``: on the CPU, where draws are made."""
+        return self._on(host).part(name, self._frames, self._rows)
+
+    def _on(self, host: bool) -> Batch:
+        return self._batch.host if host else self._batch
 
     def scan(self, after: int) -> Scan | None:
         """A scan of the frames, with all its points: their own (0), or one that the method's needs name.
@@ -66,13 +70,14 @@ class Group:
         """
         return Scan.of_frames(self._frames, *self._scans[after], self._features) if after in self._scans else None
 
-    def frame_of_pairs(self) -> Tensor:
+    def frame_of_pairs(self, *, host: bool = False) -> Tensor:
         """The frame of each pair, from 0, int64 [M]."""
-        return self._batch.pair_frame[self._rows] - self._frames.start
+        return self._on(host).pair_frame[self._rows] - self._frames.start
 
-    def points_of_pairs(self) -> Tensor:
+    def points_of_pairs(self, *, host: bool = False) -> Tensor:
         """The pairs' points in the augmented clouds, float32 [M, 4]."""
-        return self._batch.points.index_select(0, self._batch.pair_point[self._rows])
+        batch = self._on(host)
+        return batch.points.index_select(0, batch.pair_point[self._rows])
 
     def generator(self, draw: int) -> torch.Generator:
         """A CPU generator made of (seed, step, group, draw)."""
@@ -90,7 +95,8 @@ class Points:
         self._features, self.place = features, place
 
     def at(self, rows: Tensor | slice, head: nn.Module) -> Tensor:
-        """Unit embeddings of the pairs' points by a point head, [M', p]."""
+        """Unit embeddings of the pairs' points by a point head, [M', p]; rows on the CPU are brought to its device."""
+        rows = rows if isinstance(rows, slice) else to_device(rows, self.place.device)
         place = self.place[rows] if isinstance(rows, slice) else self.place.index_select(0, rows)
         return self._features.embed(head).index_select(0, place)
 
@@ -115,7 +121,7 @@ class Pixels:
         return self._known
 
     def at(self, *draws: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """The frozen encoder's features at several draws of pairs, asked for together: [M₁, E], [M₂, E], …"""
+        """The frozen encoder's features at several draws of pairs, on the CPU, asked for together: [M₁, E], [M₂, E], …"""
         features = self._source(self._batch, torch.cat(draws) + self._rows.start).to(dtype)
         return features.split([len(draw) for draw in draws])
 

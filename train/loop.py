@@ -45,6 +45,7 @@ from .sample import Sample
 from .schedule import build_optimizer, learning_rate
 from .settings import PretrainSettings
 from .sparse.modules import share_norms
+from .transfer import to_device
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -139,7 +140,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     with stream, torch_state(settings, fabric.device), stop_signals() as stop:
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
-        class_count = pair_class_count(shards, settings).to(fabric.device)
+        class_count = pair_class_count(shards, settings)
         data: dict[str, Any] = {
             "digest": shards.digest,
             "classes": list(shards.classes),
@@ -201,25 +202,25 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             passes: list[Pass] = []
             for number in range(share.passes):
                 first = number * share.per_pass
-                batch = collate(samples[first : first + share.per_pass]).to(fabric.device)
+                batch = collate(samples[first : first + share.per_pass])
                 with fabric.no_backward_sync(wrapped, enabled=number + 1 < share.passes):
                     done = Pass(*wrapped(batch, pixels, class_count, step, (share.first + first) // run.group))
                     passes.append(done)
-                    if not bool(torch.isfinite(done.loss)):
-                        raise _not_finite("loss", passes, samples, step, out)
                     fabric.backward(done.loss / share.passes)
-            norm = float(
-                fabric.clip_gradients(  # type: ignore[arg-type]
-                    wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
-                )
+            gradient_norm = fabric.clip_gradients(
+                wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
+            assert gradient_norm is not None
+            metrics, norm = _metrics(passes, model.method.terms, gradient_norm, reduce, fabric.world_size)
+            if not math.isfinite(metrics.get("loss", math.nan)):  # of any process: all end here
+                raise _not_finite("loss", passes, samples, step, out)
             if not math.isfinite(norm) and run.precision != "16-mixed":  # there the scaler skips such a step
                 raise _not_finite("gradient", passes, samples, step, out)
             optimizer.step()
             model.method.after_step(step, reduce)
             state.step = step + 1
 
-            row = {**_losses(passes, model.method.terms, reduce, fabric.world_size), **model.method.log(step, reduce)}
+            row = {**metrics, **model.method.log(step, reduce)}
             row |= {"memory_mib": memory_mib(fabric.device), "lr": rate, "gradient_norm": norm}
             row |= {"seconds": time.monotonic() - begun, "waited": stream.waited_s}
             losses.append(row["loss"])
@@ -303,9 +304,9 @@ def _validate_on(
         if isinstance(stream.shards, ShardSet):
             pixels = pixels and pixels.of(stream.shards)
         # Its own frequencies: it may hold a class that the training frames do not.
-        class_count = pair_class_count(stream.shards, settings).to(fabric.device)
+        class_count = pair_class_count(stream.shards, settings)
         for step, samples in enumerate(stream.batches(0, steps)):
-            batch = collate(samples).to(fabric.device)
+            batch = collate(samples)
             loss, terms, counts = model(batch, pixels, class_count, step, fabric.global_rank)
             if not counts["groups_empty"]:
                 for row, name in enumerate(names):
@@ -316,25 +317,34 @@ def _validate_on(
     return {f"validation_{name}": value / count for name, (value, count) in zip(names, sums) if count}
 
 
-def _losses(passes: Sequence[Pass], names: Sequence[str], reduce: Reduce, processes: int) -> dict[str, float]:
-    """The step's loss, terms and counts, over passes and processes; a term that a process lacks is left out."""
+def _metrics(
+    passes: Sequence[Pass], names: Sequence[str], norm: Tensor, reduce: Reduce, processes: int
+) -> tuple[dict[str, float], float]:
+    """The step's loss, terms and counts, over passes and processes, and the norm: read from the device at once.
+
+    A term that a process lacks is left out, and so is a loss that is not a number.
+    """
     values = [torch.stack([p.loss.detach() for p in passes]).mean()]
     for name in names:
         present = [p.terms[name] for p in passes if name in p.terms]
         values.append(torch.stack(present).mean() if present else values[0] * math.nan)
-    mean = reduce(torch.stack([value.double() for value in values])) / processes
-    row = dict(zip(("loss", *(f"loss_{name}" for name in names)), mean.tolist()))
-    row = {name: value for name, value in row.items() if not math.isnan(value)}
-    counts = torch.tensor([list(p.counts.values()) for p in passes], device=mean.device).sum(0)
-    return row | dict(zip(passes[0].counts, map(float, reduce(counts).tolist())))
+    counts = torch.tensor([list(p.counts.values()) for p in passes]).sum(0)
+    losses = torch.stack([value.double() for value in values])
+    total = reduce(torch.cat([losses, to_device(counts, losses.device).double()]))
+    *found, last = torch.cat(
+        [total[: len(values)] / processes, total[len(values) :], norm.detach().double()[None]]
+    ).tolist()
+    row = dict(zip(("loss", *(f"loss_{name}" for name in names), *passes[0].counts), found))
+    return {name: value for name, value in row.items() if not math.isnan(value)}, last
 
 
 def _not_finite(what: str, passes: Sequence[Pass], samples: Sequence[Sample], step: int, out: Path) -> OlivineError:
     """The error for a loss or gradient that is not finite; its frames and terms are written out."""
     path = out / "non-finite.json"
-    terms = {name: repr(float(value)) for name, value in passes[-1].terms.items()}
+    bad = next((one for one in passes if not bool(torch.isfinite(one.loss))), passes[-1])
+    terms = {name: repr(float(value)) for name, value in bad.terms.items()}
     frames = [sample.token for sample in samples]
-    write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": passes[-1].counts})
+    write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": bad.counts})
     named = ", ".join(f"{name} {value}" for name, value in terms.items())
     return OlivineError(
         f"the {what} of step {step} is not finite ({named}; its frames are named there)",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..common import OlivineError
 from .segment_objectives import segment_contrast, segment_mean, soft_target_cross_entropy, tolerant_contrast
+from .transfer import to_device
 from .vmf import log_normalizer
 
 __all__ = [
@@ -49,8 +50,7 @@ def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
     """
     g, f = _matching(point, pixel)
     # Every anchor's only positive is its own pixel: N classes of one pair each.
-    label, weight = torch.arange(len(g), device=g.device), g.new_ones(len(g))
-    return _BlockedContrast.apply(g, f, label, weight, temperature, "diagonal") / len(g)
+    return _BlockedContrast.apply(g, f, None, g.new_ones(len(g)), temperature, "diagonal") / len(g)
 
 
 def weakly_supervised_contrast(
@@ -70,7 +70,7 @@ def weakly_supervised_contrast(
     Args:
         point: g', [N, p], unit rows.
         pixel: f', [N, p], unit rows.
-        label: weak labels, integer [N].
+        label: weak labels, integer [N]; on the CPU, or they are waited for.
         temperature: τ > 0.
         form: which of the two.
         weight: w, positive [N], relative: an anchor counts w_i times, its positives w_a times, negatives once; ours.
@@ -91,6 +91,7 @@ def vmf_consistency(
     kappa: Tensor,
     seen: Tensor,
     average: KlAverage = "pairs",
+    normalizer: Tensor | None = None,
 ) -> Tensor:
     """Semantic-guided consistency (eq. 10-11): the divergence of each point's Dirac delta from its class's vMF.
 
@@ -104,9 +105,10 @@ def vmf_consistency(
         kappa: κ, [C].
         seen: bool [C].
         average: over the pairs, or in each class and then over the classes present (the public code).
+        normalizer: log C_p(κ), float64 [C], where it is known: it is found on the CPU.
     """
     kappa, direction = kappa.detach(), direction.detach()
-    constant = -log_normalizer(kappa.double(), point.shape[1])
+    constant = -(log_normalizer(kappa.double(), point.shape[1]) if normalizer is None else normalizer)
     with torch.autocast(point.device.type, enabled=False):
         # κ μ is one vector per class: the pairs' part is a dot product.
         cosine_part = _rows_dot(point, (kappa[:, None] * direction), label)
@@ -159,7 +161,9 @@ class _BlockedContrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, f: Tensor, label: Tensor, weight: Tensor, temperature: float, form: str) -> Tensor:
+    def forward(
+        ctx: Any, g: Tensor, f: Tensor, label: Tensor | None, weight: Tensor, temperature: float, form: str
+    ) -> Tensor:
         with torch.autocast(g.device.type, enabled=False):
             loss, grad_g, grad_f = _contrast(g, f, label, weight[:, None], temperature, form)
         ctx.save_for_backward(grad_g, grad_f)
@@ -171,19 +175,23 @@ class _BlockedContrast(torch.autograd.Function):
         return grad_g * gradient[0], grad_f * gradient[0], None, None, None, None
 
 
-def _contrast(g: Tensor, f: Tensor, label: Tensor, w: Tensor, tau: float, form: str) -> tuple[Tensor, Tensor, Tensor]:
+def _contrast(
+    g: Tensor, f: Tensor, label: Tensor | None, w: Tensor, tau: float, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """The summed loss and its gradients by ``g`` and ``f``; ``w`` [N, 1]."""
     n, order, bounds = len(g), None, [0, len(g)]
     target_f, target_g = f, g
+    if label is not None:  # on the CPU, where the blocks below are cut
+        _, inverse, count = torch.unique(label.cpu(), return_inverse=True, return_counts=True)
     if form == "reference":
         # Pairs of a class side by side: the positives of a block of anchors are a range of pixels.
-        order = torch.argsort(label, stable=True)
+        order = to_device(torch.argsort(inverse, stable=True), g.device)
         g, f, w = g[order], f[order], w[order]
-        bounds += torch.unique_consecutive(label[order], return_counts=True)[1].cumsum(0).tolist()[:-1]
+        bounds += count.cumsum(0).tolist()[:-1]
     elif form == "paper":
         # Σ_{a∈A(i)} z_ia / |A(i)| is g_i · (mean pixel of the class) / τ: no [N, N] mask is needed.
-        classes, inverse = torch.unique(label, return_inverse=True)
-        member = torch.nn.functional.one_hot(inverse, len(classes)).to(g.dtype)
+        inverse = to_device(inverse, g.device)
+        member = torch.nn.functional.one_hot(inverse, len(count)).to(g.dtype)
         mean_f, mean_g = ((member.T @ (w * x)) / (member.T @ w) for x in (f, g))
         target_f, target_g = mean_f.index_select(0, inverse), mean_g.index_select(0, inverse)
     loss = g.new_zeros((), dtype=torch.float64)

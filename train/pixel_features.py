@@ -25,6 +25,7 @@ from .encoder import ImageEncoder, find_encoder, weights_file
 from .feature_map import FeatureGrid, features_at_pixels, sample_features
 from .mixture import Shards
 from .settings import PretrainSettings
+from .transfer import to_device
 
 
 class PixelFeatures:
@@ -41,7 +42,7 @@ class PixelFeatures:
         self.channels, self.identity, self._grid, self._at_once = channels, identity, grid, at_once
 
     def maps(self, batch: Batch, images: Tensor) -> Tensor:
-        """The maps of some of the batch's images, rows int64 [I'] → [I', E, h, w]."""
+        """The maps of some of the batch's images, rows int64 [I'] on the CPU → [I', E, h, w]."""
         raise NotImplementedError
 
     def image_size(self, batch: Batch) -> tuple[int, int]:
@@ -53,13 +54,14 @@ class PixelFeatures:
         return self
 
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
-        """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs."""
+        """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs; on the CPU, or they are waited for."""
+        chosen, host = pairs.cpu(), batch.host
         return features_at_pixels(
             lambda images: self.maps(batch, images),
             self.channels,
             self.image_size(batch),
-            batch.pair_camera.index_select(0, pairs),
-            batch.pair_uv.index_select(0, pairs),
+            host.pair_camera.index_select(0, chosen),
+            to_device(host.pair_uv.index_select(0, chosen), batch.pair_frame.device),
             self._grid,
             self._at_once,
         )
@@ -87,7 +89,7 @@ class PixelFeatures:
         features = torch.zeros(count if encoder else 0, self.channels, device=number.device)
         cells = torch.zeros(len(features), 1, device=number.device)
         for i, segment in enumerate(number):
-            row_of_image = torch.tensor([images.start + i], device=number.device)
+            row_of_image = torch.tensor([images.start + i])
             feature_map = self.maps(batch, row_of_image)[0].permute(1, 2, 0)
             embedding = head(feature_map.to(next(head.parameters()).dtype))
             sums = sums + checkpoint(_sums_by_segment, embedding, segment, count, self._grid, use_reentrant=False)
@@ -130,7 +132,7 @@ class EncodedFeatures(PixelFeatures):
 
     def maps(self, batch: Batch, images: Tensor) -> Tensor:
         """See :class:`PixelFeatures`."""
-        found: Tensor = self._encoder(batch.image.index_select(0, images))
+        found: Tensor = self._encoder(batch.image.index_select(0, to_device(images, batch.image.device)))
         return found
 
     def image_size(self, batch: Batch) -> tuple[int, int]:
@@ -188,13 +190,13 @@ class StoredFeatures(PixelFeatures):
         """See :class:`PixelFeatures`."""
         edges = np.cumsum((0, *batch.image_count))
         found = []
-        for row, mirrored in zip(images.tolist(), batch.image_mirrored.index_select(0, images).tolist()):
+        for row, mirrored in zip(images.tolist(), batch.host.image_mirrored.index_select(0, images).tolist()):
             number = int(np.searchsorted(edges, row, "right")) - 1
             frame = batch.frames[number]
             shard = next(n for n, frames in enumerate(self._shards.shard_ranges) if frame in frames)
             place = frame - self._shards.shard_ranges[shard].start
             found.append(torch.from_numpy(self._maps.read(shard, place, int(row - edges[number]), bool(mirrored))))
-        return torch.stack(found).to(images.device).permute(0, 3, 1, 2)
+        return to_device(torch.stack(found), batch.pair_frame.device).permute(0, 3, 1, 2)
 
     def image_size(self, batch: Batch) -> tuple[int, int]:
         """See :class:`PixelFeatures`."""

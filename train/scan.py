@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .backbone import Clouds, Features
 from .batch import Batch
+from .transfer import to_device
 
 
 def scans_of(batch: Batch, clouds: Clouds, features: Features) -> dict[int, tuple[Batch, Tensor]]:
@@ -31,8 +32,8 @@ class Scan:
         self._batch, self._members, self.frames, self._features = batch, members, frames, features
         self._first = sum(batch.point_count[: members.start])
         self.place = place[self._first : sum(batch.point_count[: members.stop])]
-        edges = torch.tensor([members.start, members.stop], device=batch.pair_frame.device)
-        self._pairs = slice(*torch.searchsorted(batch.pair_frame, edges).tolist())
+        edges = torch.tensor([members.start, members.stop])
+        self._pairs = slice(*torch.searchsorted(batch.host.pair_frame, edges).tolist())
 
     @classmethod
     def of_frames(cls, frames: slice, batch: Batch, place: Tensor, features: Features) -> Scan | None:
@@ -51,10 +52,9 @@ class Scan:
     def frame_of_points(self) -> Tensor:
         """The group's frame that each point belongs to, int64 [P]."""
         number, count = (
-            torch.tensor(values, device=self.place.device)
-            for values in (self.frames, self._batch.point_count[self._members])
+            to_device(values, self.place.device) for values in (self.frames, self._batch.point_count[self._members])
         )
-        return torch.repeat_interleave(number, count)
+        return torch.repeat_interleave(number, count, output_size=len(self.place))
 
     def points_of_pairs(self) -> Tensor:
         """The point of each of its pairs, rows of its points, int64 [M]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..common import OlivineError
 from ..common.settings import check_ranges
 from .sparse.coordinates import MAX_BATCH, MAX_COORDINATE, describe, pack, unpack
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,51 @@ class Voxels:
         return Voxels(coordinate, feature, self.inverse, self.first)
 
 
+@dataclass(frozen=True)
+class InRange:
+    """Which points become voxels: their rows, int64 [N'], ascending; None for all."""
+
+    rows: Tensor | None
+
+    def to(self, device: torch.device) -> InRange:
+        """The same on another device."""
+        return self if self.rows is None else InRange(to_device(self.rows, device))
+
+
+def in_range(points: Tensor, settings: VoxelSettings) -> InRange:
+    """Check points and find those in the range: what :func:`voxelize` takes where it must not wait for a device.
+
+    Raises:
+        OlivineError: points that are not finite, coordinates beyond what a key holds.
+    """
+    xyz, where = points[:, :3], f"points {describe(points)}"
+    reach = float(xyz.abs().amax()) if len(points) else 0.0
+    if not math.isfinite(reach):
+        count = int((~torch.isfinite(xyz).all(1)).sum())
+        raise OlivineError(f"{count} points are not finite", where=where, remedy="remove them when the cloud is read")
+    inside = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    if settings.crop:
+        low, high = (torch.tensor(b, device=points.device) for b in (settings.range_m[:3], settings.range_m[3:]))
+        inside = ((xyz >= low) & (xyz < high)).all(1)
+    # No coordinate is larger than this; only where that is too large each point is looked at.
+    edge = min(settings.size_m, settings.height_m or settings.size_m)
+    most = 2 * (reach + max(map(abs, settings.range_m))) / edge + 360 / settings.azimuth_deg
+    if most > MAX_COORDINATE:
+        far = (_grid_coordinate(points, settings).abs().amax(1) > MAX_COORDINATE) & inside
+        if bool(far.any()):
+            raise OlivineError(
+                f"{int(far.sum())} points lie more than {MAX_COORDINATE} voxels away",
+                where=where,
+                remedy="crop the cloud",
+            )
+    return InRange(torch.nonzero(inside).flatten() if settings.crop else None)
+
+
 def voxelize(
-    points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] | None, settings: VoxelSettings
+    points: Tensor,
+    batch_index: Tensor | list[int] | tuple[int, ...] | None,
+    settings: VoxelSettings,
+    checked: InRange | None = None,
 ) -> Voxels:
     """The voxels of the points of a batch of clouds; the same for the same points.
 
@@ -99,52 +143,40 @@ def voxelize(
         batch_index: int [N], the cloud of each point; or a list with the number of points of each cloud, in order; or
             None for a single cloud.
         settings: grid, sizes, feature, range.
+        checked: what :func:`in_range` says of the points, if it was asked before.
 
     Raises:
         OlivineError: a wrong shape or dtype, points that are not finite, coordinates beyond what a key holds.
     """
     batch = _batch_of(points, batch_index)
-    coordinate = _grid_coordinate(points, settings)
-    inside = torch.isfinite(points[:, :3]).all(1)
-    if not bool(inside.all()):
-        raise OlivineError(
-            f"{int((~inside).sum())} points are not finite",
-            where=f"points {describe(points)}",
-            remedy="remove them when the cloud is read",
-        )
-    if settings.crop:
-        low, high = (torch.tensor(b, device=points.device) for b in (settings.range_m[:3], settings.range_m[3:]))
-        inside &= ((points[:, :3] >= low) & (points[:, :3] < high)).all(1)
-    far = coordinate.abs().amax(1) > MAX_COORDINATE
-    if bool((far & inside).any()):
-        raise OlivineError(
-            f"{int((far & inside).sum())} points lie more than {MAX_COORDINATE} voxels away",
-            where=f"points {describe(points)}",
-            remedy="crop the cloud",
-        )
-    kept = torch.nonzero(inside).flatten()
-    key = pack(torch.cat((batch[:, None], coordinate), 1).index_select(0, kept))
+    kept = (checked or in_range(points, settings)).rows
+    coordinate = torch.cat((batch[:, None], _grid_coordinate(points, settings)), 1)
+    key = pack(coordinate if kept is None else coordinate.index_select(0, kept))
     distinct, voxel, count = torch.unique(key, sorted=True, return_inverse=True, return_counts=True)
     # A stable sort keeps each voxel's points in the cloud's order, so the first is the cloud's first.
     order = torch.sort(voxel, stable=True).indices
     begin = torch.cumsum(count, 0) - count
-    first = kept.index_select(0, order.index_select(0, begin))
+    member = order if kept is None else kept.index_select(0, order)
+    first = member.index_select(0, begin)
     columns = points[:, settings.first_channel : settings.first_channel + settings.feature_channels].float()
     if settings.feature == "first":
         feature = columns.index_select(0, first)
     else:
-        feature = _mean(columns, kept.index_select(0, order), begin, count, settings.max_points)
-    inverse = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    inverse[kept] = voxel
+        feature = _mean(columns, member, begin, count, settings.max_points)
+    inverse = voxel
+    if kept is not None:
+        inverse = torch.full((len(points),), -1, dtype=torch.int64, device=points.device).index_copy_(0, kept, voxel)
     voxels = Voxels(unpack(distinct), feature, inverse, first)
     return voxels if settings.max_voxels is None else _keep_first(voxels, settings.max_voxels)
 
 
 def _mean(columns: Tensor, point: Tensor, begin: Tensor, count: Tensor, limit: int | None) -> Tensor:
     """Mean of each voxel's points, given in a row per voxel from ``begin`` on: [N, C] -> [V, C]."""
-    used = count if limit is None else count.clamp(max=limit)
-    rank = torch.arange(len(point), device=point.device) - torch.repeat_interleave(begin, count)
-    point = point[rank < torch.repeat_interleave(used, count)]
+    used, total = count, len(point)
+    if limit is not None:
+        used = count.clamp(max=limit)
+        rank = torch.arange(total, device=point.device) - torch.repeat_interleave(begin, count, output_size=total)
+        point = point[rank < torch.repeat_interleave(used, count, output_size=total)]
     end = torch.zeros(len(used) + 1, dtype=torch.int64, device=point.device)
     torch.cumsum(used, 0, out=end[1:])
     return torch.nn.functional.embedding_bag(point, columns.contiguous(), end, mode="mean", include_last_offset=True)
@@ -177,10 +209,12 @@ def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] 
             raise OlivineError(f"one batch index per point is needed, not {list(batch_index.shape)}", where=where)
         batch = batch_index.to(points.device, torch.int64)
     else:
-        counts = torch.tensor(batch_index, dtype=torch.int64)
-        if int(counts.sum()) != len(points):
-            raise OlivineError(f"the clouds have {int(counts.sum())} points together", where=where)
-        batch = torch.repeat_interleave(torch.arange(len(counts)), counts).to(points.device)
+        if sum(batch_index) != len(points):
+            raise OlivineError(f"the clouds have {sum(batch_index)} points together", where=where)
+        if len(batch_index) > MAX_BATCH:
+            raise OlivineError(f"batch indices must be in 0..{MAX_BATCH - 1}", where=where)
+        number = torch.arange(len(batch_index), device=points.device)
+        return torch.repeat_interleave(number, to_device(batch_index, points.device), output_size=len(points))
     if len(batch) and not 0 <= int(batch.min()) <= int(batch.max()) < MAX_BATCH:
         raise OlivineError(f"batch indices must be in 0..{MAX_BATCH - 1}", where=where)
     return batch
@@ -189,7 +223,7 @@ def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] 
 def _grid_coordinate(points: Tensor, settings: VoxelSettings) -> Tensor:
     xyz = points[:, :3]
     if settings.from_corner:
-        xyz = xyz - torch.tensor(settings.range_m[:3], device=points.device)
+        xyz = xyz - to_device(torch.tensor(settings.range_m[:3]), points.device)
     x, y, z = xyz[:, 0], xyz[:, 1], xyz[:, 2]
     height = settings.height_m or settings.size_m
     if settings.grid == "cartesian":
@@ -200,5 +234,5 @@ def _grid_coordinate(points: Tensor, settings: VoxelSettings) -> Tensor:
     coordinate = torch.floor(torch.stack(columns, 1)).long()
     if settings.from_corner:
         # The last float below the high bound may round up to the cell behind it.
-        coordinate = torch.minimum(coordinate, torch.tensor(settings.shape, device=points.device) - 1)
+        coordinate = torch.minimum(coordinate, to_device(settings.shape, points.device) - 1)
     return coordinate

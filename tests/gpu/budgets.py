@@ -25,4 +25,4 @@ FIRST = {
     "slidr": Budget(80, 2775),
     "distil": Budget(41, 542),
 }
-MOST = FIRST
+MOST = FIRST | {"paper": Budget(5, 1413), "cpu": Budget(5, 1789)}

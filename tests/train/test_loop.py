@@ -254,7 +254,7 @@ def test_the_steps_say_how_hard_the_consistency_pulls_and_a_collapse_is_told(
     last = table[-1]
     kappas = [float(value) for name, value in last.items() if name.startswith("kappa/")]
     assert 0 < float(last["scr_pull"]) <= max(kappas) <= 67
-    monkeypatch.setattr("olivine.train.methods._olivine_log.effective_rank", lambda feature: 1.5)
+    monkeypatch.setattr("olivine.train.methods._olivine_log.rank_of_gram", lambda gram: 1.5)
     summary = pretrain(small_settings(small_shards), tmp_path / "run")
     assert summary.notes == (
         "the category embedding has collapsed: its effective rank is 1.50 (lower method.scr_weight)",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..method import Reduce
-from ..vmf import effective_rank
+from ..transfer import to_device
+from ..vmf import gram_of, rank_of_gram
 
 
 class OlivineLog:
@@ -25,23 +26,25 @@ class OlivineLog:
         self._forget()
 
     def _forget(self) -> None:
-        self._rank = self._pull = math.nan
+        # What is on the device stays there until the row is made: a step waits for it once.
+        self._gram: Tensor | None = None
+        self._pull: Tensor | None = None
         self._drawn: list[Tensor] = []
         self._short, self._one_class = 0, 0
 
     def draw(self, label: Tensor, *sizes: int) -> None:
-        """Note a group's draws: their sizes, and the labels of the draw by label."""
+        """Note a group's draws: their sizes, and the labels of the draw by label, on the CPU."""
         self._short += min(sizes) < self._pairs
         self._one_class += bool(len(label)) and bool((label == label[0]).all())
         self._drawn.append(torch.bincount(label, minlength=len(self._labels)))
 
     def embedding(self, point: Tensor) -> None:
         """Note the category embeddings g' of a group, [N, p]."""
-        self._rank = effective_rank(point)
+        self._gram = gram_of(point)
 
     def pull(self, kappa: Tensor) -> None:
         """Note each pair's κ: ∂L_kl/∂g'_i is the κ of pair i's class, over the number of pairs."""
-        self._pull = float(kappa.mean())
+        self._pull = kappa.mean()
 
     def row(self, reduce: Reduce, kappa: Tensor, *, wcd: bool, scr: bool) -> dict[str, float]:
         """The columns of a row of ``steps.csv``, of all groups since the last.
@@ -53,18 +56,25 @@ class OlivineLog:
         Args:
             kappa: of each class, [C].
         """
-        counts = reduce(torch.tensor([self._short, self._one_class], device=kappa.device)).tolist()
-        row = {"groups_short": float(counts[0]), "groups_one_class": float(counts[1])}
+        classes = len(self._labels)
+        drawn = torch.stack([torch.zeros(classes, dtype=torch.int64), *self._drawn]).sum(0)
+        counts = reduce(to_device([self._short, self._one_class, *drawn.tolist()], kappa.device))
+        none = kappa.new_full((1,), math.nan)
+        parts = [counts.double(), kappa.double(), none if self._pull is None else self._pull[None]]
+        found = torch.cat(parts if self._gram is None else [*parts, self._gram.flatten()]).cpu()
+        short, one_class, *_ = found.tolist()
+        row = {"groups_short": short, "groups_one_class": one_class}
         if wcd:
-            zero = torch.zeros(len(kappa), dtype=torch.int64, device=kappa.device)
-            drawn = reduce(torch.stack([zero, *self._drawn]).sum(0)).double()
+            drawn = found[2 : 2 + classes]
             share = (drawn / drawn.sum().clamp(min=1)).tolist()
             row |= {f"share/{name}": value for name, value in zip(self._labels, share)}
         if scr:
-            row |= {f"kappa/{name}": value for name, value in zip(self._labels, kappa.tolist())}
-            row |= {"scr_pull": self._pull, "category_rank": self._rank}
-            if not math.isnan(self._rank):
-                self._last_rank = self._rank
+            values = found[2 + classes : 3 + 2 * classes].tolist()
+            row |= {f"kappa/{name}": value for name, value in zip(self._labels, values)}
+            row |= {"scr_pull": values[-1], "category_rank": math.nan}
+            if self._gram is not None:
+                row["category_rank"] = rank_of_gram(found[3 + 2 * classes :].view_as(self._gram))
+                self._last_rank = row["category_rank"]
         self._forget()
         return {name: value for name, value in row.items() if not math.isnan(value)}
 

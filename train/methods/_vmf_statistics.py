@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..method import Reduce
-from ..vmf import estimate_kappa
+from ..vmf import estimate_kappa, log_normalizer
 
 
 class VmfStatistics(nn.Module):
@@ -43,6 +46,7 @@ class VmfStatistics(nn.Module):
         self.alpha, self.by_group, self.bias_correction, self.max_kappa = alpha, by_group, bias_correction, max_kappa
         self._sums: list[Tensor] = []
         self._places: list[Tensor] = []
+        self._made: dict[str, Any] = {}
         self.register_buffer("mean", torch.zeros(class_count, channels, dtype=torch.float64))
         self.register_buffer("update_count", torch.zeros(class_count, dtype=torch.int64))
         self.register_buffer("place_count", torch.zeros(class_count, dtype=torch.int64))
@@ -78,10 +82,10 @@ class VmfStatistics(nn.Module):
     def step(self, reduce: Reduce) -> None:
         """Move by what was observed since the last step in all processes."""
         none = self.mean.new_zeros(len(self.mean), self.mean.shape[1] + 1)
-        groups = int(reduce(torch.tensor(len(self._sums), device=none.device)))
+        groups = int(reduce(torch.tensor(len(self._sums), device=none.device))) if self.by_group else 1
         sums = reduce(torch.stack([none, *self._sums]).sum(0))
         places = reduce(torch.stack([torch.zeros_like(self.place_count), *self._places]).sum(0))
-        self.update(sums, places, groups if self.by_group else 1)
+        self.update(sums, places, groups)
         self._sums, self._places = [], []
 
     @torch.no_grad()
@@ -110,6 +114,26 @@ class VmfStatistics(nn.Module):
 
         A class that was seen in fewer than two voxels has μ = 0 and κ = 0.
         """
+        found: tuple[Tensor, Tensor, Tensor] = self._once("classes", self._classes)
+        return found
+
+    def log_normalizer(self) -> Tensor:
+        """log C_p(κ) of each class, float64 [C]."""
+        found: Tensor = self._once(
+            "normalizer", lambda: log_normalizer(self.parameters_of_classes()[1], self.mean.shape[1])
+        )
+        return found
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What follows from the statistics, made again only where they have changed (their tensors count their changes)."""
+        state = tuple((id(value), value._version) for value in self.buffers())
+        if self._made.get("state") != state:
+            self._made = {"state": state}
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _classes(self) -> tuple[Tensor, Tensor, Tensor]:
         mean = self.mean
         if self.bias_correction:
             weight = 1 - (1 - self.alpha) ** self.update_count.double()

@@ -80,17 +80,19 @@ class Distil(Method):
 
     def _draw(self, group: Group) -> Tensor:
         s = self.settings
-        image = group.column("pair_camera")
-        rows = torch.arange(group.size, device=image.device)
+        image = group.column("pair_camera", host=True)
+        rows = torch.arange(group.size)
         if s.cameras:
-            place, number = torch.unique(torch.stack([group.frame_of_pairs(), image]), dim=1, return_inverse=True)
+            place, number = torch.unique(
+                torch.stack([group.frame_of_pairs(host=True), image]), dim=1, return_inverse=True
+            )
             generator = group.generator(_CAMERA_DRAW)
             chosen = torch.zeros(place.shape[1], dtype=torch.bool)
             for frame in place[0].unique():
-                members = torch.nonzero(place[0] == frame)[:, 0].cpu()
+                members = torch.nonzero(place[0] == frame)[:, 0]
                 chosen[members[torch.randperm(len(members), generator=generator)[: s.cameras]]] = True
-            rows = torch.nonzero(chosen.to(image.device)[number])[:, 0]
+            rows = torch.nonzero(chosen[number])[:, 0]
         if s.pairs:
             drawn = draw_without_replacement(None, len(rows), s.pairs, group.generator(_PAIR_DRAW))
-            rows = rows[drawn.to(rows.device)]
+            rows = rows[drawn]
         return rows

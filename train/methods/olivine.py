@@ -143,20 +143,20 @@ class Olivine(Method):
         """The terms of one contrast group; in evaluation mode without ``scr``, which moves with the statistics."""
         s = self.settings
         terms: dict[str, Term] = {}
-        draw = draw_without_replacement(None, group.size, s.pairs, group.generator(_PPKT_DRAW))
-        ppkt = draw.to(group.class_count.device)
+        ppkt = draw_without_replacement(None, group.size, s.pairs, group.generator(_PPKT_DRAW))
         wcd = self.draw_by_label(group) if s.wcd else ppkt[:0]
         ppkt_feature, wcd_feature = group.pixels.at(ppkt, wcd, dtype=self.pixel_head.weight.dtype)
-
         g = group.points.at(ppkt, self.point_head)
         f = unit_rows(self.pixel_head(ppkt_feature))
         terms["ppkt"] = Term(info_nce(g, f, s.temperature), s.ppkt_weight)
 
-        label = group.column("pair_label").index_select(0, wcd)
+        label = group.column("pair_label", host=True).index_select(0, wcd)
         if len(wcd):
             g = group.points.at(wcd, self.category_point_head or self.point_head)
             f = unit_rows((self.category_pixel_head or self.pixel_head)(wcd_feature))
-            weight = group.column("pair_score")[wcd].float() if s.weigh_pairs == "score" else None
+            weight = None
+            if s.weigh_pairs == "score":
+                weight = to_device(group.column("pair_score", host=True)[wcd].float(), g.device)
             value = weakly_supervised_contrast(g, f, label, s.temperature, s.wcd_form, weight)
             terms["wcd"] = Term(value, s.wcd_weight)
         if s.scr and self.training and (consistency := self._consistency(group)) is not None:
@@ -166,14 +166,14 @@ class Olivine(Method):
         return terms
 
     def draw_by_label(self, group: Group) -> Tensor:
-        """The pairs of ``wcd`` (eq. 15), rows of the group's pairs."""
-        s, label = self.settings, group.column("pair_label")
-        candidates = torch.arange(group.size, device=label.device)
+        """The pairs of ``wcd`` (eq. 15), rows of the group's pairs, on the CPU."""
+        s, label = self.settings, group.column("pair_label", host=True)
+        candidates = torch.arange(group.size)
         if s.background == "ignored":
             candidates = candidates[label > 0]
         score = None
         if s.scored_draw or s.least_score > 0 or s.weigh_pairs == "score":
-            score = group.column("pair_score")[candidates].float() / 255  # 0: not known, and never drawn
+            score = group.column("pair_score", host=True)[candidates].float() / 255  # 0: not known, and never drawn
             sure = (score > 0) & (score >= s.least_score)
             candidates, score = candidates[sure], score[sure] if s.scored_draw else None
         probability = None
@@ -181,25 +181,26 @@ class Olivine(Method):
             density, frequency = self._density(group)[candidates], self._frequency(group, candidates)
             probability = sampling_probability(density, *frequency, s.mode, score)
         drawn = draw_without_replacement(probability, len(candidates), s.pairs, group.generator(_WCD_DRAW))
-        return candidates[drawn.to(label.device)]
+        return candidates[drawn]
 
     def _frequency(self, group: Group, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates' classes and the classes' counts, as ``frequency`` says."""
-        label, count = group.column("pair_label")[candidates], group.class_count
+        label, count = group.column("pair_label", host=True)[candidates], group.class_count
         # The counts of ground-truth classes over the data set are not known: the group's stand for them.
         if self.settings.frequency == "batch" or not bool(count.any()):
             return label, torch.bincount(label, minlength=len(count))
         if self.settings.frequency == "dataset":
-            return label, count.to(label.device)
-        counts = group.column("class_count")  # a class in another frame is another class
-        return group.frame_of_pairs()[candidates] * counts.shape[1] + label, counts.flatten()
+            return label, count
+        counts = group.column("class_count", host=True)  # a class in another frame is another class
+        return group.frame_of_pairs(host=True)[candidates] * counts.shape[1] + label, counts.flatten()
 
     def _density(self, group: Group) -> Tensor:
         if self.settings.mode == "category":
-            return torch.ones(group.size, device=group.class_count.device)
+            return torch.ones(group.size)
         if self.settings.density == "shard":
-            return group.column("pair_density")
-        return batch_density(group.points_of_pairs(), self.voxel_size if self.settings.density == "batch" else None)
+            return group.column("pair_density", host=True)
+        size = self.voxel_size if self.settings.density == "batch" else None
+        return batch_density(group.points_of_pairs(host=True), size)
 
     def _consistency(self, group: Group) -> Tensor | None:
         """L_kl of the group's pairs once the warm-up is over; before, and where they move on, their class sums."""
@@ -218,7 +219,8 @@ class Olivine(Method):
             seen = seen & (torch.arange(len(seen), device=seen.device) > 0)
         self.notes.pull((kappa * seen).index_select(0, label))
         if s.distribution == "vmf":
-            return vmf_consistency(point, label, direction, kappa, seen, s.kl_average)
+            log_c = self.statistics.log_normalizer()
+            return vmf_consistency(point, label, direction, kappa, seen, s.kl_average, log_c)
         return dirac_consistency(point, label, direction, seen, s.kl_average)
 
     def _moving(self, step: int) -> bool:
