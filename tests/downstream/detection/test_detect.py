@@ -208,3 +208,22 @@ def test_wrong_labels_are_one_line_before_anything_is_trained(kitti_objects, che
     with pytest.raises(OlivineError, match=says) as error:
         raise command(*words, "--set", "preset=pretraining").exception
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "last.pt").exists()
+
+
+@pytest.mark.frames("real")
+def test_the_real_frame_goes_through_prediction_and_the_evaluation_reads_its_file(kitti_frame, done, tmp_path):
+    """The frame of KITTI odometry in the object benchmark's layout: the same sensors, R0_rect the identity."""
+    sequence, folder = kitti_frame / "sequences" / "00", tmp_path / "set" / "training"
+    for name, suffix in (("velodyne", "bin"), ("image_2", "png")):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(sequence / name / f"000000.{suffix}", folder / name)
+    lines = (sequence / "calib.txt").read_text().replace("Tr:", "Tr_velo_to_cam:")
+    for name, text in (("calib", f"{lines.rstrip()}\nR0_rect: 1 0 0 0 1 0 0 0 1\n"), ("label_2", "")):
+        (folder / name).mkdir()
+        (folder / name / "000000.txt").write_text(text)
+    (scene,) = kitti_scenes(tmp_path / "set", "train")
+    assert 10_000 < len(scene.points()) <= len(scene.cloud())
+    assert predict(done[0], [scene], tmp_path / "files", score=0.001).frames == 1
+    assert len(read_objects(tmp_path / "files" / "000000.txt", scored=True)) > 0
+    found = command("--evaluate", str(tmp_path / "files"), "--split", "train", "--root", str(tmp_path / "set"))
+    assert found.exit_code == 0 and "| mean, 3d |" in found.stdout
