@@ -223,7 +223,8 @@ def score_labels(
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     against: Annotated[str, typer.Option(help="auto, masks (synthetic) or points (point labels).")] = "auto",
     shards: Annotated[
-        Path | None, typer.Option(help="Score the pairs of these shards instead, by the classes of their points.")
+        Path | None,
+        typer.Option(help="Score the pairs of these shards by their points' classes (default: the label maps)."),
     ] = None,
     root: Moved = None,
     as_json: Json = False,
@@ -257,7 +258,9 @@ def check_labels(
     shards: Annotated[
         Path | None, typer.Option(help="Shards whose labels are looked at (default: the largest train split).")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="The label folder they were made of, for its detections.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The label folder they were made of (default: none, and no detections).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of labels.json (default: <shards>-labels).")] = None,
     most: Annotated[int, typer.Option(help="Rows of each table.")] = 10,
     as_json: Json = False,

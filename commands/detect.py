@@ -43,7 +43,9 @@ def detect(
     ] = False,
     evaluate: Annotated[Path | None, typer.Option(help="Score the result files of this folder, and stop.")] = None,
     split: Annotated[str | None, typer.Option(help="With --predict or --evaluate: val, train or test.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run, or of the result files.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run, or of the result files (default: <run>/detect-…).")
+    ] = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:

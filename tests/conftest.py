@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 #: Begun first, so that no process is left with a long file at the end.
 LONG = (
-    "methods/test_every_method", "labelgen/test_grounded_sam", "faults/test_machine", "faults/test_full_disk",
+    "methods/test_every_method", "gpu/test_pretend_gpu", "cuda/test_interpreter", "labelgen/test_grounded_sam", "faults/test_machine", "faults/test_full_disk",
     "downstream/test_finetune", "pairs/test_build", "package/test_outputs", "pipeline/test_sample_frames",
     "labelgen/test_parity", "train/test_loop", "train/test_processes", "downstream/test_weak", "readers/test_checks",
     "readers/test_nuscenes", "downstream/test_afi", "study/test_study", "package/test_cli", "labelgen/test_segments",

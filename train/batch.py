@@ -32,7 +32,6 @@ class Batch:
         scans: other scans of the frames, by how many frames they come after: batches without images, of the frames
             that have one.
         owner: of such a batch: the frame in the main batch that each of its frames belongs to, ascending.
-        host: the same batch on the CPU, which draws are made from: itself where it is there.
     """
 
     def __init__(
@@ -48,18 +47,24 @@ class Batch:
     ) -> None:
         self.tokens, self.frames, self.point_count, self.image_count = tokens, frames, point_count, image_count
         self.pair_frame, self.columns = pair_frame, dict(columns)
-        self.scans, self.owner, self.host = dict(scans or {}), owner, self
+        self.scans, self.owner = dict(scans or {}), owner
+        self._host: Batch | None = None
 
     def __getattr__(self, name: str) -> Tensor:
         value: Tensor = column_of(self.__dict__.get("columns", {}), name)
         return value
+
+    @property
+    def host(self) -> Batch:
+        """The same batch on the CPU, which draws are made from: itself where it is there."""
+        return self if self._host is None else self._host
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if device == self.pair_frame.device:
             return self
         moved = self._with(lambda name, value: to_device(value, device), tuple(self.columns))
-        moved.scans, moved.host = {after: scan.to(device) for after, scan in self.scans.items()}, self.host
+        moved.scans, moved._host = {after: scan.to(device) for after, scan in self.scans.items()}, self.host
         return moved
 
     def point_cloud(self) -> Tensor:
@@ -87,8 +92,8 @@ class Batch:
         """The batch with some of its pairs only (index [M'])."""
         over_pairs = tuple(name for name in self.columns if COLUMNS[name].over == "pairs")
         chosen = self._with(lambda name, value: value.index_select(0, kept), over_pairs)
-        if self.host is not self:
-            chosen.host = self.host.select_pairs(kept.cpu())
+        if self._host is not None:
+            chosen._host = self._host.select_pairs(kept.cpu())
         return chosen
 
     def _with(self, change: Callable[[str, Tensor], Tensor], names: Sequence[str]) -> Batch:

@@ -12,8 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from budgets import MOST
 
-QUICK = ("cpu", "paper", "slidr", "distil")
-OTHERS = ("ppkt", "seal", "uov-tmp", "voxelnet", "st-slidr")
+QUICK = ("cpu", "paper", "distil")
+OTHERS = ("ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
 ENGINE = "train/sparse/"
 
 

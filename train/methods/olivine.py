@@ -20,6 +20,7 @@ from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Reduce, Term
 from ..objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
 from ..sampling import draw_without_replacement, sampling_probability
+from ..transfer import to_device
 from ._batch_density import batch_density
 from ._olivine_log import OlivineLog
 from ._vmf_statistics import VmfStatistics

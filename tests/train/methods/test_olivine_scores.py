@@ -40,7 +40,7 @@ def draw(columns: dict[str, torch.Tensor], seed: int, **changes: object) -> torc
     method = Olivine(replace(SETTINGS, **changes), Context(lambda width: nn.Identity(), 1, labels, 1, 0.1))  # type: ignore[arg-type]
     group = SimpleNamespace(
         size=COUNT,
-        column=columns.__getitem__,
+        column=lambda name, host: columns[name],
         class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
         generator=lambda draw: generator_of(seed, 0, 0, draw),
     )
