@@ -1,12 +1,10 @@
 """The methods' losses as pure functions: OLIVINE's (eq. 1, 2, 10-11, in the paper's and the public code's reading).
 
-Those on segments stand in :mod:`.segment_objectives` and have their names here too.
+Those on segments (:mod:`.segment_objectives`) have their names here too.
 
 Every function takes L2-normalised embeddings of N pairs, row i of each argument belonging to pair i, and
 returns a scalar. Similarities are made and reduced in blocks of rows, so that memory is bounded for large N,
-with a maximum subtracted, and in float32 at least, whatever autocast says.
-
-An empty set of pairs has no loss; callers leave it out.
+with a maximum subtracted, and in float32 at least. An empty set of pairs has no loss; callers leave it out.
 """
 
 from __future__ import annotations
@@ -18,20 +16,12 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError
-from .segment_objectives import segment_contrast, segment_mean, soft_target_cross_entropy, tolerant_contrast
+from .segment_objectives import segment_contrast as segment_contrast
+from .segment_objectives import segment_mean as segment_mean
+from .segment_objectives import soft_target_cross_entropy as soft_target_cross_entropy
+from .segment_objectives import tolerant_contrast as tolerant_contrast
 from .transfer import to_device
 from .vmf import log_normalizer
-
-__all__ = [
-    "dirac_consistency",
-    "info_nce",
-    "segment_contrast",
-    "segment_mean",
-    "soft_target_cross_entropy",
-    "tolerant_contrast",
-    "vmf_consistency",
-    "weakly_supervised_contrast",
-]
 
 WcdForm = Literal["paper", "reference"]
 KlAverage = Literal["pairs", "classes"]
@@ -50,7 +40,7 @@ def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
     """
     g, f = _matching(point, pixel)
     # Every anchor's only positive is its own pixel: N classes of one pair each.
-    return _BlockedContrast.apply(g, f, None, g.new_ones(len(g)), temperature, "diagonal") / len(g)
+    return _BlockedContrast.apply(g, f, None, None, temperature, "diagonal") / len(g)
 
 
 def weakly_supervised_contrast(
@@ -80,7 +70,8 @@ def weakly_supervised_contrast(
         raise OlivineError(f"{tuple(label.shape)} labels for {len(g)} pairs", where="weakly_supervised_contrast")
     if form not in ("paper", "reference"):
         raise OlivineError(f"no form {form!r}", where="weakly_supervised_contrast", remedy="use paper or reference")
-    weight = g.new_ones(len(g)) if weight is None else weight.to(g.dtype) * (len(g) / weight.sum())
+    if weight is not None:
+        weight = (weight.to(g.dtype) * (len(g) / weight.sum()))[:, None]
     return _BlockedContrast.apply(g, f, label, weight, temperature, form) / len(g)
 
 
@@ -119,10 +110,7 @@ def vmf_consistency(
 def dirac_consistency(
     point: Tensor, label: Tensor, direction: Tensor, seen: Tensor, average: KlAverage = "pairs"
 ) -> Tensor:
-    """The deterministic ablation of :func:`vmf_consistency`: each class a Dirac delta at μ; mean of 1 − μ_sᵀ g'_i.
-
-    The divergence of two deltas is infinite, so the cosine distance stands for it.
-    """
+    """The ablation of :func:`vmf_consistency` with deltas at μ: mean of 1 − μ_sᵀ g'_i, for the divergence is infinite."""
     with torch.autocast(point.device.type, enabled=False):
         return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
 
@@ -161,11 +149,9 @@ class _BlockedContrast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, f: Tensor, label: Tensor | None, weight: Tensor, temperature: float, form: str
-    ) -> Tensor:
+    def forward(ctx: Any, g: Tensor, f: Tensor, *how: Any) -> Tensor:
         with torch.autocast(g.device.type, enabled=False):
-            loss, grad_g, grad_f = _contrast(g, f, label, weight[:, None], temperature, form)
+            loss, grad_g, grad_f = _contrast(g, f, *how)
         ctx.save_for_backward(grad_g, grad_f)
         return loss
 
@@ -176,9 +162,9 @@ class _BlockedContrast(torch.autograd.Function):
 
 
 def _contrast(
-    g: Tensor, f: Tensor, label: Tensor | None, w: Tensor, tau: float, form: str
+    g: Tensor, f: Tensor, label: Tensor | None, w: Tensor | None, tau: float, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss and its gradients by ``g`` and ``f``; ``w`` [N, 1]."""
+    """The summed loss and its gradients by ``g`` and ``f``; ``w`` [N, 1], None where all count alike."""
     n, order, bounds = len(g), None, [0, len(g)]
     target_f, target_g = f, g
     if label is not None:  # on the CPU, where the blocks below are cut
@@ -186,19 +172,21 @@ def _contrast(
     if form == "reference":
         # Pairs of a class side by side: the positives of a block of anchors are a range of pixels.
         order = to_device(torch.argsort(inverse, stable=True), g.device)
-        g, f, w = g[order], f[order], w[order]
+        g, f, w = g[order], f[order], None if w is None else w[order]
         bounds += count.cumsum(0).tolist()[:-1]
     elif form == "paper":
         # Σ_{a∈A(i)} z_ia / |A(i)| is g_i · (mean pixel of the class) / τ: no [N, N] mask is needed.
-        inverse = to_device(inverse, g.device)
+        inverse, count = to_device(inverse, g.device), to_device(count[:, None], g.device)
         member = torch.nn.functional.one_hot(inverse, len(count)).to(g.dtype)
-        mean_f, mean_g = ((member.T @ (w * x)) / (member.T @ w) for x in (f, g))
+        total = count.to(g.dtype) if w is None else member.T @ w
+        mean_f, mean_g = ((member.T @ (x if w is None else w * x)) / total for x in (f, g))
         target_f, target_g = mean_f.index_select(0, inverse), mean_g.index_select(0, inverse)
     loss = g.new_zeros((), dtype=torch.float64)
     grad_g, grad_f = torch.zeros_like(g), torch.zeros_like(f)
     if order is None:
-        loss -= (w * g * target_f).sum(dtype=torch.float64) / tau
-        grad_g, grad_f = -w * target_f, -w * target_g
+        own = g if w is None else w * g
+        loss -= (own * target_f).sum(dtype=torch.float64) / tau
+        grad_g, grad_f = (-target_f, -target_g) if w is None else (-w * target_f, -w * target_g)
     rows = max(1, _BLOCK_VALUES.get(g.device.type, 1 << 22) // n)
     for low, high in pairwise(sorted(bounds)):
         for start in range(low, high, rows):
@@ -207,13 +195,17 @@ def _contrast(
             # + logsumexp over all pixels, − logsumexp over the positives.
             sides = [(1, z, slice(n))]
             if order is not None:
-                sides.insert(0, (-1, z[:, low:high] + w[low:high].T.log(), slice(low, high)))
+                positive = z[:, low:high].clone() if w is None else z[:, low:high] + w[low:high].T.log()
+                sides.insert(0, (-1, positive, slice(low, high)))
             for sign, e, pixels in sides:
                 peak = e.amax(1, keepdim=True)
                 total = e.sub_(peak).exp_().sum(1, keepdim=True)
-                loss += sign * (w[block] * (peak + total.log())).sum(dtype=torch.float64)
-                grad_g[block] += sign * w[block] * (e @ f[pixels]) / total
-                grad_f[pixels] += e.T @ (g[block] * (sign * w[block] / total))
+                value, pull, push = peak + total.log(), sign * (e @ f[pixels]) / total, g[block] * (sign / total)
+                if w is not None:
+                    value, pull, push = (w[block] * x for x in (value, pull, push))
+                loss += sign * value.sum(dtype=torch.float64)
+                grad_g[block] += pull
+                grad_f[pixels] += e.T @ push
     if order is not None:
         grad_g, grad_f = (x.index_copy(0, order, x) for x in (grad_g, grad_f))
     return loss.to(g.dtype), grad_g / tau, grad_f / tau

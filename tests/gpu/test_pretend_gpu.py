@@ -19,7 +19,13 @@ ENGINE = "train/sparse/"
 
 def changes(preset: str, shards: Path) -> list[str]:
     small = ["image.encoder=small", "image.height=56", "image.width=104", "data.workers=0", f"data.shards={shards}"]
-    small += ["augment.crop_min_pairs=50", "augment.cuboid_min_pairs=50", "image.at_once=64", "run.steps=3"]
+    small += [
+        "augment.crop_min_pairs=50",
+        "augment.cuboid_min_pairs=50",
+        "image.at_once=64",
+        "run.steps=3",
+        "backbone.engine=torch",
+    ]
     if preset in ("cpu", "paper", "ppkt", "voxelnet"):
         small.append("method.pairs=100")
     if preset in ("cpu", "paper", "voxelnet"):
@@ -82,7 +88,7 @@ def test_the_other_presets_too(preset: str, other_runs: dict[str, Any]) -> None:
 
 def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
     found = on_pretend_gpu("resume_and_probe", changes("cpu", streets))
-    assert found["resumed"] == 2
+    assert found["resumed"] == 1
     assert found["same"]
     assert 0 <= found["scores"][0] <= 1
 

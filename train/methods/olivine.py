@@ -155,9 +155,8 @@ class Olivine(Method):
         if len(wcd):
             g = group.points.at(wcd, self.category_point_head or self.point_head)
             f = unit_rows((self.category_pixel_head or self.pixel_head)(wcd_feature))
-            weight = None
-            if s.weigh_pairs == "score":
-                weight = to_device(group.column("pair_score", host=True)[wcd].float(), g.device)
+            score = group.column("pair_score", host=True)[wcd].float() if s.weigh_pairs == "score" else None
+            weight = None if score is None else to_device(score, g.device)
             value = weakly_supervised_contrast(g, f, label, s.temperature, s.wcd_form, weight)
             terms["wcd"] = Term(value, s.wcd_weight)
         if s.scr and self.training and (consistency := self._consistency(group)) is not None:

@@ -40,7 +40,7 @@ def draw(columns: dict[str, torch.Tensor], seed: int, **changes: object) -> torc
     method = Olivine(replace(SETTINGS, **changes), Context(lambda width: nn.Identity(), 1, labels, 1, 0.1))  # type: ignore[arg-type]
     group = SimpleNamespace(
         size=COUNT,
-        column=lambda name, host: columns[name],
+        column=lambda name, host=False: columns[name],
         class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
         generator=lambda draw: generator_of(seed, 0, 0, draw),
     )
@@ -87,7 +87,7 @@ def test_eq_2_is_weighed_by_the_score_of_each_drawn_pair(columns, monkeypatch) -
     feature = torch.nn.functional.normalize(torch.randn(COUNT, 64, generator=rng), dim=1)
     group = SimpleNamespace(
         size=COUNT,
-        column=columns.__getitem__,
+        column=lambda name, host=False: columns[name],
         class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
         generator=lambda draw: generator_of(3, draw),
         points=SimpleNamespace(at=lambda rows, head: feature[rows]),
