@@ -45,8 +45,11 @@ class Failure:
 def memory_error(error: BaseException) -> OlivineError | None:
     """The one line for an error that means that memory is used up, None for any other.
 
-    Python, NumPy, numba, PyTorch and the system each have one of their own.
+    Python, NumPy, numba, PyTorch and the system each have one of their own; what they meet while they tell of it counts too.
     """
+    before = error.__cause__ or error.__context__
+    if before is not None and not isinstance(error, OlivineError) and (found := memory_error(before)) is not None:
+        return found
     what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     signs = (
         "can't start new thread",
@@ -54,11 +57,12 @@ def memory_error(error: BaseException) -> OlivineError | None:
         "can't allocate memory",
         "could not create a primitive",  # oneDNN's, for whatever it could not allocate
         "failed to map segment",  # of a library that is loaded late
+        "error return without exception set",  # Python's own, where it could not make the exception
     )
     if not (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, (RuntimeError, ImportError)) and any(sign in what for sign in signs))
+        or (isinstance(error, (RuntimeError, ImportError, SystemError)) and any(sign in what for sign in signs))
     ):
         return None
     return OlivineError(

@@ -193,6 +193,7 @@ def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) 
     """
     path = Path(path).absolute()
     check_replaceable(path, ours)
+    remove_leftovers(path.parent)
     partial = _partial_name(path)
     try:
         partial.mkdir(parents=True)

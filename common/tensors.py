@@ -41,7 +41,12 @@ def write_tensors(path: PathLike, content: Any) -> None:
     """
     # Through memory: torch's own writer turns a full disk into an error that does not say so.
     buffer = io.BytesIO()
-    torch.save(_alike(content), buffer)
+    try:
+        torch.save(_alike(content), buffer)
+    except RuntimeError as error:  # its writer says so of a MemoryError
+        if "unexpected pos" in str(error):
+            raise MemoryError(f"{buffer.tell():,} bytes of {Path(path).name}") from error
+        raise
     write_bytes(path, buffer.getvalue())
 
 

@@ -12,8 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from budgets import MOST
 
-QUICK = ("cpu", "paper", "distil")
-OTHERS = ("ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
+QUICK = ("cpu", "paper")
+OTHERS = ("distil", "ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
 ENGINE = "train/sparse/"
 
 
@@ -86,6 +86,7 @@ def test_the_other_presets_too(preset: str, other_runs: dict[str, Any]) -> None:
         check_budget(preset, other_runs)
 
 
+@pytest.mark.soak
 def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
     found = on_pretend_gpu("resume_and_probe", changes("cpu", streets))
     assert found["resumed"] == 1

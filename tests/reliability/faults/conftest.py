@@ -75,6 +75,7 @@ REGIONS = (
 )
 """What pretrain-uov-tmp reads besides."""
 _GROWING = ("steps.csv", "epochs.csv", "last.pt", "best.pt", "manifest.json", "study.json")
+_GROWING += ("table.csv", "table.md", "table.png")  # of a study: what is finished so far
 """Files that are written more than once in a run: each time whole, and at its end the same."""
 
 

@@ -270,6 +270,7 @@ def norm_worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.soak
 def test_two_processes_with_unequal_clouds_normalise_as_one(tmp_path):
     mp.start_processes(norm_worker, (str(tmp_path),), nprocs=len(SIZES), start_method="spawn")
     exact = norm_of_rows(slice(None), torch.float64, "torch", None)
@@ -364,6 +365,7 @@ def check_network(name: str, coordinate: torch.Tensor, monkeypatch: pytest.Monke
         assert error(ours[key], value) < max(3 * error(general[key], value), 1e-5), key
 
 
+@pytest.mark.soak
 def test_a_small_srunet_is_the_general_paths_with_the_same_weights(monkeypatch):
     check_network("srunet-small", random_coordinates(6, size=8, fill=0.1), monkeypatch)
 
