@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ def common_keys(keys: Tensor, queries: Tensor, shift: int) -> tuple[Tensor, Tens
 
 def release_memory() -> None:
     """Give the memory that the loops keep for their next arrays back to the system."""
-    if available():
-        from .cpu.buffer_pool import pool
-
-        pool.release()
+    # Only where a loop has run: this comes last, also after memory was used up.
+    buffers = sys.modules.get(f"{__package__}.cpu.buffer_pool")
+    if buffers is not None:
+        buffers.pool.release()
