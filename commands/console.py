@@ -181,6 +181,12 @@ def run(app: typer.Typer) -> NoReturn:
         if (memory := memory_error(error)) is not None:
             _fail(str(memory), 1)
         _fail(str(disk_error(error, error.filename or "output")), 1)
+    except MemoryError as error:
+        if os.environ.get("OLIVINE_TRACEBACK"):
+            raise
+        # What the frames hold makes room for the line.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        _fail(str(memory_error(error)), 1)
     except Exception as error:
         _fail_other(error)
     if code == _TYPER_INTERRUPTED:

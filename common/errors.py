@@ -57,7 +57,9 @@ def memory_error(error: BaseException) -> OlivineError | None:
         "can't allocate memory",
         "could not create a primitive",  # oneDNN's, for whatever it could not allocate
         "failed to map segment",  # of a library that is loaded late
-        "error return without exception set",  # Python's own, where it could not make the exception
+        "bad_alloc",
+        "without exception set",  # Python's own two, where it could not make the exception
+        "without setting an exception",
     )
     if not (
         isinstance(error, MemoryError)

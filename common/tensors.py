@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import OlivineError, PathLike
+from .errors import OlivineError, PathLike, memory_error
 from .files import write_bytes
 
 
@@ -90,6 +90,8 @@ def read_tensors(path: PathLike, remedy: str) -> Any:
         TypeError,
         ArithmeticError,
     ) as error:
+        if memory_error(error) is not None:
+            raise
         raise OlivineError(
             f"cannot be read as a checkpoint ({_first_line(error)})", where=path, remedy=remedy
         ) from None
@@ -119,6 +121,8 @@ def _check_archive(path: Path, remedy: str) -> None:
                 raise OlivineError("is no archive as PyTorch writes it", where=path, remedy=remedy)
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        if memory_error(error) is not None:
+            raise
         raise OlivineError(f"cannot be read, it is damaged ({_first_line(error)})", where=path, remedy=remedy) from None
     if damaged is not None:
         raise OlivineError(
