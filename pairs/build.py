@@ -14,7 +14,7 @@ from ..cluster.journal import Account, Journal
 from ..cluster.local import Local
 from ..cluster.plan import Plan
 from ..cluster.work import Executor, Job, WorkUnit, execute
-from ..common import Failure, OlivineError, PathLike, remove_leftovers
+from ..common import Failure, OlivineError, PathLike, disk_error, remove_leftovers
 from ..labelgen.store import LabelStore
 from ..labelgen.text_table import write_text_table
 from ..readers.index import FrameIndex
@@ -114,9 +114,7 @@ def build_pairs(
     try:
         (out / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OlivineError(
-            f"cannot be made ({error.strerror})", where=out, remedy="choose another --out folder"
-        ) from None
+        raise disk_error(error, out) from None
     removed = _clean(out)
     prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt in store.classes}
     benchmark = index.source.benchmark(index.version)

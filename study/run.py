@@ -197,9 +197,9 @@ def run_study(
     out, seeds = Path(out), study.seeds if seeds is None else seeds
     ground = open_ground(study)
     runs = list(plan_study(study, ground, seeds, rows))
-    (out / "rows").mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", study.plain)  # first: by it the folder is known as a study's
+    (out / "rows").mkdir(exist_ok=True)
     remove_leftovers(out / "rows")
-    write_json(out / "study.json", study.plain)
     done, kept, failures = 0, 0, []
     broken: set[tuple[str, int]] = set()
     for number, run in enumerate(runs, 1):

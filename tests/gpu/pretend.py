@@ -22,7 +22,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-ROOT = f"{Path(__file__).resolve().parents[2]}/"
+import olivine
+
+OURS = f"{Path(olivine.__file__).parent}/"
+APART = tuple(f"{OURS}{name}/" for name in ("tests", ".venv"))
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 torch.inference_mode = lambda mode=True: torch.no_grad()(mode) if callable(mode) else torch.no_grad()
 
@@ -85,9 +88,8 @@ def _line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        # The package is imported through a link, so its own folder is asked for its place.
-        if "/olivine/" in name and "/site-packages/" not in name:
-            return f"{name.split('/olivine/')[-1]}:{frame.f_lineno}"
+        if name.startswith(OURS) and not name.startswith(APART):
+            return f"{name[len(OURS) :]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "(torch)"
 
