@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..common import OlivineError, package_versions, stop_signals, track
+from ..common.together import ending_together
 from ..train.backbone import Backbone
 from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ..train.devices import over_processes, torch_state
@@ -129,7 +130,7 @@ def fit(
     constant = {**constant, "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"])}
     log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
-    with torch_state(settings.as_run(), fabric.device), stop_signals() as stop:
+    with ending_together(fabric), torch_state(settings.as_run(), fabric.device), stop_signals() as stop:
         for step in track(range(started, steps), title, unit="steps") if rank_zero else range(started, steps):
             begun, epoch = time.monotonic(), plan.epoch(step)
             factor = 0.5 * (1 + math.cos(math.pi * min(epoch, plan.epochs) / plan.epochs))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, stop_signals, track, write_json
 from ..common.settings import settings_to_plain
+from ..common.together import ending_together
 from ..pairs.shards import ShardSet
 from .batch import collate
 from .build import (
@@ -137,7 +138,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     reduce = partial(over_processes, fabric=fabric)
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
     stream = open_stream(settings, share, fabric.world_size)
-    with stream, torch_state(settings, fabric.device), stop_signals() as stop:
+    with ending_together(fabric), stream, torch_state(settings, fabric.device), stop_signals() as stop:
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
         class_count = pair_class_count(shards, settings)

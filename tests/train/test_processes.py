@@ -107,3 +107,51 @@ def test_more_processes_than_shards_are_refused(by_two: tuple[Path, str]) -> Non
     folder, said = by_two
     assert "REFUSED one-shard" in said and "2 processes for 1 shards" in said and "REFUSED run" not in said
     assert not (folder / "one-shard" / "last.pt").exists()
+
+
+FAILING = """
+import sys, time
+from olivine import cli
+from olivine.common import OlivineError
+from olivine.train.forward import Distiller
+import torch.distributed as dist
+true = Distiller.forward
+
+def forward(self, *arguments):
+    if dist.get_rank() == int(FAILS):
+        raise OlivineError("this frame is broken", where="here")
+    time.sleep(300)  # stands for a collective of NCCL, which waits for the one that failed
+
+Distiller.forward = forward
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_ends_all_and_is_told_once(rank: int, small_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(FAILING.replace("FAILS", repr(rank)))
+    small = ["backbone.name=srunet-small", "image.encoder=small", "run.batch=2", "run.group=1", "run.devices=2"]
+    changes = [word for change in (*small, "run.accelerator=cpu") for word in ("--set", change)]
+    done = subprocess.run(
+        [
+            sys.executable,
+            tmp_path / "program.py",
+            "pretrain",
+            "--shards",
+            small_shards,
+            "--out",
+            tmp_path / "run",
+            *changes,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("olivine: ")]
+    assert len(lines) == 1, done.stderr
+    assert "here: this frame is broken" in lines[0]
+    assert f"in process {rank} of 2" in lines[0]
+    assert "Traceback" not in done.stderr
