@@ -54,9 +54,10 @@ def test_the_real_keyframe_gives_22115_pairs(keyframe):
     assert len(record.pair_point) == len(record.pair_label) == 22115
 
 
-@pytest.mark.frames("real")
-def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_class(keyframe):
-    record = open_shards(keyframe / "data/pairs/nuscenes/val")[0]
+def agreement_with_boxes(keyframe, shards, column="pair_label"):
+    """Percent of the 1,090 pairs in annotated boxes whose label is the box's class."""
+    shards = open_shards(shards)
+    record, classes = shards[0], shards.classes
     frame = next(open_store(keyframe / "data/labels/nuscenes").index().frames("val"))
     named = {
         "human.pedestrian": "pedestrian",
@@ -65,7 +66,6 @@ def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_cla
     }
     points = record.points[:, :3].astype(np.float64)
     box_class = np.zeros(len(points), np.int64)
-    classes = open_shards(keyframe / "data/pairs/nuscenes/val").classes
     for box in frame.boxes():
         family = ".".join(box.category.split(".")[:2])
         name = named.get(family, family.split(".")[1])
@@ -76,7 +76,19 @@ def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_cla
     wanted = box_class[record.pair_point]
     inside = wanted > 0
     assert inside.sum() == 1090
-    assert 100 * np.mean(record.pair_label[inside] == wanted[inside]) == pytest.approx(91.2, abs=0.05)
+    return 100 * np.mean(getattr(record, column)[inside] == wanted[inside])
+
+
+@pytest.mark.frames("real")
+def test_91_percent_of_the_1090_real_pairs_in_annotated_boxes_carry_the_boxs_class(keyframe):
+    assert agreement_with_boxes(keyframe, keyframe / "data/pairs/nuscenes/val") == pytest.approx(91.2, abs=0.05)
+
+
+@pytest.mark.frames("real")
+def test_a_vote_of_the_one_frames_cameras_costs_one_of_the_1090_pairs(keyframe, olivine):
+    olivine("build-pairs", "--consolidate", "--out", "voted", cwd=keyframe, check=True)
+    assert agreement_with_boxes(keyframe, keyframe / "voted/val", "pair_pixel_label") == pytest.approx(91.2, abs=0.05)
+    assert agreement_with_boxes(keyframe, keyframe / "voted/val") == pytest.approx(100 * 993 / 1090)
 
 
 @pytest.mark.frames("synthetic")
