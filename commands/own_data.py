@@ -47,7 +47,10 @@ def import_bag(
         list[str] | None, typer.Option(help="Topic of a camera's images, again for more (default: all).")
     ] = None,
     odometry: Annotated[
-        str | None, typer.Option(help="Topic of the vehicle's poses, or none (default: the only one there is).")
+        str | None,
+        typer.Option(
+            help="Topic of the vehicle's poses; none; or kiss-icp, from the clouds (default: the only topic)."
+        ),
     ] = None,
     vehicle: Annotated[
         str | None, typer.Option(help="Frame whose poses they are (default: as the odometry says).")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..common import OlivineError, atomic_directory, check_output, read_text, track, write_bytes
 from ..common.settings import read_yaml_file
 from .bag_messages import Matrix, between, cloud_of, image_of, lens_of, rigid
+from .lidar_odometry import poses_from_clouds
 from .recording import FILE, FILL_IN, SPLITS
 
 _CLOUDS = ("sensor_msgs/msg/PointCloud2",)
@@ -23,6 +25,7 @@ _POSES = ("nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped", "geometry_ms
 _INFO, _TRANSFORMS = "sensor_msgs/msg/CameraInfo", ("tf2_msgs/msg/TFMessage", "tf/msg/tfMessage")
 _STATIC = "/tf_static"
 _DULL = ("compressed", "image_raw", "image_color", "image", "image_rect", "image_rect_color", "points", "points_raw")
+FROM_CLOUDS = "kiss-icp"
 _INTENSITIES = ("intensity", "reflectivity", "i", "remission")
 
 
@@ -33,7 +36,8 @@ class BagSettings:
     Attributes:
         lidars: topics of the clouds, the first is the frame of reference; () for all.
         cameras: topics of the images; () for all, and of an image that is there raw and compressed the raw one.
-        odometry: topic of the vehicle's poses; empty: the only one there is; ``none`` takes none.
+        odometry: topic of the vehicle's poses; empty: the only one there is; ``none`` takes none; ``kiss-icp`` computes
+            them from the first LiDAR's clouds.
         vehicle: frame whose poses they are; empty: the odometry's own child frame.
         stamps: ``header``, the sensor's own time, or ``received``, when the message was recorded.
         split: of the scene.
@@ -114,6 +118,8 @@ def import_bag(paths: Sequence[Path], out: Path, scene: str = "", settings: BagS
                         where=paths[0],
                         remedy="leave it out, or take another",
                     )
+            if settings.odometry == FROM_CLOUDS:
+                _track(sensors[0], folder, found)
             if found.poses:
                 lines = (
                     f"{t // 10**9}.{t % 10**9:09d} {' '.join(map(repr, row))}" for t, row in sorted(found.poses.items())
@@ -209,13 +215,13 @@ def _name(topic: str, taken: Sequence[str]) -> str:
 def _odometry(types: dict[str, str], settings: BagSettings, where: Path) -> str:
     """The topic of the poses, empty for none."""
     there = _named(types, _POSES)
-    if settings.odometry == "none" or (not settings.odometry and not there):
+    if settings.odometry in ("none", FROM_CLOUDS) or (not settings.odometry and not there):
         return ""
     if settings.odometry and settings.odometry not in there:
         raise OlivineError(
             f"no topic {settings.odometry} of poses; there are {_listed(types)}",
             where="--odometry",
-            remedy="name one of Odometry or PoseStamped, or none",
+            remedy=f"name one of Odometry or PoseStamped, or {FROM_CLOUDS}, or none",
         )
     if not settings.odometry and len(there) > 1:
         raise OlivineError(
@@ -259,6 +265,16 @@ def _read(
             for one in message.transforms:
                 pair = one.header.frame_id.lstrip("/"), one.child_frame_id.lstrip("/")
                 found.transforms[pair] = rigid(one.transform.translation, one.transform.rotation)
+
+
+def _track(lidar: _Sensor, folder: Path, found: _Found) -> None:
+    """Poses of a LiDAR from its own clouds."""
+    times = sorted(lidar.times)
+    clouds = (np.load(folder / lidar.name / f"{time:019d}{lidar.suffix}") for time in times)
+    points = (np.stack([cloud[axis] for axis in "xyz"], axis=1) for cloud in clouds)
+    for time, pose in zip(times, track(poses_from_clouds(points), "kiss-icp", unit="clouds", total=len(times))):
+        found.poses[time] = [*pose[:3, 3].tolist(), *Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()]
+    found.vehicle = lidar.frame
 
 
 def _messages(reader: Any, connections: Sequence[Any], where: Path) -> Iterator[tuple[Any, int, Any]]:
