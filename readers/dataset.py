@@ -30,6 +30,7 @@ OWN = (
     "frame",
     "index",
     "lens",
+    "lidar_odometry",
     "project",
     "recording",
     "recording_start",
