@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from . import __version__
-from .commands import cluster, console, data, detect, doctor, own_data, score, train
+from .commands import bench, cluster, console, data, detect, doctor, own_data, score, train
 from .commands.options import in_groups
 
 _OPTIONS: dict[str, Any] = {
@@ -19,7 +19,7 @@ _COMMANDS = {
     "Data, labels, pairs": "synth init-rig import-bag check-data labelgen score-labels check-labels build-pairs",
     "Training": "features pretrain study",
     "What came of it": "probe finetune detect predict embed export import-weights report",
-    "Machines": "submit launch status doctor",
+    "Machines": "submit launch status doctor bench",
 }
 app = typer.Typer(
     name="olivine",
@@ -36,6 +36,7 @@ score.register(app)
 detect.register(app)
 cluster.register(app)
 doctor.register(app)
+bench.register(app)
 _panels = {name: panel for panel, names in _COMMANDS.items() for name in names.split()}
 for _registered in app.registered_commands:
     assert _registered.callback is not None

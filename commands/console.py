@@ -71,7 +71,7 @@ def emit(
         "failures": [dataclasses.asdict(failure) for failure in failures or ()],
         "error": error,
     }
-    text = json.dumps(_strict({**fields, **whole}), allow_nan=False, default=str)
+    text = json.dumps(strict({**fields, **whole}), allow_nan=False, default=str)
     print(text, file=_answer or sys.stdout, flush=True)
 
 
@@ -81,13 +81,13 @@ def _command() -> str:
     return words[0] if words else "olivine"
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Plain values with null for numbers that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def finish(command: str, summary: Any, out: Path | None, as_json: bool) -> None:

@@ -94,6 +94,18 @@ def resume_and_probe(changes: list[str]) -> dict[str, Any]:
         return {"resumed": resumed, "same": same, "scores": [result.scores.mean_iou for result in results]}
 
 
+def bench(changes: list[str]) -> dict[str, Any]:
+    """What ``olivine bench`` measures, by the CPU and by the pretend GPU."""
+    from olivine.commands.measure import measure
+
+    found = {}
+    for device in ("cpu", "cuda"):
+        settings = load_settings("cpu", [*changes, "run.devices=1", f"run.accelerator={device}"])
+        with pretend.pretend_gpu(strict=True) if device == "cuda" else nullcontext():
+            found[device] = measure(settings, 1, 1)
+    return found
+
+
 def faults(_: None) -> dict[str, Any]:
     """What is said of faults that are made on purpose."""
 

@@ -94,6 +94,15 @@ def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Cal
     assert 0 <= found["scores"][0] <= 1
 
 
+def test_bench_measures_there_what_it_measures_on_a_cpu(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
+    found = on_pretend_gpu("bench", changes("cpu", streets))
+    assert found["cuda"]["step"]["loss"] == found["cpu"]["step"]["loss"]
+    assert found["cuda"]["network"]["voxels"] == found["cpu"]["network"]["voxels"]
+    for part in ("whole", "layer"):
+        assert found["cuda"]["network"][part]["torch"]["backward_s"] > 0
+    assert all(seconds > 0 for seconds in found["cuda"]["stages"].values())
+
+
 def test_faults_that_are_made_on_purpose_are_found(on_pretend_gpu: Callable[..., Any]) -> None:
     found = on_pretend_gpu("faults", None)
     assert "same device" in found["mixed"]
