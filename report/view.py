@@ -135,7 +135,8 @@ class Viewer:
         self.rate = gui.add_slider("frames a second", 1, 20, 1, 5)
         known = {*self.shown.values, "distance", "intensity"}
         self._modes = {mode["name"]: mode for mode in scenes.modes if mode["key"] in known}
-        self.mode = gui.add_dropdown("colour by", tuple(self._modes))
+        first = next(name for name, mode in self._modes.items() if mode["key"] != "camera")
+        self.mode = gui.add_dropdown("colour by", tuple(self._modes), initial_value=first)
         self.size = gui.add_slider("point size / m", 0.01, 0.3, 0.01, 0.06)
         self._legend = gui.add_html("")
         self._hidden: dict[str, set[int]] = {mode["key"]: set() for mode in scenes.modes}

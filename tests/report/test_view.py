@@ -141,6 +141,8 @@ def test_label_maps_alone_show_the_clouds_with_the_labels_that_the_shards_got(nu
 
 
 def test_a_data_set_shows_its_clouds_without_labels(kitti_world, start):
+    plain = open_dataset("kitti", kitti_world.root)
+    assert start(open_scenes(Sources(), plain.frames(), plain.point_classes)).mode.value == "distance"
     data = open_dataset("semantickitti", kitti_world.root)
     frames = data.frames()
     viewer = start(open_scenes(Sources(), frames, data.point_classes))
