@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from . import __version__
-from .commands import bench, cluster, console, data, detect, doctor, own_data, score, train
+from .commands import bench, cluster, console, data, detect, doctor, own_data, score, train, view
 from .commands.options import in_groups
 
 _OPTIONS: dict[str, Any] = {
@@ -18,7 +18,7 @@ _OPTIONS: dict[str, Any] = {
 _COMMANDS = {
     "Data, labels, pairs": "synth init-rig import-bag check-data labelgen score-labels check-labels build-pairs",
     "Training": "features pretrain study",
-    "What came of it": "probe finetune detect predict embed export import-weights report",
+    "What came of it": "probe finetune detect predict embed export import-weights report view",
     "Machines": "submit launch status doctor bench",
 }
 app = typer.Typer(
@@ -33,6 +33,7 @@ data.register(app, weights_app)
 own_data.register(app)
 train.register(app)
 score.register(app)
+view.register(app)
 detect.register(app)
 cluster.register(app)
 doctor.register(app)

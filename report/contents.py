@@ -108,6 +108,20 @@ def read_contents(sources: Sources) -> Contents:
     return found
 
 
+def read_labels_and_shards(sources: Sources) -> Contents:
+    """Open ``labels``, ``shards`` and ``predictions`` alone; predictions that cannot be read are listed as missing.
+
+    Raises:
+        OlivineError: the folder of the labels or shards is not there, or is damaged.
+    """
+    found = Contents(sources)
+    found.labels = open_store(sources.labels) if sources.labels is not None else None
+    found.shards = open_shards(sources.shards) if sources.shards is not None else None
+    if found.shards is not None and len(found.shards) and sources.predictions is not None:
+        found.predictions = found.attempt("predictions", lambda: _read_predictions(found, sources.predictions))
+    return found
+
+
 def _read_run(found: Contents, run: Path) -> None:
     remedy = "name the folder of a run with --run"
     found.identity = found.attempt("run", lambda: _read_identity(run / "run.json", remedy))

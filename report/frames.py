@@ -14,24 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, track
-from ..common.colors import NO_LABEL, class_colors
-from ..common.images import open_image
 from ..pairs.shards import FrameRecord, ShardSet
 from ..readers.dataset import dataset_class
-from ..readers.frame import Camera, Frame
 from .contents import Contents
+from .shown import BACKGROUND, UNSEEN_COLOR, Shown, ShownCamera, StoreFrames, modes, show_frame, show_record
 
 EDGES = (0, 10, 20, 30, 40, 50, np.inf)
 """Of the bins of distance, metres."""
 SAMPLE = 100
 """Most frames that are read for statistics and the ranking."""
-UNSEEN = 255
-"""A point's weak label and camera where no camera sees it."""
 _WIDTH = 1280  # pixels of an image on the page, at most
-_UNSEEN_COLOR = (70, 74, 80)
-_BACKGROUND = (16, 19, 23)
-# Okabe and Ito's colours, told apart by the colour-blind; further cameras begin anew.
-_CAMERA_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167))
 
 
 @dataclass
@@ -158,147 +150,50 @@ class View:
 
 def make_view(contents: Contents, shards: ShardSet | None, chosen: list[tuple[int, str]]) -> View:
     """Images, points and their values of the chosen frames; of the first label maps where there are no shards."""
-    store, frames = contents.labels, []
-    by_token: dict[str, Frame] = {}
+    store, frames, sources = contents.labels, [], None
     if store is not None:
-        index = contents.attempt("images and overlays", store.index)
-        wanted = None if shards is None else {shards.token(i) for i, _ in chosen}
-        for frame in index.frames() if index is not None else ():
-            if wanted is None or frame.token in wanted:
-                by_token[frame.token] = frame
-            if len(by_token) == (len(chosen) if wanted is None else len(wanted)):
-                break
+        sources = contents.attempt("images and overlays", lambda: StoreFrames(store))
     if shards is not None:
         for i, note in chosen:
-            read = functools.partial(_with_points, contents, shards, i, note, by_token)
-            plain = contents.attempt("a frame", read)
-            frames += [plain] if plain is not None else []
+            read = functools.partial(show_record, contents, shards, i, sources, _WIDTH)
+            shown = contents.attempt("a frame", read)
+            frames += [_plain(shown, note)] if shown is not None else []
         classes, point_classes, cameras = shards.classes, shards.point_classes, shards.cameras
     else:
-        for (_, note), frame in zip(chosen, by_token.values()):
-            images = [_camera(contents, frame, c, None, np.zeros((0, 2)), np.zeros(0)) for c in frame.cameras]
-            shown = [image for image in images if image is not None]
-            if shown:
-                frames.append(
-                    {
-                        "token": frame.token,
-                        "scene": frame.scene,
-                        "note": note,
-                        "points": "",
-                        "values": {},
-                        "cameras": shown,
-                    }
-                )
+        for (_, note), frame in zip(chosen, sources or ()):
+            shown = show_frame(contents, frame, _WIDTH, points=False)
+            frames += [_plain(shown, note)] if shown.cameras else []
         classes, point_classes, cameras = store.classes if store else (), (), ()
     spec = {
         "frames": [plain["token"] for plain in frames],
         "first": "weak",
-        "background": _BACKGROUND,
-        "unseen": _UNSEEN_COLOR,
-        "modes": _modes(classes, point_classes, cameras),
+        "background": BACKGROUND,
+        "unseen": UNSEEN_COLOR,
+        "modes": modes(classes, point_classes, cameras),
     }
     return View(spec, [json.dumps(plain, allow_nan=False) for plain in frames])
 
 
-def _modes(classes: tuple[str, ...], point_classes: tuple[str, ...], cameras: tuple[str, ...]) -> list[dict[str, Any]]:
-    def colored(key: str, name: str, none: str, names: tuple[str, ...]) -> dict[str, Any]:
-        colors = class_colors(names).tolist()
-        return {"key": key, "name": name, "names": [none, *names], "colors": [NO_LABEL, *colors[1:]]}
-
-    return [
-        colored("weak", "weak label", "no label", classes),
-        colored("truth", "ground truth", "ignored", point_classes),
-        colored("prediction", "prediction", "none", point_classes),
-        {"key": "confidence", "name": "confidence"},
-        {
-            "key": "camera",
-            "name": "camera",
-            "names": list(cameras),
-            "colors": [_CAMERA_COLORS[k % len(_CAMERA_COLORS)] for k in range(len(cameras))],
-        },
-        {"key": "distance", "name": "distance"},
-    ]
-
-
-def _with_points(
-    contents: Contents, shards: ShardSet, index: int, note: str, by_token: dict[str, Frame]
-) -> dict[str, Any]:
-    record = shards.record(index)
-    count = len(record.points)
-    values = {name: np.full(count, UNSEEN, np.uint8) for name in ("weak", "camera")}
-    # Of a point in two cameras the first one's pair is shown.
-    for name, column in (("weak", record.pair_label), ("camera", record.pair_camera)):
-        values[name][record.pair_point[::-1]] = column[::-1]
-    if record.point_label is not None:
-        values["truth"] = record.point_label
-    if contents.predictions is not None:
-        values["prediction"] = contents.predictions.read(index, count)
-        sure = contents.predictions.confidence(index, count)
-        if sure is not None:
-            values["confidence"] = sure
-    frame = by_token.get(record.token)
-    cameras = []
-    for place, name in enumerate(shards.cameras):
-        mine = record.pair_camera == place
-        source = next((c for c in frame.cameras if c.name == name), None) if frame is not None else None
-        stored = None if record.image is None else record.image[place]
-        uv, point = record.pair_uv[mine], record.pair_point[mine]
-        size = tuple(int(v) for v in record.image_size[place])
-        shown = _camera(contents, frame, source, stored, uv, point, name, size)
-        cameras += [shown] if shown is not None else []
-    centimetres = np.clip(np.rint(record.points[:, :3].astype(np.float64) * 100), -32767, 32767).astype("<i2")
+def _plain(shown: Shown, note: str) -> dict[str, Any]:
+    centimetres = np.clip(np.rint(shown.points[:, :3].astype(np.float64) * 100), -32767, 32767).astype("<i2")
     return {
-        "token": record.token,
-        "scene": record.scene,
+        "token": shown.token,
+        "scene": shown.scene,
         "note": note,
         "points": _base64(centimetres),
-        "values": {name: _base64(value.astype(np.uint8)) for name, value in values.items()},
-        "cameras": cameras,
+        "values": {name: _base64(value.astype(np.uint8)) for name, value in shown.values.items()},
+        "cameras": [_plain_camera(camera) for camera in shown.cameras],
     }
 
 
-def _camera(
-    contents: Contents,
-    frame: Frame | None,
-    camera: Camera | None,
-    stored: bytes | None,
-    uv: NDArray[Any],
-    point: NDArray[Any],
-    name: str = "",
-    size: tuple[int, ...] | None = None,
-) -> dict[str, Any] | None:
-    """An image with its overlay and points; None where neither the shards nor the data set have the image."""
-    from PIL import Image
-
-    name = name or (camera.name if camera is not None else "")
-    if stored is not None:
-        image = contents.attempt(f"an image of {name}", lambda: _decoded(stored))
-    elif frame is not None and camera is not None:
-        image = contents.attempt(f"an image of {name}", lambda: _decoded(frame.image_path(camera)))
-    else:
-        image = None
-    if image is None:
-        return None
-    full = size or image.size  # what uv is in
-    width = min(_WIDTH, image.width)
-    scale = width / full[0]
-    image = image.resize((width, max(1, round(full[1] * scale))))
-    shown = {"name": name, "width": image.width, "height": image.height}
-    shown["image"] = _data_url(lambda file: image.save(file, "JPEG", quality=82, optimize=True), "jpeg")
-    store = contents.labels
-    if store is not None and camera is not None and frame is not None:
-        label = contents.attempt(f"overlay of {name}", lambda: store.label_map(camera, frame.scene))
-        if label is not None:
-            overlay = Image.fromarray(label).resize(image.size, Image.Resampling.NEAREST)
-            overlay.putpalette(class_colors(store.classes).ravel().tolist())
-            shown["overlay"] = _data_url(lambda file: overlay.save(file, "PNG", transparency=0, optimize=True), "png")
-    fine = np.clip((uv + 0.5) * scale * 16, 0, 65535).astype("<u2")
-    return {**shown, "point": _base64(point.astype("<u4")), "uv": _base64(fine)}
-
-
-def _decoded(source: Any) -> Any:
-    with open_image(source) as opened:
-        return opened.convert("RGB")
+def _plain_camera(camera: ShownCamera) -> dict[str, Any]:
+    image, overlay = camera.image, camera.overlay
+    plain = {"name": camera.name, "width": image.width, "height": image.height}
+    plain["image"] = _data_url(lambda file: image.save(file, "JPEG", quality=82, optimize=True), "jpeg")
+    if overlay is not None:
+        plain["overlay"] = _data_url(lambda file: overlay.save(file, "PNG", transparency=0, optimize=True), "png")
+    fine = np.clip(camera.uv * 16, 0, 65535).astype("<u2")
+    return {**plain, "point": _base64(camera.point.astype("<u4")), "uv": _base64(fine)}
 
 
 def _data_url(save: Callable[[io.BytesIO], None], kind: str) -> str:

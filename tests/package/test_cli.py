@@ -25,6 +25,7 @@ import pytest
         (["build-pairs", "--consolidate", "--around", "0"], "give at least 1"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),
+        (["view"], "no data set in data/. Link one"),
         (["study"], "no shards here. Make them: olivine synth"),
         (["study", "--merge"], "olivine study --merge A B"),
         (["study", "--config", "study-dmo"], "use one of study-demo"),

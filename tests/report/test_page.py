@@ -20,8 +20,9 @@ from olivine.downstream.benchmarks import PredictionReader, PredictionWriter
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.report.charts import markdown, smooth
 from olivine.report.contents import Contents, Sources
-from olivine.report.frames import EDGES, UNSEEN, choose_frames, prompt_values, read_statistics
+from olivine.report.frames import EDGES, choose_frames, prompt_values, read_statistics
 from olivine.report.page import write_report
+from olivine.report.shown import UNSEEN
 
 VOID = {"meta", "link", "img", "input", "br", "path"}
 EVIL = "<script>alert('x')</script>\"&amp;"
