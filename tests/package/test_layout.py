@@ -46,7 +46,14 @@ ALLOWED = {
     "train": {"pairs.shards", "pairs.feature_maps"},
     "downstream": {"train", "pairs.shards"},
     "study": {"downstream", "train", "pairs.shards"},
-    "report": {"readers.frame", "readers.dataset", "labelgen.store", "pairs.shards", "downstream.benchmarks"},
+    "report": {
+        "readers.frame",
+        "readers.dataset",
+        "labelgen.store",
+        "pairs.shards",
+        "downstream.benchmarks",
+        "downstream.embeddings",
+    },
     "configs": set(),
     "cluster": set(),
 }
