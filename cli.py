@@ -18,7 +18,7 @@ _OPTIONS: dict[str, Any] = {
 _COMMANDS = {
     "Data, labels, pairs": "synth init-rig import-bag check-data labelgen score-labels check-labels build-pairs",
     "Training": "features pretrain study",
-    "What came of it": "probe finetune detect predict embed export import-weights report view",
+    "What came of it": "probe finetune detect predict embed export import-weights report figures view",
     "Machines": "submit launch status doctor bench",
 }
 app = typer.Typer(

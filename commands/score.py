@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(study)
     app.command()(export)
     app.command()(report)
+    app.command()(figures)
     app.command("import-weights")(import_weights)
 
 
@@ -390,3 +391,40 @@ def report(
     check_output(out, inputs=inputs)
     check_replaceable(out)
     console.finish("report", write_report(sources, out, frames=frames), out, as_json)
+
+
+def figures(
+    checkpoint: Checkpoint = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards whose points are shown (default: the largest val split in data/pairs).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+    frame: Annotated[
+        str | None, typer.Option(help="Of the similarity maps: a token, a scene or a number (default: the first).")
+    ] = None,
+    point: Annotated[
+        list[int] | None,
+        typer.Option(help="A point of it, by its row; give it again for more (default: of 3 classes)."),
+    ] = None,
+    per_class: Annotated[int, typer.Option(help="Points of each class in the t-SNE, at most.")] = 200,
+    features: Annotated[
+        str, typer.Option(help="heads: embeddings by the run's heads, where it has any; or backbone.")
+    ] = "heads",
+    suffix: Annotated[str, typer.Option(help="Of the files: png, pdf or svg.")] = "png",
+    seed: Annotated[int, typer.Option(help="Of random weights, the draw of points and t-SNE.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw a paper's figures of a run beside random weights: class imbalance, similarity maps of points, t-SNE.
+
+    Example: olivine figures --checkpoint runs/cpu --suffix pdf
+    """
+    from ..report.paper_figures import draw_figures
+
+    checkpoint, _ = _choose_backbone(checkpoint, as_json)
+    shards, why = defaults.choose_shards(shards, "val")
+    console.note(f"shards: {shards} ({why})", as_json)
+    check_output(out, inputs=(checkpoint, shards))
+    check_replaceable(out)
+    options: dict[str, Any] = {"per_class": per_class, "features": features, "suffix": suffix, "seed": seed}
+    summary = draw_figures(checkpoint, shards, out, frame=frame, points=point or (), **options)
+    console.finish("figures", summary, out, as_json)

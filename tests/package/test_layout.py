@@ -53,6 +53,7 @@ ALLOWED = {
         "labelgen.store",
         "pairs.shards",
         "downstream.benchmarks",
+        "downstream.embeddings",
     },
     "configs": set(),
     "cluster": set(),

@@ -28,6 +28,7 @@ COMMANDS = {
     "study-merge": (["study", "--merge", "runs/study"], "runs/study"),
     "report": (["report"], "runs/cpu"),
     "report-data": (["report"], "data"),
+    "figures": (["figures", "--per-class", "3"], "runs/cpu"),
     "export": (["export", "--overwrite"], "runs/cpu/last.pt"),
     "import-weights": (["import-weights", "backbone.pt", "--overwrite"], "runs/cpu/last.pt"),
 }
