@@ -9,7 +9,7 @@ PACKAGES := common commands cluster readers synthetic labelgen pairs train downs
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
-.PHONY: help setup demo study-ground test unit soak lint bench minkowski clean
+.PHONY: help setup demo study-ground test unit soak lint types bench minkowski clean
 
 help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
@@ -63,11 +63,12 @@ study-%-ground: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# In a fresh clone it reads torch's sources first, and takes its time: no part of `make test`.
+types: setup
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach p,$(PACKAGES),-p olivine.$(p)) -m olivine.cli
 
-# Types are checked beside the tests: mypy has one core, and tests that wait leave some of theirs.
-test: setup
-	@$(MAKE) --no-print-directory -j2 lint unit
+test: lint unit
 
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
 unit: setup

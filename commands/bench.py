@@ -164,8 +164,9 @@ def _make_frames(folder: Path, frames: int) -> tuple[FrameIndex, Path]:
     from ..synthetic.settings import SyntheticSettings
     from ..synthetic.write import write_dataset
 
-    write_dataset(SyntheticSettings(scenes=1, frames=frames, image_scale=STORED), folder / "nuscenes")
-    index, _ = index_dataset(folder / "labels" / "frames", "nuscenes", folder / "nuscenes", None)
+    settings = SyntheticSettings(scenes=1, frames=frames, image_scale=STORED)
+    write_dataset(settings, folder / "data")
+    index, _ = index_dataset(folder / "labels" / "frames", settings.format, folder / "data", None)
     failures = generate_labels(index, folder / "labels", LabelSettings("oracle")).failures
     if not failures:
         failures = build_pairs(

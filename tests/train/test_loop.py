@@ -110,6 +110,7 @@ def run_in_processes(settings: PretrainSettings, *runs: tuple[Path, int | None])
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.soak
 def test_a_killed_run_falls_back_to_its_last_checkpoint_and_ends_the_same(
     small_shards: Path, small_settings: Settings, tmp_path: Path
 ) -> None:

@@ -127,7 +127,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_an_error_in_one_process_ends_all_and_is_told_once(rank: int, small_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(FAILING.replace("FAILS", repr(rank)))
     small = ["backbone.name=srunet-small", "image.encoder=small", "run.batch=2", "run.group=1", "run.devices=2"]

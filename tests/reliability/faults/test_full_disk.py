@@ -1,6 +1,6 @@
 """A disk that is full at every moment of every command: one line, nothing that looks whole, and the same bytes afterwards.
 
-The quick tests take one or two moments of labelgen and build-pairs, and a small disk for synth and pretrain; the soak tests take every change of the file
+The quick tests take one or two moments of labelgen and build-pairs, and a small disk for synth; the soak tests take every change of the file
 system, and file systems of OLIVINE_DISK_SIZES (40) sizes, for every command.
 """
 
@@ -60,7 +60,7 @@ def test_every_change_of_the_file_system_may_be_the_one_that_finds_the_disk_full
     report("full at every change", stage, len(cases), {n: what for n, what in cases.items() if what})
 
 
-@pytest.mark.parametrize(("depth", "stage"), [("one", "synth"), ("one", "pretrain"), *ALL])
+@pytest.mark.parametrize(("depth", "stage"), [("one", "synth"), *ALL])
 def test_a_file_system_of_any_size(depth, stage, disk):
     disk.resize("size=1g")
     expected, _ = disk.reference(stage)
