@@ -59,6 +59,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         *("pretrain", "--config", "cpu", *SHORT[:2], "--set", "method.name=uov-tmp"),
         *("--shards", "data/pairs-regions/train", "--out", "out"),
     ),
+    "features": ("features", "--config", "cpu", "--out", "out"),
     "probe": ("probe", "--checkpoint", "runs/cpu", "--epochs", "1", "--out", "out"),
     "finetune": ("finetune", "--checkpoint", "runs/cpu", "--epochs", "2", "--out", "out"),
     "predict": ("predict", "--checkpoint", "runs/cpu/finetune-100", "--out", "out"),

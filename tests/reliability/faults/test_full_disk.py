@@ -13,7 +13,17 @@ import pytest
 
 SIZES = int(os.environ.get("OLIVINE_DISK_SIZES", 40))
 MAIN = ("labelgen", "build-pairs", "pretrain", "finetune", "study")
-OTHERS = ("synth", "score-labels", "pretrain-slidr", "probe", "predict", "export", "import-weights", "report")
+OTHERS = (
+    "synth",
+    "score-labels",
+    "pretrain-slidr",
+    "probe",
+    "predict",
+    "export",
+    "import-weights",
+    "report",
+    "features",
+)
 ALL = [pytest.param("all", s, marks=pytest.mark.soak) for s in MAIN + OTHERS]
 FULL = "disk is full"
 

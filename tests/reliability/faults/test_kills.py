@@ -12,7 +12,16 @@ import pytest
 KILLS = int(os.environ.get("OLIVINE_KILLS", 5))
 SEED = int(os.environ.get("OLIVINE_KILLS_SEED", 0))
 METHODS = ("slidr", "st-slidr", "seal", "distil", "uov-tmp")
-STAGES = ("labelgen", "build-pairs", "pretrain", *(f"pretrain-{m}" for m in METHODS), "finetune", "probe", "study")
+STAGES = (
+    "labelgen",
+    "build-pairs",
+    "pretrain",
+    *(f"pretrain-{m}" for m in METHODS),
+    "finetune",
+    "probe",
+    "study",
+    "features",
+)
 QUICK = ("build-pairs",)
 EVERY = [("two", s) for s in QUICK] + [pytest.param("all", s, marks=pytest.mark.soak) for s in STAGES]
 

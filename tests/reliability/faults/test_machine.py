@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 MAIN = ("labelgen", "build-pairs", "pretrain", "finetune", "study")
-OTHERS = ("synth", "score-labels", "pretrain-slidr", "probe", "predict", "export", "import-weights", "report")
+OTHERS = (
+    "synth",
+    "score-labels",
+    "pretrain-slidr",
+    "probe",
+    "predict",
+    "export",
+    "import-weights",
+    "report",
+    "features",
+)
 EVERY = [*MAIN, *(pytest.param(s, marks=pytest.mark.soak) for s in OTHERS)]
 CHEAP = [MAIN[0], *(pytest.param(s, marks=pytest.mark.soak) for s in MAIN[1:] + OTHERS)]
 """Quick where a case runs the whole command several times."""
