@@ -17,7 +17,7 @@ from ..train.backbone import Backbone, Clouds
 from ..train.batch import collate
 from ..train.build import build_model, label_names, needs_of, open_stream, open_text, pair_class_count
 from ..train.devices import make_fabric, share_of_step, torch_state
-from ..train.loop import Pass, _metrics
+from ..train.loop import Pass, metrics_of_step
 from ..train.metrics_log import forget_peak_memory, memory_mib
 from ..train.pixel_features import open_pixel_features
 from ..train.prepare import prepare
@@ -131,7 +131,7 @@ def measure(settings: PretrainSettings, warm_up: int, steps: int) -> dict[str, A
                 wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
             assert norm is not None
-            loss = _metrics(passes, model.method.terms, norm, _alone, 1)[0].get("loss", math.nan)
+            loss = metrics_of_step(passes, model.method.terms, norm, _alone, 1)[0].get("loss", math.nan)
             optimizer.step()
             model.method.after_step(step, _alone)
             model.method.log(step, _alone)

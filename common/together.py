@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from .errors import OlivineError
+from .errors import OlivineError, memory_error
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -23,7 +23,7 @@ it sees that a child has failed, and then nothing would be told."""
 
 @contextmanager
 def ending_together(fabric: Fabric) -> Iterator[None]:
-    """Within the block, an error in one process ends all within seconds, by exit code 2; rank 0 says which it was.
+    """Within the block, an error in one process ends all within seconds, by exit code 2; rank 0 prints that error.
 
     Without it the others wait in their next collective, with NCCL for its time-out. A process alone is left alone.
     """
@@ -59,8 +59,9 @@ def ending_together(fabric: Fabric) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("OLIVINE_TRACEBACK"):
             traceback.print_exc()
-        what = str(error) if isinstance(error, OlivineError) else f"{type(error).__name__}: {error}"
-        said = f"{what} (in process {fabric.global_rank} of {fabric.world_size})"
+        known = error if isinstance(error, OlivineError) else memory_error(error)
+        bug = f"this is a bug in olivine ({type(error).__name__}: {error}); OLIVINE_TRACEBACK=1 shows where"
+        said = f"{known or bug} (in process {fabric.global_rank} of {fabric.world_size})"
         with suppress(RuntimeError):  # rank 0 has gone
             said = store.compare_set("failed", "", said).decode()
         done.set()

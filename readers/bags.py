@@ -119,7 +119,7 @@ def import_bag(paths: Sequence[Path], out: Path, scene: str = "", settings: BagS
                         remedy="leave it out, or take another",
                     )
             if settings.odometry == FROM_CLOUDS:
-                _track(sensors[0], folder, found)
+                _add_poses_of_clouds(sensors[0], folder, found)
             if found.poses:
                 lines = (
                     f"{t // 10**9}.{t % 10**9:09d} {' '.join(map(repr, row))}" for t, row in sorted(found.poses.items())
@@ -267,7 +267,7 @@ def _read(
                 found.transforms[pair] = rigid(one.transform.translation, one.transform.rotation)
 
 
-def _track(lidar: _Sensor, folder: Path, found: _Found) -> None:
+def _add_poses_of_clouds(lidar: _Sensor, folder: Path, found: _Found) -> None:
     """Poses of a LiDAR from its own clouds."""
     times = sorted(lidar.times)
     clouds = (np.load(folder / lidar.name / f"{time:019d}{lidar.suffix}") for time in times)

@@ -212,7 +212,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                 wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
             assert gradient_norm is not None
-            metrics, norm = _metrics(passes, model.method.terms, gradient_norm, reduce, fabric.world_size)
+            metrics, norm = metrics_of_step(passes, model.method.terms, gradient_norm, reduce, fabric.world_size)
             if not math.isfinite(metrics.get("loss", math.nan)):  # of any process: all end here
                 raise _not_finite("loss", passes, samples, step, out)
             if not math.isfinite(norm) and run.precision != "16-mixed":  # there the scaler skips such a step
@@ -318,7 +318,7 @@ def _validate_on(
     return {f"validation_{name}": value / count for name, (value, count) in zip(names, sums) if count}
 
 
-def _metrics(
+def metrics_of_step(
     passes: Sequence[Pass], names: Sequence[str], norm: Tensor, reduce: Reduce, processes: int
 ) -> tuple[dict[str, float], float]:
     """The step's loss, terms and counts, over passes and processes, and the norm: read from the device at once.
