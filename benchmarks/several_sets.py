@@ -1,11 +1,12 @@
 """Two data sets in one run against either alone, and dropped beams in training against a cloud of half the beams.
 
-    python benchmarks/several_sets.py FOLDER [--steps 80] [--frames 24] [--threads 1] [--long]
+    python benchmarks/several_sets.py FOLDER [--seeds 3] [--steps 60] [--frames 24] [--threads 1]
 
-Makes a small synthetic nuScenes (32 beams, six cameras) and SemanticKITTI (64 beams, one camera) in FOLDER, pre-trains on each
-alone, on both, and on SemanticKITTI with dropped beams, all with the CPU preset and one seed, and probes each network on both
-data sets. What is there from an earlier call is kept. Prints three tables; with these sizes differences of a few points are
-chance.
+Makes a small synthetic nuScenes (32 beams, six cameras) and SemanticKITTI (64 beams, one camera) in FOLDER. For each seed it
+pre-trains the CPU preset on each alone, on both for as many steps, and on both for twice as many, so that each set is
+seen as often as alone; every network is probed on both sets. Networks pre-trained on SemanticKITTI are fine-tuned there, with
+and without dropped beams, and scored on worse clouds. What is there from an earlier call is kept. Prints the means over the
+seeds, and the means of the paired differences with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -18,8 +19,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 SETS = {"nuscenes": 10, "semantickitti": 4}  # scenes, about a quarter for validation
-BEAMS_DROPPED = "semantickitti, beams dropped"
+STREETS = 770001
+DROPPED = "beams=0.7"
+BEAMS = {
+    "none": ("semantickitti", []),
+    "in fine-tuning": ("semantickitti", [DROPPED]),
+    "in both": ("semantickitti, beams dropped", [DROPPED]),
+}
+"""Where beams are dropped: the pre-training that is fine-tuned, and settings of the fine-tuning."""
 
 
 def olivine(folder: Path, *words: object) -> None:
@@ -40,7 +51,8 @@ def make_ground(folder: Path, frames: int) -> dict[str, Path]:
         if (folder / found[name] / "val" / "manifest.json").is_file():
             continue
         each = max(1, round(frames / (0.75 * scenes)))
-        olivine(folder, "synth", "--format", name, "--scenes", scenes, "--frames", each, "--workers", 1)
+        size = ("--seed", STREETS, "--scenes", scenes, "--frames", each)
+        olivine(folder, "synth", "--format", name, *size, "--workers", 1)
         olivine(folder, "labelgen", "--dataset", name, "--error", "default", "--workers", 1)
         olivine(folder, "build-pairs", "--dataset", name, "--workers", 1)
     return found
@@ -49,90 +61,124 @@ def make_ground(folder: Path, frames: int) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, …")
+    parser.add_argument("--steps", type=int, default=60, help="of a pre-training on one set")
     parser.add_argument("--frames", type=int, default=24, help="about so many training frames of each data set")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=30, help="of the probes")
-    parser.add_argument(
-        "--run", action="append", help="do this run alone, again for more; the tables when all are there"
-    )
-    parser.add_argument("--long", action="store_true", help="also both sets for twice the steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probe-epochs", type=int, default=10)
+    parser.add_argument("--finetune-epochs", type=int, default=15)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
     shards = make_ground(given.folder, given.frames)
-    steps = given.steps
+    for seed in range(given.seeds):
+        for name in runs_of(shards, given.steps):
+            run_one(given, shards, seed, name)
+        for name, (start, changes) in BEAMS.items():
+            out = folder_of(seed, start) / f"finetune-{name.replace(' ', '-')}"
+            if not (given.folder / out / "corruptions.json").is_file():
+                words = flags([*changes, f"threads={given.threads}", "accelerator=cpu"])
+                where = ["--checkpoint", folder_of(seed, start), "--shards", shards["semantickitti"], "--out", out]
+                epochs = ["--epochs", given.finetune_epochs, "--seed", seed]
+                olivine(given.folder, "finetune", *where, *epochs, "--corrupt", *words)
+    report(given.folder, given.seeds, list(runs_of(shards, given.steps)))
+
+
+def runs_of(shards: dict[str, Path], steps: int) -> dict[str, tuple[list[object], list[str]]]:
+    """The pre-trainings: their shards and settings."""
     nuscenes, kitti = (["--shards", shards[name] / "train"] for name in SETS)
-    runs: dict[str, tuple[list[object], list[str]]] = {
+    return {
         "nuscenes": (nuscenes, [f"run.steps={steps}"]),
         "semantickitti": (kitti, [f"run.steps={steps}"]),
         "both": ([*nuscenes, *kitti], [f"run.steps={steps}"]),
-        BEAMS_DROPPED: (kitti, [f"run.steps={steps}", "augment.beams=0.7"]),
+        "both, twice the steps": ([*nuscenes, *kitti], [f"run.steps={2 * steps}"]),
+        "semantickitti, beams dropped": (kitti, [f"run.steps={steps}", f"augment.{DROPPED}"]),
     }
-    if given.long:
-        runs["both, twice the steps"] = ([*nuscenes, *kitti], [f"run.steps={2 * steps}"])
-    for name, (where, changes) in runs.items():
-        if given.run and name not in given.run:
+
+
+def run_one(given: argparse.Namespace, shards: dict[str, Path], seed: int, name: str) -> None:
+    """Pre-train, and probe on both sets; the first run also random weights."""
+    where, changes = runs_of(shards, given.steps)[name]
+    out = folder_of(seed, name)
+    more = [f"seed={seed}", f"run.threads={given.threads}", "run.validate_epochs=1000"]
+    if not (given.folder / out / "last.pt").is_file():
+        olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags([*changes, *more]))
+    for probed in SETS:
+        if name.endswith("dropped") or (given.folder / out / f"probe-{probed}" / "scores.json").is_file():
             continue
-        out = folder_of(name)
-        changes += [f"seed={given.seed}", f"run.threads={given.threads}", "run.validate_epochs=1000"]
-        olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags(changes))
-        for probed in SETS:
-            options = [
-                "--no-augment",
-                "--set",
-                f"epochs={given.epochs}",
-                "--set",
-                "accelerator=cpu",
-                "--seed",
-                given.seed,
-            ]
-            options += ["--random" if name == "both" else "--no-random"]
-            options += ["--corrupt"] if name.startswith(probed) and probed == "semantickitti" else []
-            where_to = ["--shards", shards[probed], "--out", out / f"probe-{probed}"]
-            if name != BEAMS_DROPPED or probed == "semantickitti":
-                olivine(given.folder, "probe", "--checkpoint", out, *where_to, *options)
-    found = {name: given.folder / folder_of(name) for name in runs}
-    wanted = {name: "corruptions.json" if name.startswith("semantickitti") else "scores.json" for name in runs}
-    if all((found[name] / "probe-semantickitti" / wanted[name]).is_file() for name in runs):
-        report({name: {probed: read(folder / f"probe-{probed}") for probed in SETS} for name, folder in found.items()})
+        options = ["--no-augment", "--epochs", given.probe_epochs, "--seed", seed]
+        options += ["--beside-random" if name == "nuscenes" else "--no-beside-random"]
+        where_to = ["--checkpoint", out, "--shards", shards[probed], "--out", out / f"probe-{probed}"]
+        olivine(given.folder, "probe", *where_to, *options, *flags([f"threads={given.threads}", "accelerator=cpu"]))
 
 
-def folder_of(name: str) -> Path:
-    return Path("runs") / name.replace(", ", "-").replace(" ", "-")
-
-
-def read(probe: Path) -> list[dict]:
-    """The scores of a probe: of random weights where they were probed, then of the checkpoint."""
-    if not (probe / "scores.json").is_file():
-        return []
-    found = [{"clean": one["scores"]["mean_iou"]} for one in json.loads((probe / "scores.json").read_text())]
-    if (probe / "corruptions.json").is_file():
-        found = json.loads((probe / "corruptions.json").read_text())
-    return found
+def folder_of(seed: int, name: str) -> Path:
+    return Path("runs") / str(seed) / name.replace(", ", "-").replace(" ", "-")
 
 
 def flags(changes: list[str]) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-def report(scores: dict[str, dict[str, list[dict]]]) -> None:
-    print("\n| pre-trained on | probe on nuscenes, mIoU / % | probe on semantickitti, mIoU / % |\n|---|---|---|")
-    randoms = [scores["both"][probed][0]["clean"] for probed in SETS]
-    print(f"| nothing (random weights) | {100 * randoms[0]:.1f} | {100 * randoms[1]:.1f} |")
+def report(folder: Path, seeds: int, names: list[str]) -> None:
+    scores: dict[str, dict[str, list[float]]] = {"nothing (random weights)": {}}
+    for probed in SETS:
+        for name in names:
+            files = [folder / folder_of(seed, name) / f"probe-{probed}" / "scores.json" for seed in range(seeds)]
+            if not name.endswith("dropped"):
+                found = [json.loads(file.read_text()) for file in files]
+                scores.setdefault(name, {})[probed] = [100 * one[-1]["scores"]["mean_iou"] for one in found]
+                if name == "nuscenes":
+                    random = [100 * one[0]["scores"]["mean_iou"] for one in found]
+                    scores["nothing (random weights)"][probed] = random
+    print(f"\n| pre-trained on | {' | '.join(f'probe on {probed}, mIoU / %' for probed in SETS)} |\n|---|---|---|")
     for name, by_set in scores.items():
-        if name != BEAMS_DROPPED:
-            found = [by_set[probed][-1]["clean"] for probed in SETS]
-            print(f"| {name} | {100 * found[0]:.1f} | {100 * found[1]:.1f} |")
-    one, other = (scores[name]["semantickitti"][-1] for name in ("semantickitti", BEAMS_DROPPED))
-    print(
-        "\n| probe on semantickitti (64 beams), mIoU / % | beams as they are | dropped in pre-training |\n|---|---|---|"
-    )
-    print(f"| clean | {100 * one['clean']:.1f} | {100 * other['clean']:.1f} |")
-    for name in one["corrupted"]:
-        cells = (f"{100 * run['corrupted'][name]:.1f} ({100 * run['kept'][name]:.0f} %)" for run in (one, other))
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(f'{np.mean(by_set[probed]):.1f}' for probed in SETS)} |")
+    print(f"\n| paired differences over {seeds} seeds | {' | '.join(SETS)} |\n|---|---|---|")
+    for both in ("both", "both, twice the steps"):
+        for alone in SETS:
+            cells = [interval(np.subtract(scores[both][p], scores[alone][p])) for p in SETS]
+            print(f"| {both} − {alone} | {' | '.join(cells)} |")
+
+    found = {}
+    for name, (start, _) in BEAMS.items():
+        of_seed = [
+            folder / folder_of(seed, start) / f"finetune-{name.replace(' ', '-')}" / "corruptions.json"
+            for seed in range(seeds)
+        ]
+        found[name] = [json.loads(file.read_text())[0] for file in of_seed]
+    print(f"\n| fine-tuned on semantickitti, mIoU / %; beams dropped | {' | '.join(found)} |\n|---|---|---|---|")
+    clean = (f"{100 * np.mean([one['clean'] for one in runs]):.1f}" for runs in found.values())
+    print(f"| clean | {' | '.join(clean)} |")
+    for worse in found["none"][0]["corrupted"]:
+        cells = [
+            f"{100 * np.mean([one['corrupted'][worse] for one in runs]):.1f} "
+            f"({100 * np.mean([one['kept'][worse] for one in runs]):.0f} %)"
+            for runs in found.values()
+        ]
+        print(f"| {worse} | {' | '.join(cells)} |")
+    print("\n| points lost | beams not dropped | in fine-tuning | in both |\n|---|---|---|---|")
+    for worse in ("every 2nd beam", "every 4th beam"):
+        lost = {name: [lost_of(one, worse) for one in runs] for name, runs in found.items()}
+        cells = [f"{np.mean(lost['none']):.1f}"]
+        for name in list(BEAMS)[1:]:
+            less = np.subtract(lost["none"], lost[name])
+            share = 100 * np.mean(less) / np.mean(lost["none"])
+            cells.append(f"{np.mean(lost[name]):.1f}: {share:.0f} % less, {interval(less)} points")
+        print(f"| {worse} | {' | '.join(cells)} |")
+
+
+def lost_of(one: dict, worse: str) -> float:
+    """Points of mIoU between the clean and the worse cloud, over the classes that the worse one has."""
+    kept = one["kept"][worse]
+    return 100 * one["corrupted"][worse] * (1 / kept - 1) if kept else float("nan")
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and 95 % interval by Student's t."""
+    mean, error = np.mean(values), stats.sem(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * error if len(values) > 1 else float("nan")
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 if __name__ == "__main__":

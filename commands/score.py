@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ..train.settings import PretrainSettings
 
 
+Corrupt = Annotated[
+    bool, typer.Option("--corrupt", help="Also score worse clouds: fewer beams, noise, no intensity, another scale.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(unfold(probe))
@@ -48,10 +53,7 @@ def probe(
             "--from-head", help="Start from the head of a fine-tuned checkpoint, as UOV does; the scores say so."
         ),
     ] = False,
-    corrupt: Annotated[
-        bool,
-        typer.Option("--corrupt", help="Also score worse clouds: fewer beams, noise, no intensity, another scale."),
-    ] = False,
+    corrupt: Corrupt = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the scores (default: <run>/probe).")] = None,
 ) -> None:
     """Train a linear head on the frozen backbone and score it, beside random weights.
@@ -69,8 +71,7 @@ def probe(
     run = functools.partial(kind, random=beside_random, network=network)
     known = ("scores.json", "pre-trained", "random")
     _score("probe", run, settings, given, checkpoint, out, known, "a linear probe of {}")
-    if corrupt and not (given.dry_run or given.as_json):
-        print(f"\n{(out / 'corruptions.md').read_text()}")
+    _show_corrupted(corrupt, given, out)
 
 
 def finetune(
@@ -88,6 +89,7 @@ def finetune(
     rounds: Annotated[
         int, typer.Option(help="With weak labels: train so many times again on the network's own labels.")
     ] = 0,
+    corrupt: Corrupt = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: <run>/finetune-<fraction>).")] = None,
 ) -> None:
     """Train the whole network on a fraction of the labels, or on weak labels alone, and score it.
@@ -95,8 +97,12 @@ def finetune(
     Example: olivine finetune --fraction 1
     """
     from ..downstream.finetune import finetune
+    from ..downstream.robustness import finetune_corrupted
     from ..downstream.rounds import finetune_rounds
     from ..downstream.settings import FinetuneSettings
+
+    if corrupt and rounds:
+        raise OlivineError("--corrupt and --rounds", remedy="score a fine-tuning without rounds")
 
     settings, network = _settings(FinetuneSettings, given, preset=preset, labels=learn_from)
     if given.checkpoint is None and random and network is not None:
@@ -107,7 +113,7 @@ def finetune(
     name = f"finetune-{'weak-' if settings.labels == 'weak' else ''}{percent}{'-random' if random else ''}"
     out = out or folder / (f"{name}-rounds" if rounds else name)
     options: dict[str, Any] = {"random": random, "network": network}
-    run: Callable[..., Any] = functools.partial(finetune, **options)
+    run: Callable[..., Any] = functools.partial(finetune_corrupted if corrupt else finetune, **options)
     known: tuple[str, ...] = ("run.json", ".run.lock")
     if rounds:
         run, known = (
@@ -116,6 +122,12 @@ def finetune(
         )
     what = f"a fine-tuning of {{}} on {percent} % of the {'weak ' if settings.labels == 'weak' else ''}labels"
     _score("finetune", run, settings, given, checkpoint, out, known, what)
+    _show_corrupted(corrupt, given, out)
+
+
+def _show_corrupted(corrupt: bool, given: Scoring, out: Path) -> None:
+    if corrupt and not (given.dry_run or given.as_json):
+        print(f"\n{(out / 'corruptions.md').read_text()}")
 
 
 def _settings(

@@ -20,11 +20,11 @@ from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
 from ..train.backbone import Backbone, Clouds
+from ..train.corruptions import corrupt_for_training
 from ..train.mixture import network_intensity
 from ..train.voxelize import VoxelSettings, voxelize
 
 Corruption = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
-_TURNS = replace(NO_AUGMENTATION, rotate=True, flip_axes=True)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ class Examples(Protocol):
 
 
 class CloudExamples:
-    """Clouds, rotated and flipped where asked for.
+    """Clouds, augmented where asked for.
 
     Args:
         shards: with point labels; without, every label is 0.
         voxels: as the backbone was trained with; nothing is cropped, so that every point has a voxel, unless the
             network's grid has a border; points beyond take the features at the border.
         per_point: whether the network's places are the points.
-        seed: of the augmentation; None for none.
+        augment: what is done to the clouds of a batch; its images' settings have no meaning here.
+        seed: of the augmentation.
         label_of: the labels of a frame's points, uint8 [N]; the ground truth without it.
         normalised: whether the network takes normalised intensities, see :mod:`~olivine.train.mixture`.
     """
@@ -74,13 +75,15 @@ class CloudExamples:
         shards: ShardSet,
         voxels: VoxelSettings,
         device: torch.device,
-        seed: int | None = None,
+        augment: AugmentSettings = NO_AUGMENTATION,
+        seed: int = 0,
         *,
         per_point: bool = False,
         label_of: Callable[[int], NDArray[np.uint8] | None] | None = None,
         normalised: bool = False,
     ) -> None:
-        self.shards, self.device, self.seed, self.per_point = shards, device, seed, per_point
+        self.shards, self.device, self.augment, self.seed = shards, device, augment, seed
+        self.per_point = per_point
         self._label_of, self._normalised = label_of or shards.point_label, normalised
         self._corruption: Corruption | None = None
         self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)
@@ -108,8 +111,7 @@ class CloudExamples:
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
         """See :class:`Examples`."""
-        settings = NO_AUGMENTATION if self.seed is None else _TURNS
-        return self._make([(frame, settings, epoch) for epoch, frame in members])
+        return self._make([(frame, self.augment, epoch) for epoch, frame in members])
 
     def whole(self, frame: int) -> Example:
         """See :class:`Examples`."""
@@ -120,7 +122,9 @@ class CloudExamples:
         labels: list[NDArray[np.uint8]] = []
         for frame, settings, epoch in members:
             points, label = self._stored(frame)
-            generator = generator_of(self.seed or 0, epoch, frame)
+            generator = generator_of(self.seed, epoch, frame)
+            points, kept = corrupt_for_training(points, settings, generator)
+            points, label = points[kept], label[kept]
             points[:, :3] = move_cloud(points[:, :3], settings, generator)
             parts.append(points)
             labels.append(label)
@@ -152,7 +156,7 @@ class FrozenFeatures:
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
         """See :class:`Examples`; the inverse is left out."""
-        if self.clouds.seed is not None:
+        if self.clouds.augment != NO_AUGMENTATION:
             return self._features(self.clouds.batch(members))
         frames = [self._kept.get(frame) or self._keep(frame) for _, frame in members]
         feature = torch.cat([_tensor(f) for f in frames])

@@ -1,4 +1,4 @@
-"""How a probe's score falls on worse clouds: the head that was trained on clean ones, scored on each corruption."""
+"""How a network's score falls on worse clouds: a finished probe or fine-tuning, scored on each corruption."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from ..train.augment import generator_of
 from ..train.checkpoint import load_checkpoint, load_state
 from ..train.corruptions import CORRUPTIONS
 from ..train.devices import make_fabric, over_processes
-from .data import CloudExamples, FrozenFeatures
+from .data import CloudExamples
+from .finetune import finetune
 from .metrics import confusion_matrix, scores
-from .network import new_head, read_source
+from .network import Segmenter, Source, new_head, read_source
 from .predict import predicted_points
 from .probe import linear_probe
 from .results import Result
 from .segment import Ground, open_ground
-from .settings import ProbeSettings
+from .settings import FinetuneSettings, ProbeSettings, SegmentationSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from ..train.settings import PretrainSettings
+
 
 @dataclass(frozen=True)
 class Robustness:
-    """A backbone's scores on clean and corrupted validation frames.
+    """A network's scores on clean and corrupted validation frames.
 
     Attributes:
-        name: of the backbone.
+        name: of the result.
         clean: mean IoU.
         corrupted: mean IoU by corruption, over the points that each leaves and the classes that these have.
         kept: the share of the clean score that is left, by corruption; the clean one over the same classes.
@@ -46,55 +49,41 @@ class Robustness:
     kept: dict[str, float]
 
 
-def probe_corrupted(
-    checkpoint: PathLike,
-    train: PathLike,
-    validation: PathLike,
-    out: PathLike,
-    settings: ProbeSettings,
-    results: list[Result],
-) -> list[Robustness]:
-    """Score finished probes on every corruption of the validation frames.
+def score_corrupted(
+    source: Source, run: PathLike, ground: Ground, settings: SegmentationSettings, result: Result
+) -> Robustness:
+    """Score a finished probe or fine-tuning on every corruption of the validation frames.
 
     Args:
-        checkpoint, train, validation, out, settings: as :func:`~olivine.downstream.probe.linear_probe` had them.
-        results: what it returned.
-
-    Returns:
-        one for each result; also written to ``corruptions.json`` and ``corruptions.md`` in ``out``.
+        source: what the run started from.
+        run: its folder; its head is taken, and its backbone where that was trained too.
+        ground, settings: as the run had them.
+        result: what it scored.
 
     Raises:
-        OlivineError: a probe's head is not there.
+        OlivineError: the run's head is not there.
     """
-    ground, out = open_ground(train, validation, settings.labels), Path(out)
-    found = []
-    fabric = make_fabric(settings.as_run())
-    for result in results:
-        source = read_source(checkpoint, random=not result.source)
-        folder = out / ("pre-trained" if result.source else "random")
-        head_file = load_checkpoint(folder)
-        backbone = source.build(settings.seed).to(fabric.device)
-        head = new_head(backbone.feature_channels, len(ground.classes) + 1, settings.seed).to(fabric.device)
-        if "head_state" not in head_file:
-            raise OlivineError("holds no probe's head", where=folder, remedy="run olivine probe --overwrite")
-        load_state(head, head_file["head_state"], folder)
-        clouds = CloudExamples(
-            ground.validation, source.voxels, fabric.device, per_point=backbone.per_point, normalised=source.normalised
-        )
-        by_name: dict[str, float] = {}
-        kept: dict[str, float] = {}
-        for number, name in enumerate(CORRUPTIONS):
-            examples = clouds.corrupted(partial(_corrupt, name, (settings.seed, 0, number)))
-            confusion = _confusion(head, FrozenFeatures(examples, backbone, 0), examples, ground, fabric, name)
-            score = scores(confusion, ground.classes, ground.validation.benchmark.mean_over)
-            clean = [result.scores.iou[name] for name in score.iou]
-            by_name[name] = score.mean_iou
-            kept[name] = score.mean_iou * len(clean) / sum(clean) if sum(clean) else 0.0
-        found.append(Robustness(result.name, result.scores.mean_iou, by_name, kept))
-    if fabric.global_rank == 0:
-        write_json(out / "corruptions.json", [asdict(one) for one in found])
-        write_bytes(out / "corruptions.md", (corruption_table(found) + "\n").encode())
-    return found
+    fabric, content = make_fabric(settings.as_run()), load_checkpoint(run)
+    backbone = source.build(settings.seed)
+    if "head_state" not in content:
+        raise OlivineError("holds no head", where=run, remedy="run the command again with --overwrite")
+    if "backbone_state" in content:
+        load_state(backbone, content["backbone_state"], run)
+    head = new_head(backbone.feature_channels, len(ground.classes) + 1, settings.seed)
+    load_state(head, content["head_state"], run)
+    model = Segmenter(backbone, head).to(fabric.device)
+    form: dict[str, Any] = {"per_point": backbone.per_point, "normalised": source.normalised}
+    clouds = CloudExamples(ground.validation, source.voxels, fabric.device, **form)
+    by_name: dict[str, float] = {}
+    kept: dict[str, float] = {}
+    for number, name in enumerate(CORRUPTIONS):
+        examples = clouds.corrupted(partial(_corrupt, name, (settings.seed, 0, number)))
+        confusion = _confusion(model, examples, ground, fabric, name)
+        score = scores(confusion, ground.classes, ground.validation.benchmark.mean_over)
+        clean = [result.scores.iou[name] for name in score.iou]
+        by_name[name] = score.mean_iou
+        kept[name] = score.mean_iou * len(clean) / sum(clean) if sum(clean) else 0.0
+    return Robustness(result.name, result.scores.mean_iou, by_name, kept)
 
 
 def linear_probe_corrupted(
@@ -102,14 +91,51 @@ def linear_probe_corrupted(
     train: PathLike,
     validation: PathLike,
     out: PathLike,
-    settings: ProbeSettings | None = None,
+    settings: ProbeSettings,
     **options: Any,
 ) -> list[Result]:
-    """:func:`~olivine.downstream.probe.linear_probe`, and its heads on corrupted frames: :func:`probe_corrupted`."""
-    settings = settings or ProbeSettings()
-    results = linear_probe(checkpoint, train, validation, out, settings, **options)
-    probe_corrupted(checkpoint, train, validation, out, settings, results)
+    """:func:`~olivine.downstream.probe.linear_probe`, and its heads on corrupted frames.
+
+    Also writes ``corruptions.json`` and ``corruptions.md``, one column for each result.
+    """
+    results, ground = (
+        linear_probe(checkpoint, train, validation, out, settings, **options),
+        open_ground(train, validation),
+    )
+    found = []
+    for result in results:
+        folder = Path(out) / ("pre-trained" if result.source else "random")
+        source = read_source(checkpoint, random=not result.source)
+        found.append(score_corrupted(source, folder, ground, settings, result))
+    _write(found, Path(out), settings)
     return results
+
+
+def finetune_corrupted(
+    checkpoint: PathLike | None,
+    train: PathLike,
+    validation: PathLike,
+    out: PathLike,
+    settings: FinetuneSettings,
+    *,
+    random: bool = False,
+    network: PretrainSettings | None = None,
+    **options: Any,
+) -> Result:
+    """:func:`~olivine.downstream.finetune.finetune`, and its network on corrupted frames, written as of a probe."""
+    result = finetune(checkpoint, train, validation, out, settings, random=random, network=network, **options)
+    source, ground = (
+        read_source(checkpoint, random=random, expected=network),
+        open_ground(train, validation, settings.labels),
+    )
+    _write([score_corrupted(source, out, ground, settings, result)], Path(out), settings)
+    return result
+
+
+def _write(found: list[Robustness], out: Path, settings: SegmentationSettings) -> None:
+    if make_fabric(settings.as_run()).global_rank == 0:
+        write_json(out / "corruptions.json", [asdict(one) for one in found])
+        write_bytes(out / "corruptions.md", (corruption_table(found) + "\n").encode())
 
 
 def _corrupt(
@@ -119,18 +145,13 @@ def _corrupt(
 
 
 def _confusion(
-    head: torch.nn.Module,
-    features: FrozenFeatures,
-    examples: CloudExamples,
-    ground: Ground,
-    fabric: Fabric,
-    title: str,
+    model: Segmenter, examples: CloudExamples, ground: Ground, fabric: Fabric, title: str
 ) -> NDArray[np.int64]:
     """The confusion matrix over every point that a corruption leaves, int64 [K + 1, K + 1]."""
     frames = range(fabric.global_rank, len(ground.validation), fabric.world_size)
     count = len(ground.classes)
     confusion = np.zeros((count + 1, count + 1), np.int64)
-    for frame, predicted, _ in predicted_points(head, features, frames, title):
+    for frame, predicted, _ in predicted_points(model, examples, frames, title):
         confusion += confusion_matrix(examples.labels(frame), predicted, count)
     total: NDArray[np.int64] = over_processes(torch.from_numpy(confusion).to(fabric.device), fabric).cpu().numpy()
     return total

@@ -116,10 +116,10 @@ def segment(
 
     backbone = source.build(settings.seed).to(device)
     head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
-    seed, per_point = settings.seed if settings.augment else None, backbone.per_point
+    per_point, augment = backbone.per_point, settings.as_augmentation()
     weak = WeakLabels(ground.train, classes, settings.least_score) if settings.labels == "weak" else None
     form: dict[str, Any] = {"per_point": per_point, "normalised": source.normalised}
-    clouds = CloudExamples(ground.train, source.voxels, device, seed, label_of=taught or weak, **form)
+    clouds = CloudExamples(ground.train, source.voxels, device, augment, settings.seed, label_of=taught or weak, **form)
     held_out = CloudExamples(ground.validation, source.voxels, device, **form)
     model: nn.Module = head
     train: Examples = clouds

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from ..common import OlivineError
 from ..common.settings import read_yaml, settings_from_plain
+from ..train.augment import NO_AUGMENTATION, AugmentSettings
 from ..train.settings import PretrainSettings, RunSettings
 
 S = TypeVar("S")
@@ -17,6 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {"uov": {"labels": "weak", "epochs": 5, "lr
 
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")
+
+SENSOR = ("beams", "range_noise", "intensity_off", "scale")
+"""Settings that stand for another LiDAR; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class SegmentationSettings:
         lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
         layer_decay: the backbone's last layer has ``backbone_lr``, each layer before it so many times that of the next.
         augment: rotation about z and flips of x and y, drawn for each frame and epoch.
+        beams, range_noise, intensity_off, scale: what stands for another LiDAR, drawn for each frame and epoch; as in
+            :class:`~olivine.train.augment.AugmentSettings`, 0 is off.
         momentum, dampening, weight_decay: of SGD; the rates fall with a cosine to 0, changed every epoch.
         seed: of the head, of the order, of the augmentation and of random weights.
         accelerator, devices, nodes, precision: as Lightning Fabric takes them.
@@ -58,6 +64,10 @@ class SegmentationSettings:
     backbone_lr: float = 0.0
     layer_decay: float = 1.0
     augment: bool = False
+    beams: float = 0.0
+    range_noise: float = 0.0
+    intensity_off: float = 0.0
+    scale: float = 0.0
     momentum: float = 0.9
     dampening: float = 0.1
     weight_decay: float = 1e-4
@@ -89,6 +99,7 @@ class SegmentationSettings:
                 f"least_score is {self.least_score:g} and the labels are the truth",
                 remedy="add labels=weak, or leave it out",
             )
+        self.as_augmentation()  # its ranges are checked there
         if not 0 < self.layer_decay <= 1:
             raise OlivineError(f"layer_decay is {self.layer_decay}", remedy="use over 0 and at most 1")
         if not 0 < self.fraction <= 100:
@@ -120,6 +131,11 @@ class SegmentationSettings:
                 remedy="use another batch, or fewer devices",
             )
         return batch
+
+    def as_augmentation(self) -> AugmentSettings:
+        """What is done to a training cloud, in the pre-training's form."""
+        sensor = {name: getattr(self, name) for name in SENSOR}
+        return replace(NO_AUGMENTATION, rotate=self.augment, flip_axes=self.augment, **sensor)
 
     def as_run(self) -> PretrainSettings:
         """Seed and devices in the form that the pre-training's machinery takes."""

@@ -35,7 +35,7 @@ from ..downstream.probe import linear_probe
 from ..downstream.results import Result
 from ..downstream.rounds import finetune_rounds
 from ..downstream.settings import INCIDENTAL as HOW
-from ..downstream.settings import SegmentationSettings
+from ..downstream.settings import SENSOR, SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
 from ..train.build import backbone_arguments, build_encoder, seeded_backbone
 from ..train.checkpoint import save_checkpoint
@@ -177,7 +177,9 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
-    return {key: value for key, value in asdict(settings).items() if key not in (*HOW, "seed")}
+    # What is younger than rows that are kept is named where it is on: their digests stay what they are.
+    unnamed = {*HOW, "seed", *(name for name in SENSOR if not getattr(settings, name))}
+    return {key: value for key, value in asdict(settings).items() if key not in unnamed}
 
 
 def run_study(

@@ -91,8 +91,10 @@ def modern_run(identity: dict[str, Any]) -> dict[str, Any]:
 
 def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
+    off = {"beams": 0.0, "range_noise": 0.0, "intensity_off": 0.0}
     if "backbone" not in settings:  # a fine-tuning's or a probe's
-        return {"labels": "truth", "head": "new", "least_score": 0.0, "sure": 0.9, "layer_decay": 1.0, **settings}
+        absent = {"labels": "truth", "head": "new", "least_score": 0.0, "sure": 0.9, "layer_decay": 1.0, "scale": 0.0}
+        return {**absent, **off, **settings}
     plain = modern(settings)
     method = plain.setdefault("method", {})
     method.setdefault("name", "olivine")
@@ -102,7 +104,6 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
         method.setdefault("least_score", 0.0)
         method.setdefault("weigh_pairs", "alike")
     plain.get("run", {}).setdefault("float32_products", "tf32x3")  # it was at least as exact
-    off = {"beams": 0.0, "range_noise": 0.0, "intensity_off": 0.0}
     plain["augment"] = {"cuboid_keeps": "full images", **off, **plain.get("augment", {})}
     if str(plain.get("backbone", {}).get("name", "srunet")).startswith("srunet"):
         plain.setdefault("backbone", {}).setdefault("first_weights", "kaiming")

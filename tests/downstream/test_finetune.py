@@ -166,7 +166,7 @@ def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_wo
     """What the frozen network gets are the stored clouds up to a rotation about z and flips, drawn by epoch and frame."""
     assert ProbeSettings().augment and settings_of(ProbeSettings, ["augment=false"]) == ProbeSettings(augment=False)
     source, shards = read_source(checkpoint), open_shards(nuscenes_world.splits[0])
-    clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), seed=3)
+    clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), ProbeSettings().as_augmentation(), seed=3)
     network, seen = source.build(0), []
     examples = FrozenFeatures(clouds, network, memory=1 << 30)
     encode = network.encode
@@ -194,7 +194,7 @@ def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_wo
     lone = SimpleNamespace(
         intensity_offset=0.0, points=lambda frame: cloud.copy(), point_label=lambda frame: None, token=str
     )
-    draws = CloudExamples(lone, VoxelSettings(), torch.device("cpu"), seed=0)
+    draws = CloudExamples(lone, VoxelSettings(), torch.device("cpu"), ProbeSettings().as_augmentation())
     images = np.stack([draws.batch([(epoch, 0)]).inputs.points[:, :2].numpy() for epoch in range(400)])
     turned = np.arctan2(images[:, 0, 1], images[:, 0, 0])
     assert np.histogram(turned, 4, (-np.pi, np.pi))[0].min() > 60
@@ -235,7 +235,9 @@ def test_voxels_are_the_checkpoints_and_no_point_is_lost(make_checkpoint, nuscen
 
 def test_a_voxels_label_is_its_first_points(nuscenes_world):
     shards = open_shards(nuscenes_world.pairs / "train")
-    clouds = CloudExamples(shards, VoxelSettings(size_m=0.8), torch.device("cpu"), seed=3)
+    clouds = CloudExamples(
+        shards, VoxelSettings(size_m=0.8), torch.device("cpu"), ProbeSettings().as_augmentation(), seed=3
+    )
     frames = [0, 3]
     example = clouds.batch([(5, frame) for frame in frames])
     label = np.concatenate([shards.point_label(frame) for frame in frames])

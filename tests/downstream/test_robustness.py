@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from olivine.downstream.data import CloudExamples
+from olivine.downstream.metrics import confusion_matrix, scores
 from olivine.downstream.network import new_head, read_source
-from olivine.downstream.probe import linear_probe
-from olivine.downstream.robustness import linear_probe_corrupted, probe_corrupted
-from olivine.downstream.settings import ProbeSettings
+from olivine.downstream.predict import predicted_points, read_segmenter
+from olivine.downstream.robustness import finetune_corrupted, linear_probe_corrupted, score_corrupted
+from olivine.downstream.segment import open_ground
+from olivine.downstream.settings import FinetuneSettings, ProbeSettings
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import generator_of
 from olivine.train.checkpoint import load_checkpoint
@@ -61,12 +63,31 @@ def test_a_probes_head_is_scored_on_every_corruption_at_the_points_it_leaves(nus
 
 
 def test_the_same_frame_is_corrupted_in_the_same_way_each_time(nuscenes_world, checkpoint, tmp_path):
-    results = linear_probe(checkpoint, *nuscenes_world.splits, tmp_path, replace(QUICK, epochs=1), random=False)
-    first, second = (
-        probe_corrupted(checkpoint, *nuscenes_world.splits, tmp_path, replace(QUICK, epochs=1), results)
-        for _ in range(2)
-    )
+    short = replace(QUICK, epochs=1)
+    (result,) = linear_probe_corrupted(checkpoint, *nuscenes_world.splits, tmp_path, short, random=False)
+    source, ground = read_source(checkpoint), open_ground(*nuscenes_world.splits)
+    first, second = (score_corrupted(source, tmp_path / "pre-trained", ground, short, result) for _ in range(2))
     assert first == second
     cloud = open_shards(nuscenes_world.splits[1]).points(0)
     a, b = (CORRUPTIONS["range noise 0.2 m"](cloud, generator_of(0, 0, 2, frame))[0] for frame in (0, 1))
     assert (a != b).any()
+
+
+def test_a_fine_tuning_is_scored_on_every_corruption_and_trains_on_dropped_beams(nuscenes_world, checkpoint, tmp_path):
+    """Its own network, not the checkpoint's: the clean score again from the file; beams are dropped in training alone."""
+    splits, short = nuscenes_world.splits, FinetuneSettings(epochs=2, batch=2, beams=0.7, accelerator="cpu")
+    result = finetune_corrupted(checkpoint, *splits, tmp_path / "run", short)
+    (one,) = json.loads((tmp_path / "run" / "corruptions.json").read_text())
+    assert one["clean"] == pytest.approx(result.scores.mean_iou) and sorted(one["corrupted"]) == sorted(CORRUPTIONS)
+    model, clouds, _ = read_segmenter(tmp_path / "run" / "last.pt", open_shards(splits[1]), "cpu")
+    half = clouds.corrupted(lambda cloud, _: (cloud, every_beam(cloud, 2)))
+    found = np.zeros((len(result.classes) + 1,) * 2, np.int64)
+    for frame, predicted, _ in predicted_points(model, half, range(len(half.shards)), "half"):
+        found += confusion_matrix(half.labels(frame), predicted, len(result.classes))
+    expected = scores(found, result.classes, half.shards.benchmark.mean_over).mean_iou
+    assert one["corrupted"]["every 2nd beam"] == pytest.approx(expected)
+
+    shards, voxels = open_shards(splits[0]), read_source(checkpoint).voxels
+    training = CloudExamples(shards, voxels, torch.device("cpu"), short.as_augmentation(), seed=1)
+    counts = [len(training.batch([(epoch, 0)]).inverse) for epoch in range(4)]
+    assert len(set(counts)) > 1 and max(counts) <= len(training.whole(0).inverse) == len(shards.points(0))
