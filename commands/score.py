@@ -277,6 +277,12 @@ def study(
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the rows of FOLDERS, for example one seed each.")
     ] = False,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS", help="Run nothing: say how many seeds each claim needs to resolve so many points of mIoU."
+        ),
+    ] = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -299,8 +305,14 @@ def study(
         plan = load_study(config)
         plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
         out = out or RUNS / plan.name
+        from ..study.run import list_study, run_study, study_power
+
+        if power is not None:
+            if power <= 0:
+                raise OlivineError(f"--power {power:g}", remedy="give points of mIoU over 0, as 2")
+            needed = study_power(out, power)
+            return console.emit("study", {"power": needed}, out) if as_json else print(needed)
         check_output(out, inputs=(plan.shards,), known=("study.json",))
-        from ..study.run import list_study, run_study
 
         seeds = tuple(seed) if seed else plan.seeds
         if dry_run:

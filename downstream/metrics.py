@@ -75,3 +75,10 @@ def scores(confusion: NDArray[np.integer], classes: tuple[str, ...], mean_over: 
         point_count=int(total),
         scorer_mean_iou=scorer_mean_iou(iou, union, mean_over),
     )
+
+
+def counts_by_class(confusion: NDArray[np.integer], classes: tuple[str, ...]) -> dict[str, list[int]]:
+    """Points of the truth, predicted right, and of truth or prediction, of each class that has any; they add up over scenes."""
+    truth, hit = confusion[1:].sum(axis=1), np.diag(confusion)[1:]
+    counts = np.stack([truth, hit, truth + confusion[1:, 1:].sum(axis=0) - hit], 1)
+    return {name: of.tolist() for name, of in zip(classes, counts, strict=True) if of[2]}

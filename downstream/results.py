@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Result:
         train_frames, validation_frames: frames used.
         provenance: digests of the shards, backbone, steps, batch.
         notes: what a reader of the scores should know: an unfinished checkpoint, shards that are not all there.
+        by_scene: of each validation scene, see :func:`~olivine.downstream.metrics.counts_by_class`.
         labels_mean_iou: in [0, 1], of the validation frames' own weak labels, where the run learns from such; None where
             it does not.
     """
@@ -41,6 +42,7 @@ class Result:
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
     labels_mean_iou: float | None = None
+    by_scene: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 
 def write_results(folder: Path, results: list[Result]) -> None:
@@ -72,6 +74,7 @@ _RESULT = {
     "provenance": dict,
     "notes": [str],
     "labels_mean_iou?": {float, None},
+    "by_scene?": {str: {str: [Whole()]}},
     "digest?": str,
 }
 
@@ -88,7 +91,7 @@ def read_result(path: Path) -> Result:
         raise OlivineError(f"holds {len(found)} results, not one", where=path, remedy=remedy)
     plain = demand(found[0], _RESULT, path, remedy)
     stored = plain.pop("digest", None)  # an older olivine wrote none
-    known = {field.name for kind in (Result, Scores) for field in fields(kind)}
+    known = {one.name for kind in (Result, Scores) for one in fields(kind)}
     if {*plain, *plain["scores"]} - known or (stored is not None and stored != digest(plain)):
         raise OlivineError("damaged: its content does not match its digest", where=path, remedy=remedy)
     scores = Scores(**{**plain["scores"], "absent": tuple(plain["scores"]["absent"])})

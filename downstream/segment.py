@@ -22,7 +22,7 @@ from ..train.run_folder import claim, lock
 from .benchmarks import PredictionWriter, training_frames
 from .data import CloudExamples, Examples, FrozenFeatures
 from .fit import Plan, fit
-from .metrics import confusion_matrix, scores
+from .metrics import confusion_matrix, counts_by_class, scores
 from .network import Segmenter, Source
 from .predict import predicted_points
 from .results import Result, read_result, write_results
@@ -145,14 +145,16 @@ def segment(
     model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
     scored = range(rank, len(ground.validation), world)
-    confusion = _evaluate(model, validation, ground.validation, scored, writer, f"scoring {source.name}")
-    confusion = over_processes(torch.from_numpy(confusion).to(device), fabric).cpu().numpy()
+    by_scene = _evaluate(model, validation, ground.validation, scored, writer, f"scoring {source.name}")
+    by_scene = over_processes(torch.from_numpy(by_scene).to(device), fabric).cpu().numpy()
+    confusion = by_scene.sum(0)
     result = Result(
         name=source.name if settings.frozen else f"fine-tuned, {source.name}",
         source=source.path if source.state is not None else "",
         scores=scores(confusion, classes, ground.validation.benchmark.mean_over),
         classes=classes,
         confusion=confusion.tolist(),
+        by_scene=dict(zip(ground.validation.scenes, (counts_by_class(one, classes) for one in by_scene), strict=True)),
         settings=asdict(settings),
         train_frames=len(frames),
         validation_frames=len(ground.validation),
@@ -215,13 +217,14 @@ def _evaluate(
     writer: PredictionWriter | None,
     title: str,
 ) -> NDArray[np.int64]:
-    """The confusion matrix over every original point of some frames, int64 [K + 1, K + 1]."""
-    count = len(shards.point_classes)
-    confusion = np.zeros((count + 1, count + 1), np.int64)
+    """The confusion matrices over every original point of some frames, by scene, int64 [scenes, K + 1, K + 1]."""
+    count, scenes = len(shards.point_classes), shards.scenes.values()
+    scene_of = np.repeat(np.arange(len(scenes)), [len(frames) for frames in scenes])
+    confusion = np.zeros((len(scenes), count + 1, count + 1), np.int64)
     for frame, predicted, _ in predicted_points(model, examples, frames, title):
         truth = shards.point_label(frame)
         assert truth is not None
-        confusion += confusion_matrix(truth, predicted, count)
+        confusion[scene_of[frame]] += confusion_matrix(truth, predicted, count)
         if writer is not None:
             writer.write(frame, predicted)
     return confusion

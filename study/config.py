@@ -8,6 +8,8 @@ seeds: [0, 1, 2]
 features: stored                   # the frozen encoder's maps of whole images, computed once; or encoder
 set: {run.steps: 300}              # for every row
 probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
+probes: 3                          # heads of seeds of their own whose mean is a run's score; 1 without
+classes: [car, vegetation]         # those with points enough, whose mean tables and claims with "over: classes" take
 finetune: {fraction: 1}            # none without; or several, each a stage with a name of its own:
 # finetune: {weak: {labels: weak}, voted: {labels: weak, shards: ../voted, rounds: 1}, truth: {rows: [random, whole]}}
 rows:
@@ -19,6 +21,7 @@ tables:
   - {title: Table 5, stage: probe, rows: [random, InfoNCE, whole], against: InfoNCE}
 claims:
   - {stage: probe, better: whole, than: InfoNCE, by: 5}
+  - {stage: probe, better: whole, than: WCD, beyond: [SCR, InfoNCE]}  # the first gain over the second: an interaction
 """
 
 from __future__ import annotations
@@ -45,12 +48,14 @@ class Table:
         stage: whose mean IoU: ``probe``, ``finetune``, or a fine-tuning's name.
         rows: names, in order.
         against: the row that differences are taken from.
+        over: the mean IoU over all classes, or over the study's ``classes``.
     """
 
     title: str = ""
     stage: str = "probe"
     rows: tuple[str, ...] = ()
     against: str = ""
+    over: Literal["all", "classes"] = "all"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,9 @@ class Claim:
 
     Attributes:
         than_stage: of ``than``, where it is another stage than ``better``'s.
+        beyond: two rows whose gain, the first over the second, is taken from that of ``better`` over ``than``: an
+            interaction.
+        over: as of a table.
     """
 
     stage: str = "probe"
@@ -83,6 +91,8 @@ class Claim:
     than: str = ""
     by: float = 0.0
     than_stage: str = ""
+    beyond: tuple[str, ...] = ()
+    over: Literal["all", "classes"] = "all"
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,8 @@ class _Plain:
     preset: str = "cpu"
     seeds: tuple[int, ...] = (0,)
     features: Literal["stored", "encoder"] = "stored"
+    probes: int = 1
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,8 @@ class StudySettings:
         rows: name → settings of its pre-training (seed 0; shards where it names its own, from ``shards`` on); None for
             random weights.
         random: settings of the random weights' network.
-        probe: of the linear probe.
+        probe: of the linear probe; ``probes`` how many heads, of seeds of their own, whose mean is a run's score.
+        classes: those that ``over: classes`` means.
         finetune: name of the stage → fine-tuning; empty for none.
         tables, claims: what is made of the scores.
         plain: as read, for the record.
@@ -132,6 +145,8 @@ class StudySettings:
     rows: dict[str, PretrainSettings | None]
     random: PretrainSettings
     probe: ProbeSettings
+    probes: int
+    classes: tuple[str, ...]
     finetune: dict[str, Finetuning]
     tables: tuple[Table, ...]
     claims: tuple[Claim, ...]
@@ -185,7 +200,14 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
     finetune = _finetunings(plain.get("finetune"), where)
-    named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better]) for c in claims]
+    if known.probes < 1:
+        raise OlivineError(f"{known.probes} probes", where=where, remedy="give at least 1")
+    for part in (*tables, *claims):
+        if part.over == "classes" and not known.classes:
+            raise OlivineError("over: classes, and no classes", where=where, remedy="name them: classes: [car, …]")
+    if wrong := [c.beyond for c in claims if len(c.beyond) not in (0, 2)]:
+        raise OlivineError(f"beyond is {list(wrong[0])}", where=where, remedy="give two rows, the better one first")
+    named = [(t.stage, [*t.rows, t.against]) for t in tables] + [(c.stage, [c.better, *c.beyond]) for c in claims]
     named += [(c.than_stage or c.stage, [c.than]) for c in claims]
     named += [(stage, list(one.rows)) for stage, one in finetune.items()]
     for stage, names in named:
@@ -204,6 +226,8 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
         {str(name): None if v is None else settings(name, _mapping(v, name, where)) for name, v in rows.items()},
         settings("", {}),
         settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
+        known.probes,
+        known.classes,
         finetune,
         tables,
         claims,

@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 from .config import StudySettings, Table
-from .table import Scores, paired_difference, stage_name
+from .measures import Measures, Scores, paired_difference
+from .table import stage_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _MEAN, _SEED, _UNRESOLVED = "#1f5a96", "#9bbbe0", "#9a9a9a"
 
 
-def draw_study(study: StudySettings, scores: Scores) -> bytes:
+def draw_study(study: StudySettings, measures: Measures) -> bytes:
     """A PNG: a line of two panels for each table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ def draw_study(study: StudySettings, scores: Scores) -> bytes:
     figure = Figure(figsize=(9, sum(heights)), layout="constrained", dpi=80)
     panels = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
     for (left, right), table in zip(panels, study.tables):
+        scores = measures.scores(table.over)
         _scores_panel(left, table, scores)
         _differences_panel(right, table, scores)
     image = io.BytesIO()

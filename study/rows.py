@@ -59,7 +59,7 @@ class Row:
     Attributes:
         row, seed, stage: which.
         digest, family, configuration: see :class:`Run`.
-        result: plain values; of a scored stage ``mean_iou``, ``frequency_weighted_iou``, ``iou``, ``absent``.
+        result: plain values; of a scored stage ``mean_iou``, ``frequency_weighted_iou``, ``iou``, ``absent``, ``by_scene``.
     """
 
     row: str
@@ -99,6 +99,7 @@ _ROW = {
         "iou?": {str: float},
         "absent?": [str],
         "labels_mean_iou?": float,
+        "by_scene?": {str: {str: [Whole()]}},
     },
     "schema?": str,
     "result_digest?": str,

@@ -5,7 +5,7 @@ never takes a row of another configuration. :func:`run_study` runs, :func:`merge
 
 What the folder holds: ``study.json`` (the study as read), ``rows/`` (see ``rows.py``), ``runs/`` (a run folder
 for each pre-training, named with its digest), ``features/`` (the frozen encoder's, see ``train/pixel_features.py``),
-``table.md``, ``table.csv``, ``table.png``, ``cost.md`` (of the pre-trainings made here), and ``times.csv``.
+``table.md``, ``table.csv``, ``table.png``, ``settings.md``, ``cost.md`` (of the pre-trainings made here), and ``times.csv``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from ..train.metrics_log import forget_peak_memory
 from ..train.settings import INCIDENTAL, PretrainSettings
 from .config import Finetuning, StudySettings, slug, study_from_plain
 from .cost import cost_table
+from .measures import Measures
 from .picture import draw_study
 from .rows import Row, Run, find_row, read_rows, write_row
-from .table import as_csv, as_markdown, scores_of
+from .table import as_csv, as_markdown, power_table, settings_table, weights_of_terms
 
 # What decides random weights and how they are probed; the rest of a pre-training's settings does not.
 _NETWORK = ("backbone.", "voxels.")
@@ -77,6 +78,7 @@ class Ground:
     """The shards of a study, opened, and the encoder's weights.
 
     Attributes:
+        encoders: weights' digests of rows with another encoder than the study's, by its name and weights.
         others: training shards that rows and fine-tunings name.
         held_out: validation shards that fine-tunings name.
     """
@@ -86,6 +88,11 @@ class Ground:
     encoder: str
     others: Mapping[str, ShardSet] = field(default_factory=dict)
     held_out: Mapping[str, ShardSet] = field(default_factory=dict)
+    encoders: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
+
+    def encoder_of(self, settings: PretrainSettings) -> str:
+        """The digest of the weights of a row's encoder."""
+        return self.encoders.get((settings.image.encoder, settings.image.weights), self.encoder)
 
     def train_of(self, settings: PretrainSettings) -> ShardSet:
         """The shards that a row is pre-trained on."""
@@ -132,7 +139,10 @@ def open_ground(study: StudySettings) -> Ground:
             raise OlivineError(
                 f"the frames are not those of {own.path}", where=found.path, remedy=f"make both: {study.ground}"
             )
-    return Ground(train, validation, build_encoder(study.random, torch.device("cpu")).digest, others, held_out)
+    kinds = {(one.image.encoder, one.image.weights): one for one in study.rows.values() if one is not None}
+    encoders = {kind: build_encoder(one, torch.device("cpu")).digest for kind, one in kinds.items()}
+    encoder = build_encoder(study.random, torch.device("cpu")).digest
+    return Ground(train, validation, encoder, others, held_out, encoders)
 
 
 def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows: Sequence[str] = ()) -> Iterator[Run]:
@@ -155,9 +165,8 @@ def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows:
                 if stage == "pretrain" and settings is not None:
                     yield Run(name, seed, stage, before)
                 elif stage == "probe":
-                    yield Run(
-                        name, seed, stage, {"pretrain": before, stage: _decisive(study.probe), **ground.digests()}
-                    )
+                    decisive = _decisive(study.probe) | ({"probes": study.probes} if study.probes > 1 else {})
+                    yield Run(name, seed, stage, {"pretrain": before, stage: decisive, **ground.digests()})
                 elif stage != "pretrain" and name in (study.finetune[stage].rows or (name,)):
                     how = study.finetune[stage]
                     decisive = _decisive(how.settings) | ({"rounds": how.rounds} if how.rounds else {})
@@ -172,7 +181,7 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
         return {"random": True, "settings": decisive}
     decisive = {k: v for k, v in flat_values(settings).items() if k not in INCIDENTAL and k != "seed"}
     decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
-    encoder = {"weights": ground.encoder, "features": study.features}
+    encoder = {"weights": ground.encoder_of(settings), "features": study.features}
     return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest}
 
 
@@ -250,6 +259,17 @@ def list_study(
     ]
 
 
+def study_power(out: PathLike, points: float) -> str:
+    """How many seeds each claim of a study's folder needs, see :func:`~olivine.study.table.power_table`.
+
+    Raises:
+        OlivineError: the folder holds no study.
+    """
+    path, remedy = Path(out) / "study.json", "name a folder that olivine study wrote"
+    study = study_from_plain(demand(read_json(path, remedy), dict, path, remedy), str(path))
+    return power_table(study, Measures.of(read_rows([Path(out)]), study.classes), points)
+
+
 def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
     """Join the rows of folders of one study, for example one seed each, and make the table.
 
@@ -275,12 +295,13 @@ def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
 
 def write_table(study: StudySettings, rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
     """``table.md``, ``table.csv`` and ``table.png`` of some rows."""
-    scores = scores_of(rows)
+    measures = Measures.of(rows, study.classes)
     table, picture = out / "table.md", out / "table.png"
-    write_bytes(table, as_markdown(study, scores, _facts(study, rows)).encode())
+    write_bytes(table, as_markdown(study, measures, _facts(study, rows)).encode())
     write_bytes(out / "table.csv", as_csv(rows).encode())
+    write_bytes(out / "settings.md", settings_table(study).encode())
     if study.tables:
-        write_bytes(picture, draw_study(study, scores))
+        write_bytes(picture, draw_study(study, measures))
     return table, picture
 
 
@@ -290,6 +311,11 @@ def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
         facts.append("The frozen encoder's maps of whole images were computed once: images are not augmented.")
     if not study.probe.augment:
         facts.append("The probe computes each frame's features once: clouds are not augmented.")
+    facts.append(f"Weights of the terms: {'; '.join(weights_of_terms(study))}. Every setting stands in settings.md.")
+    if study.probes > 1:
+        facts.append(f"A run's linear probe is the mean of {study.probes} heads.")
+    if study.classes:
+        facts.append(f"“{len(study.classes)} classes” are {', '.join(study.classes)}.")
     labels = {row.stage: row.result["labels_mean_iou"] for row in rows if "labels_mean_iou" in row.result}
     for stage, score in labels.items():
         facts.append(f"{stage}: the weak labels of the validation frames are themselves {100 * score:.2f} % mIoU.")
@@ -311,12 +337,42 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
     scored = folder / f"{run.stage}-{run.digest[:8]}"
     if run.stage == "probe":
         shards = Path(study.shards)
-        probe = replace(study.probe, seed=run.seed)
-        result = linear_probe(folder, shards / "train", shards / "val", scored, probe, random=False)[0]
+        where = (folder, shards / "train", shards / "val")
+        results = []
+        for number in range(study.probes):
+            place = scored / f"probe-{number}" if study.probes > 1 else scored
+            probe = replace(study.probe, seed=run.seed + number * _APART)
+            results.append(linear_probe(*where, place, probe, random=False)[0])
     else:
-        result = _finetune(study.finetune[run.stage], Path(study.shards), folder, scored, run.seed)
-    weak = {} if result.labels_mean_iou is None else {"labels_mean_iou": result.labels_mean_iou}
-    return {**asdict(result.scores), "absent": list(result.scores.absent), **weak}
+        results = [_finetune(study.finetune[run.stage], Path(study.shards), folder, scored, run.seed)]
+    weak = results[0].labels_mean_iou
+    return mean_result(results) | ({} if weak is None else {"labels_mean_iou": weak})
+
+
+_APART = 1_000_003
+"""Between the seeds of a run's probes: further than a study's seeds."""
+
+
+def mean_result(results: Sequence[Result]) -> dict[str, Any]:
+    """Scores of one network's probes as plain values: their means, and the scenes' counts added up."""
+    plain = [asdict(one.scores) for one in results]
+    mean = {key: _mean([one[key] for one in plain]) for key in plain[0]}
+    scenes: dict[str, dict[str, list[int]]] = {name: {} for name in results[0].by_scene}
+    for one in results:
+        for name, counts in one.by_scene.items():
+            for kind, count in counts.items():
+                before = scenes[name].get(kind, [0] * len(count))
+                scenes[name][kind] = [a + b for a, b in zip(before, count)]
+    return {**mean, "absent": list(results[0].scores.absent), "by_scene": scenes}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Of numbers, of a dictionary's numbers; of anything else the first."""
+    if isinstance(values[0], dict):
+        return {key: _mean([one[key] for one in values]) for key in values[0]}
+    if isinstance(values[0], float) and len(values) > 1:
+        return sum(values) / len(values)
+    return values[0]
 
 
 def _finetune(how: Finetuning, shards: Path, folder: Path, scored: Path, seed: int) -> Result:

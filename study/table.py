@@ -1,21 +1,19 @@
-"""A study's scores as one table: mean, standard deviation, differences paired by seed with confidence intervals."""
+"""A study's scores as tables: mean, standard deviation, differences paired by seed with confidence intervals."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+from ..common.settings import flat_values
 from .config import Claim, StudySettings, Table
+from .measures import POWER, Difference, Measures, claim_difference, claim_pairs, paired_difference, seeds_needed
 from .rows import Row
 
-CONFIDENCE = 0.95
 STAGE_NAMES = {"probe": "linear probe", "finetune": "fine-tuning on few labels"}  # a named fine-tuning has its own
-Scores = Mapping[tuple[str, str], Mapping[int, float]]
 
 
 def stage_name(stage: str) -> str:
@@ -23,87 +21,114 @@ def stage_name(stage: str) -> str:
     return STAGE_NAMES.get(stage, f"fine-tuning, {stage}")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences and its confidence interval (Student's t with n − 1 degrees of freedom).
-
-    With one pair the interval is unbounded.
-    """
-
-    mean: float
-    low: float
-    high: float
-    pairs: int
-
-    def verdict(self, margin: float = 0.0) -> str:
-        """Whether the difference is above ``margin``: ``holds``, ``does not hold``, or ``not resolved``."""
-        if self.low > margin:
-            return "holds"
-        return "does not hold" if self.high < margin else "not resolved"
-
-
-def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """Of two rows' scores by seed, over the seeds that both have; None where there is none."""
-    seeds = sorted(set(one) & set(other))
-    if not seeds:
-        return None
-    values = np.array([one[s] - other[s] for s in seeds])
-    if len(seeds) == 1:
-        return Difference(float(values[0]), -math.inf, math.inf, 1)
-    from scipy.stats import t
-
-    half = t.ppf(0.5 + CONFIDENCE / 2, len(seeds) - 1) * values.std(ddof=1) / math.sqrt(len(seeds))
-    return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(seeds))
-
-
-def scores_of(rows: Sequence[Row]) -> Scores:
-    """(row, stage) → seed → mean IoU in percent."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    for row in rows:
-        if "mean_iou" in row.result:
-            found.setdefault((row.row, row.stage), {})[row.seed] = 100 * row.result["mean_iou"]
-    return found
-
-
-def as_markdown(study: StudySettings, scores: Scores, facts: Sequence[str] = ()) -> str:
+def as_markdown(study: StudySettings, measures: Measures, facts: Sequence[str] = ()) -> str:
     """Every table and claim as Markdown; ``facts`` are sentences under them."""
-    parts = [_table_markdown(table, scores) for table in study.tables]
-    claims = [_claim_cells(claim, scores) for claim in study.claims]
+    parts = [_table_markdown(study, table, measures) for table in study.tables]
+    claims = [_claim_cells(study, claim, measures) for claim in study.claims]
     if claims:
-        parts.append(markdown(["claim", "difference", "95 % interval", "seeds", "result"], claims))
+        parts.append(_markdown(["claim", "difference", "95 % interval", _SCENES, "seeds", "result"], claims))
     return "\n".join([f"# {study.name}", "", *("\n".join(part) + "\n" for part in parts), *facts]).rstrip() + "\n"
 
 
-def _table_markdown(table: Table, scores: Scores) -> list[str]:
-    head = [stage_name(table.stage), "mIoU / %", "std", "seeds", f"against {table.against}", "95 % interval", "note"]
+_SCENES = "95 %, scenes too"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table without the column of scenes where no run holds any."""
+    column = head.index(_SCENES)
+    if any(row[column] for row in rows):
+        return markdown(head, rows)
+    head, *rows = ([*line[:column], *line[column + 1 :]] for line in (head, *rows))
+    return markdown(head, rows)
+
+
+def _table_markdown(study: StudySettings, table: Table, measures: Measures) -> list[str]:
+    what = "mIoU / %" if table.over == "all" else f"mIoU of {len(study.classes)} classes / %"
+    against = f"against {table.against}"
+    head = [stage_name(table.stage), what, "std", "seeds", against, "95 % interval", _SCENES, "note"]
     lines = [f"## {table.title}", ""] if table.title else []
-    return lines + markdown(head, [_table_cells(table, row, scores) for row in table.rows])
+    return lines + _markdown(head, [_table_cells(table, row, measures) for row in table.rows])
 
 
-def _table_cells(table: Table, row: str, scores: Scores) -> list[str]:
-    own = scores.get((row, table.stage), {})
+def _table_cells(table: Table, row: str, measures: Measures) -> list[str]:
+    scores, key, other = measures.scores(table.over), (row, table.stage), (table.against, table.stage)
+    own = scores.get(key, {})
     if not own:
-        return [row, "–", "", "0", "", "", "not run"]
+        return [row, "–", "", "0", "", "", "", "not run"]
     values = np.array([own[s] for s in sorted(own)])
     spread = f"{values.std(ddof=1):.2f}" if len(values) > 1 else ""
     cells = [row, f"{values.mean():.2f}", spread, str(len(values))]
-    difference = paired_difference(own, scores.get((table.against, table.stage), {}))
+    difference = paired_difference(own, scores.get(other, {}))
     if row == table.against or difference is None:
-        return [*cells, "", "", ""]
+        return [*cells, "", "", "", ""]
     resolved = difference.low > 0 or difference.high < 0
-    return [*cells, f"{difference.mean:+.2f}", _interval(difference), "" if resolved else "not resolved"]
+    scenes = _between(measures.over_scenes([(key, other)], table.over))
+    return [*cells, f"{difference.mean:+.2f}", _interval(difference), scenes, "" if resolved else "not resolved"]
 
 
-def _claim_cells(claim: Claim, scores: Scores) -> list[str]:
-    name = f"{claim.better} over {claim.than}" + (f" by {claim.by:g}" if claim.by else "")
+def claim_name(claim: Claim) -> str:
+    """A claim as a table says it."""
+    name = f"{claim.better} over {claim.than}"
+    if claim.beyond:
+        name += f" beyond {claim.beyond[0]} over {claim.beyond[1]}"
+    name += f" by {claim.by:g}" if claim.by else ""
     other = claim.than_stage or claim.stage
-    name += f" ({stage_name(claim.stage)}" + (f" over {stage_name(other)})" if other != claim.stage else ")")
-    pair = (scores.get(key, {}) for key in ((claim.better, claim.stage), (claim.than, other)))
-    difference = paired_difference(*pair)
+    return name + f" ({stage_name(claim.stage)}" + (f" over {stage_name(other)})" if other != claim.stage else ")")
+
+
+def _claim_cells(study: StudySettings, claim: Claim, measures: Measures) -> list[str]:
+    name, difference = claim_name(claim), claim_difference(claim, measures)
+    if claim.over == "classes":
+        name += f", {len(study.classes)} classes"
     if difference is None:
-        return [name, "", "", "0", "not run"]
-    verdict = difference.verdict(claim.by)
-    return [name, f"{difference.mean:+.2f}", _interval(difference), str(difference.pairs), verdict]
+        return [name, "", "", "", "0", "not run"]
+    verdict, scenes = difference.verdict(claim.by), _between(measures.over_scenes(claim_pairs(claim), claim.over))
+    return [name, f"{difference.mean:+.2f}", _interval(difference), scenes, str(difference.pairs), verdict]
+
+
+def weights_of_terms(study: StudySettings) -> list[str]:
+    """For each row that is pre-trained the weights of its method's terms, rows with the same ones together."""
+    together: dict[str, list[str]] = {}
+    for name, settings in study.rows.items():
+        if settings is not None:
+            plain = flat_values(settings.method)
+            weights = {key.removesuffix("_weight"): value for key, value in plain.items() if key.endswith("_weight")}
+            on = {key: value for key, value in weights.items() if plain.get(key, True) and value}
+            said = ", ".join(f"{key} {value:g}" for key, value in on.items()) or "one term"
+            together.setdefault(f"{settings.method.name}: {said}", []).append(name)
+    return [f"{', '.join(rows)} ({said})" for said, rows in together.items()]
+
+
+def settings_table(study: StudySettings) -> str:
+    """Every setting of every row that is pre-trained: those that all have, then those in which rows differ."""
+    rows = {name: flat_values(settings) for name, settings in study.rows.items() if settings is not None}
+    keys = sorted({key for row in rows.values() for key in row} - {"seed", "name", "data.shards"})
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}
+    for key in keys:
+        values = [str(row.get(key, "–")) for row in rows.values()]
+        same = len(set(values)) == 1
+        lines[same].append([key, *(values[:1] if same else values)])
+    parts = ["# Settings of every row", "", *markdown(["setting", *rows], lines[False]), ""]
+    return "\n".join([*parts, "All rows:", "", *markdown(["setting", "value"], lines[True])]) + "\n"
+
+
+def power_table(study: StudySettings, measures: Measures, points: float) -> str:
+    """The seeds that each claim needs to resolve a difference of so many points, from the spread of the runs that are there."""
+    lines = []
+    for claim in study.claims:
+        found = claim_difference(claim, measures)
+        if found is None or found.pairs < 2:
+            lines.append([claim_name(claim), "", "0" if found is None else str(found.pairs), "two seeds or more"])
+        else:
+            lines.append(
+                [claim_name(claim), f"{found.spread:.2f}", str(found.pairs), f"{seeds_needed(found.spread, points)}"]
+            )
+    head = ["claim", "std of the difference", "seeds", f"seeds for {points:g} points at {100 * POWER:.0f} %"]
+    return "\n".join(markdown(head, lines)) + "\n"
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 def _interval(difference: Difference) -> str:

@@ -13,11 +13,13 @@ import pytest
 from scipy import stats
 
 from olivine.common import OlivineError
+from olivine.downstream.metrics import counts_by_class, scores
 from olivine.study import run as study_module
 from olivine.study.config import load_study, study_from_plain
-from olivine.study.rows import Run, find_row, read_rows, write_row
+from olivine.study.measures import Difference, Measures, paired_difference, seeds_needed
+from olivine.study.rows import Row, Run, find_row, read_rows, write_row
 from olivine.study.run import Ground, list_study, merge_studies, plan_study, run_study
-from olivine.study.table import Difference, as_markdown, paired_difference
+from olivine.study.table import as_markdown, power_table
 
 PLAIN = {
     "name": "small",
@@ -83,7 +85,9 @@ def test_the_table_says_means_spreads_and_what_is_not_resolved(small):
         ("base", "probe"): {0: 20.0, 1: 21.0, 2: 22.0},
         ("whole", "probe"): {0: 21.0, 1: 20.5, 2: 23.0},
     }
-    lines = {line.split("|")[1].strip(): line for line in as_markdown(small, scores).splitlines() if "|" in line}
+    lines = {
+        line.split("|")[1].strip(): line for line in as_markdown(small, Measures(scores)).splitlines() if "|" in line
+    }
     assert all(cell in lines["random"] for cell in ("11.00", "1.00", "-10.00"))
     assert "not resolved" not in lines["random"]
     assert "21.50" in lines["whole"]
@@ -99,11 +103,64 @@ def test_a_claim_compares_a_row_with_itself_in_another_stage():
     claim = {"stage": "weak", "better": "whole", "than": "whole", "than_stage": "truth", "by": -3}
     study = study_from_plain({**PLAIN, **stages, "claims": [claim]}, "stages.yaml")
     scores = {("whole", "weak"): {0: 20.0, 1: 21.0}, ("whole", "truth"): {0: 22.0, 1: 22.8}}
-    (line,) = [line for line in as_markdown(study, scores).splitlines() if "whole over whole" in line]
+    (line,) = [line for line in as_markdown(study, Measures(scores)).splitlines() if "whole over whole" in line]
     assert "by -3 (fine-tuning, weak over fine-tuning, truth)" in line
     assert "-1.90" in line
     with pytest.raises(OlivineError, match="no stage 'true'"):
         study_from_plain({**PLAIN, **stages, "claims": [{**claim, "than_stage": "true"}]}, "stages.yaml")
+
+
+def test_seeds_are_those_of_published_power_tables():
+    """Two-sided paired t-test, 5 %, 80 %: 10 pairs for an effect of one standard deviation, 34 for half of one."""
+    assert [seeds_needed(2.0, margin) for margin in (2.0, 1.0, 4.0)] == [10, 34, 5]
+    assert seeds_needed(0.0, 1.0) == 2
+
+
+def test_a_claim_may_be_an_interaction_and_over_the_studys_own_classes():
+    claims = [{"better": "whole", "than": "base", "beyond": ["base", "random"], "by": 1, "over": "classes"}]
+    study = study_from_plain({**PLAIN, "classes": ["car"], "claims": claims}, "own.yaml")
+    kept = {"random": (10, 11), "base": (20, 22), "whole": (32, 35)}
+    scores = {(row, "probe"): dict(enumerate(map(float, values))) for row, values in kept.items()}
+    (line,) = [one for one in as_markdown(study, Measures({}, scores)).splitlines() if "beyond" in one]
+    # (12, 13) over (10, 11): 2 in both seeds.
+    assert "whole over base beyond base over random by 1 (linear probe), 1 classes" in line
+    assert "+2.00" in line and "+2.00 to +2.00" in line and "holds" in line
+    assert "by 1" in power_table(study, Measures({}, scores), 2.0)
+    for wrong, says in (({"beyond": ["base"]}, "Give two rows"), ({"beyond": ["base", "rndom"]}, "no row 'rndom'")):
+        with pytest.raises(OlivineError, match=says):
+            study_from_plain({**PLAIN, "claims": [{**claims[0], "over": "all", **wrong}]}, "own.yaml")
+    with pytest.raises(OlivineError, match="over: classes, and no classes"):
+        study_from_plain({**PLAIN, "claims": claims}, "own.yaml")
+
+
+def test_an_interval_over_scenes_and_seeds_is_that_of_confusions_drawn_again_by_hand():
+    generator, names = np.random.default_rng(3), ("car", "road", "tree")
+    confusions = generator.integers(0, 50, (2, 2, 5, 4, 4))  # row, seed, scene
+    confusions[:, :, :, 3] = confusions[0, 0, :, 3]
+    rows = []
+    for row, name in enumerate(("base", "whole")):
+        for seed in range(2):
+            by_scene = {str(k): counts_by_class(one, names) for k, one in enumerate(confusions[row, seed])}
+            whole = scores(confusions[row, seed].sum(0), names)
+            result = {"mean_iou": whole.mean_iou, "iou": whole.iou, "by_scene": by_scene}
+            rows.append(Row(name, seed, "probe", "", "", {}, result))
+    found = Measures.of(rows, ("car", "tree")).over_scenes([(("whole", "probe"), ("base", "probe"))], "all")
+    draws = np.random.default_rng(0)
+    times, seeds = draws.multinomial(5, np.full(5, 0.2), 2000), draws.integers(0, 2, (2000, 2))
+    values = []
+    for drawn, of_seeds in zip(times[:200], seeds[:200]):
+        again = np.tensordot(drawn, confusions, (0, 2))
+        gain = [
+            100 * (scores(again[1, seed], names).mean_iou - scores(again[0, seed], names).mean_iou) for seed in of_seeds
+        ]
+        values.append(np.mean(gain))
+    assert found == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1.5)
+    first = scores(confusions[1, 0].sum(0), names).iou
+    assert Measures.of(rows, ("car", "tree")).classes["whole", "probe"][0] == pytest.approx(
+        50 * (first["car"] + first["tree"])
+    )
+    with pytest.raises(OlivineError, match="no validation point is bus"):
+        Measures.of(rows, ("bus",))
 
 
 # -- what is read
@@ -205,6 +262,7 @@ class _Done:
     interrupted: bool = False
     steps: int = 1
     labels_mean_iou: float | None = None
+    by_scene: dict = field(default_factory=dict)
 
     @property
     def scores(self):
@@ -301,6 +359,11 @@ def test_a_configuration_is_everything_that_decides_a_result_and_nothing_else(sm
     for other in (replace(ground, train=SimpleNamespace(digest="x")), replace(ground, encoder="x")):
         assert digests(ground=other)["base", "pretrain"] != before["base", "pretrain"]
     assert digests({"features": "encoder"})["base", "pretrain"] != before["base", "pretrain"]
+    vit = {"rows": {**PLAIN["rows"], "whole": {"image.encoder": "small-vit"}}}
+    two = [digests(vit, replace(ground, encoders={("small-vit", None): each * 64})) for each in "vw"]
+    assert [row for row, stage in two[0] if two[0][row, stage] != two[1][row, stage] and stage == "pretrain"] == [
+        "whole"
+    ]
     # Random weights depend on the network alone.
     assert digests({"set": {"optimizer.lr": 0.7}})["random", "probe"] == before["random", "probe"]
     assert digests({"set": {"voxels.size_m": 0.7}})["random", "probe"] != before["random", "probe"]
