@@ -82,6 +82,14 @@ def test_the_network_learns_and_every_labelled_point_is_scored(whole, nuscenes_w
     held = {result.classes[c - 1] for t in truth for c in np.unique(t) if c}
     assert set(result.scores.iou) == held and set(result.scores.absent) == set(result.classes) - held
     assert "left out of the means: " + ", ".join(result.scores.absent) in (out / "scores.md").read_text()
+    shards = open_shards(nuscenes_world.pairs / "val")
+    for scene, frames in shards.scenes.items():  # each scene's points are counted with it
+        of_scene = np.concatenate([truth[frame] for frame in frames])
+        for name, (points, hit, union) in result.by_scene[scene].items():
+            assert points == (of_scene == result.classes.index(name) + 1).sum() and hit <= points <= union
+    for name, iou in result.scores.iou.items():
+        _, hit, union = np.sum([scene.get(name, (0, 0, 0)) for scene in result.by_scene.values()], axis=0)
+        assert hit / max(union, 1) == pytest.approx(iou)
 
 
 def test_head_and_backbone_have_rates_of_their_own_and_every_layer_moves(whole, checkpoint):
