@@ -50,6 +50,8 @@ from .picture import draw_study
 from .rows import Row, Run, find_row, read_rows, write_row
 from .table import as_csv, as_markdown, power_table, settings_table, weights_of_terms
 
+# Settings younger than rows that may be kept, and what is unnamed of them: such rows' digests stay what they are.
+_YOUNGER = {"method.draw_labels": "read"}
 # What decides random weights and how they are probed; the rest of a pre-training's settings does not.
 _NETWORK = ("backbone.", "voxels.")
 
@@ -180,13 +182,13 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
         decisive = {k: v for k, v in flat_values(study.random).items() if k.startswith(_NETWORK)}
         return {"random": True, "settings": decisive}
     decisive = {k: v for k, v in flat_values(settings).items() if k not in INCIDENTAL and k != "seed"}
+    decisive = {k: v for k, v in decisive.items() if _YOUNGER.get(k) != v}
     decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
     encoder = {"weights": ground.encoder_of(settings), "features": study.features}
     return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest}
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
-    # What is younger than rows that are kept is named where it is on: their digests stay what they are.
     unnamed = {*HOW, "seed", *(name for name in SENSOR if not getattr(settings, name))}
     return {key: value for key, value in asdict(settings).items() if key not in unnamed}
 

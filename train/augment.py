@@ -265,6 +265,8 @@ def stored_columns(columns: Iterable[str], labels: str = "weak", base: Iterable[
     named = dict.fromkeys((*base, *columns))
     if labels == "truth" and named.pop("pair_label", "absent") != "absent":
         named["point_label"] = None
+    if "pair_weak_label" in named:
+        named["pair_label"] = None
     return tuple(name for name in named if name in STORED)
 
 
@@ -349,6 +351,8 @@ def _columns(
             if record.point_label is None:
                 raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
             value = record.point_label[record.pair_point[pair_kept]]
+        elif name == "pair_weak_label":
+            value = record.pair_label[pair_kept]
         else:
             value = made[name] if name in made else getattr(record, name)
             kept = {"pairs": pair_kept, "points": stays}.get(COLUMNS[name].over)

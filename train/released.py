@@ -101,6 +101,7 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     method.setdefault("class_mean", "batch")
     if method["name"] == "olivine":
         method.setdefault("scored_draw", False)
+        method.setdefault("draw_labels", "read")
         method.setdefault("least_score", 0.0)
         method.setdefault("weigh_pairs", "alike")
     plain.get("run", {}).setdefault("float32_products", "tf32x3")  # it was at least as exact

@@ -38,6 +38,8 @@ COLUMNS: dict[str, Column] = {
     # uint8 [C, H, W, 3] and int32 [C, H, W], decoded; −1 = no segment.
     "image": Column("image", "uint8", "images"),
     "segment": Column("segment", "int32", "images"),
+    # The shards' own pair_label, also where pairs carry their points' ground truth.
+    "pair_weak_label": Column("pair_weak_label", "uint8", "pairs"),
     # Whether augmentation flipped the image.
     "image_mirrored": Column("image_mirrored", "bool", "images"),
 }

@@ -26,6 +26,7 @@ from ._olivine_log import OlivineLog
 from ._vmf_statistics import VmfStatistics
 
 _PPKT_DRAW, _WCD_DRAW = 0, 1
+_DRAW_LABELS = {"read": "pair_label", "weak": "pair_weak_label", "before the vote": "pair_pixel_label"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class OlivineSettings(MethodSettings):
         decoupled_heads: a second pair of heads for the terms that read labels.
         background: label 0 is one more class, or is left out of those terms.
         mode: of the draw for ``wcd``; that for ``ppkt`` is uniform.
+        draw_labels: what that draw knows of a pair: the label that ``wcd`` reads; the shards' weak label where it reads the
+            ground truth; or the label before the vote. So one draw serves several labels. Frequencies are then the group's.
         scored_draw: that draw is also in proportion to the labels' confidence (the shards' ``pair_score``).
         least_score: that draw leaves out pairs whose label is less sure, 0 to 1.
         weigh_pairs: in ``wcd`` anchors and positives count alike, or in proportion to the labels' confidence.
@@ -68,6 +71,7 @@ class OlivineSettings(MethodSettings):
     decoupled_heads: bool = True
     background: Literal["class", "ignored"] = "class"
     mode: Literal["random", "density", "category", "dcas"] = "dcas"
+    draw_labels: Literal["read", "weak", "before the vote"] = "read"
     scored_draw: bool = False
     least_score: float = 0.0
     weigh_pairs: Literal["alike", "score"] = "alike"
@@ -89,6 +93,12 @@ class OlivineSettings(MethodSettings):
                 "bias correction with the public code's class means, which have none",
                 where="method.bias_correction",
                 remedy="set method.bias_correction=false, or method.class_mean=batch",
+            )
+        if self.draw_labels != "read" and self.frequency != "batch":
+            raise OlivineError(
+                f"the data set's frequencies are those of the labels that are read, not of draw_labels={self.draw_labels}",
+                where="method.draw_labels",
+                remedy="set method.frequency=batch",
             )
         check_ranges("method", self, dimension=(2, 1 << 16), pairs=(1, 1 << 40), temperature=(0, 1e6, "(]"))
         check_ranges("method", self, ppkt_weight=(0, 1e9), wcd_weight=(0, 1e9), scr_weight=(0, 1e9))
@@ -136,6 +146,8 @@ class Olivine(Method):
             columns.append("pair_density")
         if settings.wcd and (settings.scored_draw or settings.least_score > 0 or settings.weigh_pairs == "score"):
             columns.append("pair_score")
+        if settings.wcd and settings.draw_labels != "read":
+            columns.append(_DRAW_LABELS[settings.draw_labels])
         if settings.wcd and settings.frequency == "frame":
             columns.append("class_count")
         return Needs(tuple(columns))
@@ -167,7 +179,7 @@ class Olivine(Method):
 
     def draw_by_label(self, group: Group) -> Tensor:
         """The pairs of ``wcd`` (eq. 15), rows of the group's pairs, on the CPU."""
-        s, label = self.settings, group.column("pair_label", host=True)
+        s, label = self.settings, group.column(_DRAW_LABELS[self.settings.draw_labels], host=True).long()
         candidates = torch.arange(group.size)
         if s.background == "ignored":
             candidates = candidates[label > 0]
@@ -178,14 +190,14 @@ class Olivine(Method):
             candidates, score = candidates[sure], score[sure] if s.scored_draw else None
         probability = None
         if (s.mode != "random" or score is not None) and len(candidates) > s.pairs:
-            density, frequency = self._density(group)[candidates], self._frequency(group, candidates)
+            density, frequency = self._density(group)[candidates], self._frequency(group, label, candidates)
             probability = sampling_probability(density, *frequency, s.mode, score)
         drawn = draw_without_replacement(probability, len(candidates), s.pairs, group.generator(_WCD_DRAW))
         return candidates[drawn]
 
-    def _frequency(self, group: Group, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def _frequency(self, group: Group, label: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates' classes and the classes' counts, as ``frequency`` says."""
-        label, count = group.column("pair_label", host=True)[candidates], group.class_count
+        label, count = label[candidates], group.class_count
         # The counts of ground-truth classes over the data set are not known: the group's stand for them.
         if self.settings.frequency == "batch" or not bool(count.any()):
             return label, torch.bincount(label, minlength=len(count))

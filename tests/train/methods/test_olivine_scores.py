@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from olivine.common import OlivineError
+from olivine.pairs.shards import open_shards
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
 from olivine.train.methods import olivine
@@ -116,3 +117,35 @@ def test_shards_without_scores_name_the_command_that_adds_them(streets: Path, qu
     settings = quick("cpu", streets, "method.scored_draw=true", "method.pairs=100")
     with pytest.raises(OlivineError, match=r"pair_score.*olivine build-pairs --consolidate"):
         pretrain(settings, tmp_path / "run")
+
+
+def test_one_draw_serves_other_labels(columns) -> None:
+    """By the weak labels, whatever eq. 2 reads; without the setting other labels are another draw."""
+    fixed = {"draw_labels": "weak", "frequency": "batch"}
+    weak = columns | {"pair_weak_label": columns["pair_label"].to(torch.uint8)}
+    truth = weak | {"pair_label": (columns["pair_label"] + 1) % CLASSES * (torch.arange(COUNT) % 3 > 0)}
+    assert torch.equal(draw(weak, 0, **fixed), draw(truth, 0, **fixed))
+    assert torch.equal(draw(weak, 0, **fixed), draw(weak, 0, frequency="batch"))
+    assert not torch.equal(draw(truth, 0, **fixed), draw(truth, 0, frequency="batch"))
+    with pytest.raises(OlivineError, match=r"method\.frequency=batch"):
+        OlivineSettings(draw_labels="weak")
+
+
+def test_a_run_on_the_ground_truth_draws_by_the_weak_labels(streets: Path, quick, tmp_path: Path) -> None:
+    changes = ("data.labels=truth", "method.draw_labels=weak", "method.frequency=batch", "method.pairs=100")
+    seen = []
+    draw_by_label = Olivine.draw_by_label
+
+    def remember(self, group):
+        drawn = draw_by_label(self, group)
+        seen.append([group.column(name, host=True)[drawn] for name in ("pair_weak_label", "pair_label")])
+        return drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Olivine, "draw_by_label", remember)
+        pretrain(quick("cpu", streets, *changes), tmp_path / "run")
+    weak, truth = (torch.cat(parts).long() for parts in zip(*seen))
+    shards = open_shards(streets)
+    assert int(weak.max()) <= len(shards.classes) < int(truth.max()) <= len(shards.point_classes)
+    with pytest.raises(OlivineError, match=r"pair_pixel_label.*build-pairs --consolidate"):
+        pretrain(quick("cpu", streets, "method.draw_labels=before the vote", *changes[2:]), tmp_path / "voted")
