@@ -261,6 +261,9 @@ def check_labels(
     labels: Annotated[
         Path | None, typer.Option(help="The label folder they were made of (default: none, and no detections).")
     ] = None,
+    rounds: Annotated[
+        Path | None, typer.Option(help="Folder of a finetune --rounds on these shards: how its rounds' labels agree.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of labels.json (default: <shards>-labels).")] = None,
     most: Annotated[int, typer.Option(help="Rows of each table.")] = 10,
     as_json: Json = False,
@@ -276,8 +279,8 @@ def check_labels(
     shards, why = defaults.choose_shards(shards, "train")
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or shards.with_name(f"{shards.name}-labels")
-    check_output(out, inputs=(shards, labels), known=("labels.json",))
-    report = check(shards, None if labels is None else open_store(labels), out)
+    check_output(out, inputs=(shards, labels, rounds), known=("labels.json",))
+    report = check(shards, None if labels is None else open_store(labels), out, rounds)
     if as_json:
         print(json.dumps({"command": "check-labels", "out": str(out), **dataclasses.asdict(report)}))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olivine.common import OlivineError
+from olivine.common import OlivineError, write_json
 from olivine.labelgen.store import LabelStore, encode_label_map, write_record
 from olivine.pairs.build import build_pairs
 from olivine.pairs.label_report import DISTANCES, REASONS, check_labels, report_text
+from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.settings import PairSettings
-from olivine.pairs.shards import open_shards
+from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers.benchmark import Benchmark
 from olivine.readers.frame import Frame
 from olivine.readers.index import write_index
 
@@ -143,3 +146,65 @@ def test_the_labels_of_other_shards_are_refused(make_store: MakeStore, tmp_path:
     build_pairs(store, tmp_path / "pairs", PairSettings(), split="train")
     with pytest.raises(OlivineError, match="holds other labels than these shards were made of"):
         check_labels(tmp_path / "pairs", replace(store, digest="other"))
+
+
+def rounds_of(run: Path, shards: ShardSet, rng: np.random.Generator, rounds: int = 2) -> list[list[np.ndarray]]:
+    """Made-up labels of some rounds, in files as ``olivine finetune --rounds`` writes them, and as arrays."""
+    made = []
+    for number in range(1, rounds + 1):
+        labels = [rng.integers(0, 3, len(record.points)).astype(np.uint8) for record in shards]
+        folder = run / f"labels-{number}"
+        folder.mkdir(parents=True)
+        for frame, label in enumerate(labels):
+            (folder / f"{frame:06d}.bin").write_bytes(label.tobytes())
+        files = [hashlib.sha256(label.tobytes()).hexdigest() for label in labels]
+        identity = {"teacher": "", "sure": 0.9, "shards": shards.digest}
+        plain = {"identity": identity, "classes": ["vehicle", "ground"], "kept": 0.5, "files": files}
+        write_json(folder / "labels.json", plain)
+        made.append(labels)
+    return made
+
+
+def test_agreement_over_rounds_is_that_of_plain_counts(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 3})
+    overlapping(store)
+    build_pairs(store, tmp_path / "pairs", PairSettings(consolidate=1), split="train")
+    write_benchmark(tmp_path / "pairs", Benchmark(prompts={"vehicle": "car", "ground": "road"}))
+    shards = open_shards(tmp_path / "pairs")
+    one, two = rounds_of(tmp_path / "run", shards, np.random.default_rng(2))
+    report = check_labels(tmp_path / "pairs", rounds=tmp_path / "run")
+    names = {"weak": ["", *shards.classes], "labels-1": ["", "vehicle", "ground"]}
+    weak = [record.point_weak for record in shards]
+    as_prompt = np.array([0, shards.classes.index("car") + 1, shards.classes.index("road") + 1])
+    for found, before, after, given in zip(
+        report.rounds, (weak, one), ([as_prompt[label] for label in one], two), (one, two), strict=True
+    ):
+        a, b = np.concatenate(before), np.concatenate(after)
+        both = (a > 0) & (b > 0)
+        assert found.both == both.sum() > 0 and found.percent == pytest.approx(100 * (a == b)[both].mean())
+        assert found.labelled == pytest.approx(100 * np.mean(np.concatenate(given) > 0))
+        assert found.by_class == {
+            names[found.before][c]: ((both & (a == c)).sum(), pytest.approx(100 * (a == b)[both & (a == c)].mean()))
+            for c in np.unique(a[both])
+        }
+    assert [(r.before, r.after) for r in report.rounds] == [("weak", "labels-1"), ("labels-1", "labels-2")]
+    assert "labels-1 and labels-2 agree at" in report_text(report) and not check_labels(tmp_path / "pairs").rounds
+
+
+def test_rounds_of_other_shards_or_with_changed_labels_are_named(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    build_pairs(store, tmp_path / "pairs", PairSettings(), split="train")
+    shards = open_shards(tmp_path / "pairs")
+    with pytest.raises(OlivineError, match="no folder labels-1"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path)
+    rounds_of(tmp_path / "one", shards, np.random.default_rng(0), rounds=1)
+    with pytest.raises(OlivineError, match="holds the labels of one round"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path / "one")
+    rounds_of(tmp_path / "two", shards, np.random.default_rng(0))
+    path = tmp_path / "two/labels-2/000001.bin"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(OlivineError, match=r"labels-2/000001\.bin: has changed since it was written"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path / "two")
+    build_pairs(store, tmp_path / "others", PairSettings(min_depth=2.0), split="train")
+    with pytest.raises(OlivineError, match=r"labels-1: holds labels of other shards"):
+        check_labels(tmp_path / "others", rounds=tmp_path / "two")
