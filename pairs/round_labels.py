@@ -55,7 +55,7 @@ def compare_rounds(shards: ShardSet, run: PathLike) -> list[RoundAgreement]:
     Raises:
         OlivineError: no round's labels there, those of other shards, or damaged ones; nothing to compare them with.
     """
-    rounds = []
+    rounds: list[_Labels] = []
     while (Path(run) / f"labels-{len(rounds) + 1}").is_dir():
         rounds.append(_Labels(Path(run) / f"labels-{len(rounds) + 1}", shards))
     if not rounds:
@@ -91,14 +91,15 @@ def compare_rounds(shards: ShardSet, run: PathLike) -> list[RoundAgreement]:
             given[k] += np.bincount(before[both], minlength=size)
             same[k] += np.bincount(before[both & (before == after)], minlength=size)
     found = []
-    for k, (before, after) in enumerate(itertools.pairwise(names)):
-        known_as = weak if before == WEAK else ["", *classes]
+    for k, (earlier, later_one) in enumerate(itertools.pairwise(names)):
+        known_as = weak if earlier == WEAK else ["", *classes]
         by_class = {
             known_as[c]: (int(given[k, c]), 100 * float(same[k, c] / given[k, c])) for c in np.flatnonzero(given[k])
         }
-        both = int(given[k].sum())
-        percent = 100 * float(same[k].sum() / both) if both else None
-        found.append(RoundAgreement(before, after, 100 * float(labelled[k] / max(total, 1)), both, percent, by_class))
+        points = int(given[k].sum())
+        percent = 100 * float(same[k].sum() / points) if points else None
+        share = 100 * float(labelled[k] / max(total, 1))
+        found.append(RoundAgreement(earlier, later_one, share, points, percent, by_class))
     return found
 
 
