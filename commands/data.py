@@ -345,6 +345,9 @@ def build_pairs(
     around: Annotated[
         int | None, typer.Option(help="Frames on each side that vote with --consolidate (default: 5).")
     ] = None,
+    tracks: Annotated[
+        bool, typer.Option("--tracks", help="With --consolidate: follow annotated boxes. It uses annotation.")
+    ] = False,
     visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
     distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
@@ -378,6 +381,8 @@ def build_pairs(
     if around is not None and (around < 1 or not consolidate):
         remedy = "give at least 1, or leave out --consolidate" if consolidate else "add --consolidate"
         raise OlivineError(f"--around {around}", where="olivine build-pairs", remedy=remedy)
+    if tracks and not consolidate:
+        raise OlivineError("--tracks", where="olivine build-pairs", remedy="add --consolidate")
     place = defaults.choose_executor(units.executor, units.address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
@@ -387,6 +392,7 @@ def build_pairs(
         regions=regions,
         clusters=clusters,
         consolidate=(around or 5) if consolidate else 0,
+        tracks=tracks,
         visibility=visibility,
         distance=distance,
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),

@@ -32,29 +32,47 @@ WRONG = 0.2
 """Share of pixels that each label map has wrong, drawn anew for each."""
 
 
+def says_of(
+    place: np.ndarray, label: np.ndarray, weight: np.ndarray, image: np.ndarray, edge: float
+) -> dict[tuple, dict[int, np.ndarray]]:
+    """By voxel and image: the mean of the image's votes there, float64 [6]."""
+    votes: dict[tuple, dict[int, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for p, c, w, i in zip(place, label, weight, image):
+        votes[tuple(np.floor(p / edge).astype(int))][i].append(w * np.eye(6)[c])
+    return {voxel: {i: np.mean(given, axis=0) for i, given in of.items()} for voxel, of in votes.items()}
+
+
 def test_the_share_of_the_votes_is_that_of_a_plain_count() -> None:
     rng = np.random.default_rng(0)
     place, point = rng.uniform(-3, 3, (400, 3)), rng.uniform(-4, 4, (300, 3))
     label, weight = rng.integers(1, 6, 400).astype(np.uint8), rng.uniform(0.1, 1, 400)
-    doubled = rng.integers(0, 3, 300)
+    image, doubled = rng.integers(0, 4, 400), rng.integers(0, 3, 300)
+    said = says_of(place, label, weight, image, 1.0)
+    agreed: dict[tuple[int, int], list[float]] = collections.defaultdict(list)
+    for p, c, i in zip(place, label, image):
+        others = sum(say for j, say in said[tuple(np.floor(p).astype(int))].items() if j != i)
+        if np.any(others):
+            agreed[i, c].append(others[c] / others.sum())  # type: ignore[index,union-attr]
+    usual = np.mean([share for shares in agreed.values() for share in shares])
+    assert 100 < sum(map(len, agreed.values())) < 400
+    trusted = [(sum(agreed[i, c]) + 7 * usual) / (len(agreed[i, c]) + 7) for i, c in zip(image, label)]
     expected = np.zeros((300, 6))
     for k in range(5):
         edge = 0.25 * 2**k
-        box: dict[tuple, np.ndarray] = collections.defaultdict(lambda: np.zeros(6))
-        for p, c, w in zip(place, label, weight):
-            box[tuple(np.floor(p / edge).astype(int))][c] += w
+        box = {voxel: sum(of.values()) for voxel, of in says_of(place, label, weight * trusted, image, edge).items()}
         for i, p in enumerate(point):
             key = tuple(np.floor(p / edge).astype(int))
             if doubled[i] <= k < doubled[i] + 3 and key in box:
-                expected[i] += box[key] / box[key].sum()
+                expected[i] += box[key] / box[key].sum()  # type: ignore[union-attr]
     sums = expected.sum(axis=1)
     assert 0 < (sums == 0).sum() < 200
     expected[sums > 0] /= sums[sums > 0, None]
-    np.testing.assert_allclose(count_votes(place, label, weight, point, doubled, 5, 0.25, 3), expected, atol=1e-12)
+    found = count_votes(place, label, weight, image, point, doubled, 5, 0.25, 3, 7.0)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, frame: frame) -> None:
-    """All frames of a made-up store see the first one's points; left of each picture is 1, right is 2, but for errors."""
+    """All frames of a made-up store see the first one's points; left of each picture is 1, right is 3, but for errors."""
     index, rng = store.index(), np.random.default_rng(1)
     frames = [frame for scene in index.scenes for frame in scene.frames()]
     cloud = (frames[0].root / frames[0].point_file).read_bytes()
@@ -63,9 +81,9 @@ def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, 
         (frame.root / frame.point_file).write_bytes(cloud)
         (frame.root / str(frame.point_label_file)).write_bytes(labels)
         for camera in frame.cameras:
-            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 2) * np.ones((camera.height, 1))
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 3) * np.ones((camera.height, 1))
             wrong = rng.random(label.shape) < WRONG
-            label[wrong] = 3 - label[wrong]
+            label[wrong] = 4 - label[wrong]
             store.label_path(camera).write_bytes(encode_label_map(label.astype(np.uint8), store.classes))
     changed = [change(k, frame) for k, frame in enumerate(frames)]
     write_index(
@@ -81,7 +99,7 @@ def right(shards: ShardSet, column: str) -> float:
         width = record.image_size[record.pair_camera, 0]
         u = record.pair_uv[:, 0] / width
         clear = np.abs(u - 0.5) > 0.1
-        hits += (getattr(record, column) == np.where(u < 0.5, 1, 2))[clear].sum()
+        hits += (getattr(record, column) == np.where(u < 0.5, 1, 3))[clear].sum()
         total += clear.sum()
     return float(hits / total)
 
@@ -105,7 +123,7 @@ def scored(store: LabelStore, score_of: Callable[[np.ndarray], np.ndarray]) -> L
 
 def doubt(label: np.ndarray) -> np.ndarray:
     """A score that knows what is wrong in a street: 25 there, else 250."""
-    return np.where(label == np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 2), 250, 25)
+    return np.where(label == np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 3), 250, 25)
 
 
 def test_pairs_carry_the_labelers_score_at_their_pixel_and_the_shards_say_so(
@@ -175,8 +193,8 @@ def test_pairs_are_scored_by_the_classes_of_their_points(make_store: MakeStore, 
     build_pairs(scored(store, doubt), tmp_path / "voted", VOTED, split="train")
     for name in ("single", "voted"):
         path = tmp_path / name
-        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "road"}))
-        found, label_of = score_pairs(path), np.array([0, 1, 2])
+        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "building"}))
+        found, label_of = score_pairs(path), np.array([0, 1, 3])
         before, after, sure = [], [], []
         for record in open_shards(path):
             truth = label_of[record.point_label][record.pair_point]

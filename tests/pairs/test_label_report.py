@@ -28,7 +28,7 @@ FRAMES, ODD = 7, 3
 
 
 def overlapping(store: LabelStore, planted: Callable[[np.ndarray], np.ndarray] = lambda label: label) -> None:
-    """Both cameras of all frames look ahead at the first cloud; left of each picture is 1, right is 2, but for errors.
+    """Both cameras of all frames look ahead at the first cloud; left of each picture is 1, right is 3, but for errors.
 
     The maps of frame ``ODD`` are ``planted``.
     """
@@ -43,7 +43,7 @@ def overlapping(store: LabelStore, planted: Callable[[np.ndarray], np.ndarray] =
         front, back = frame.cameras
         cameras = (front, replace(front, name=back.name, image=back.image))
         for camera in cameras:
-            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 2) * np.ones((camera.height, 1))
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 3) * np.ones((camera.height, 1))
             wrong = rng.random(label.shape) < 0.1
             label[wrong] = rng.integers(0, 4, int(wrong.sum()))
             label = (planted(label) if k == ODD else label).astype(np.uint8)
@@ -93,8 +93,8 @@ def test_counts_are_those_of_plain_loops(make_store: MakeStore, tmp_path: Path) 
 
 PLANTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "unlabelled": lambda label: np.where(np.random.default_rng(0).random(label.shape) < 0.9, 0, label),
-    "vote": lambda label: np.where(label > 0, 3 - label.clip(1, 2), 0),  # left and right are swapped
-    "jump": lambda label: np.full(label.shape, 3),
+    "vote": lambda label: np.choose(label.astype(int), [0, 3, 3, 1]),  # left and right are swapped
+    "jump": lambda label: np.full(label.shape, 2),
 }
 
 
@@ -112,9 +112,9 @@ def test_a_frame_with_a_planted_error_is_ranked_first(reason: str, make_store: M
     if reason == "unlabelled":
         assert worst.reason == "unlabelled"
     if reason == "vote":
-        # Of what is 1 in its own map in this frame, the vote says 2; in the six others nine tenths are confirmed.
+        # Of what is 1 in its own map in this frame, the vote says 3; in the six others nine tenths are confirmed.
         assert report.vote_agreement == pytest.approx(100 * 0.93 * 6 / 7, abs=4)
-        assert report.competing[0] == replace(report.competing[0], one="car", other="road")
+        assert report.competing[0] == replace(report.competing[0], one="car", other="building")
 
 
 def test_detections_that_share_a_box_and_images_without_any_are_found(make_store: MakeStore, tmp_path: Path) -> None:
