@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..common import OlivineError
+from ..common.settings import settings_to_plain
 from .clusters import ClusterSettings
 
 
@@ -109,7 +110,7 @@ class PairSettings:
         else:
             del plain["clusters"]
         if self.consolidate:
-            plain["consolidation_settings"] = asdict(ConsolidationSettings())
+            plain["consolidation_settings"] = settings_to_plain(ConsolidationSettings())
         else:
             del plain["consolidate"]
         if not self.tracks:

@@ -16,14 +16,14 @@ from olivine.labelgen.store import LabelStore, encode_label_map, encode_score_ma
 from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards, describe_shards
-from olivine.pairs.consolidate import count_votes
+from olivine.pairs.consolidate import count_votes, height_over_ground
 from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.project import project_points
 from olivine.pairs.score import score_pairs
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers.benchmark import Benchmark
-from olivine.readers.frame import Frame
+from olivine.readers.frame import Box, Frame
 from olivine.readers.index import write_index
 
 MakeStore = Callable[..., LabelStore]
@@ -271,6 +271,88 @@ def test_poses_that_are_missing_or_jump_are_named(
     summary = build_pairs(store, tmp_path / "out", VOTED, split="train")
     assert len(summary.failures) == 3 and summary.frames == 0
     assert all(says in failure.reason and "a-token-0001" in failure.reason for failure in summary.failures[:2])
+
+
+def test_height_is_over_the_lowest_point_of_the_cells_around() -> None:
+    xyz = np.random.default_rng(0).uniform(-6, 6, (500, 3))
+    cell = np.floor(xyz[:, :2] / 1.5)
+    near = (np.abs(cell[:, None] - cell[None]) <= 1).all(axis=2)
+    lowest = np.where(near, xyz[None, :, 2], np.inf).min(axis=1)
+    np.testing.assert_array_equal(height_over_ground(xyz, 1.5), xyz[:, 2] - lowest)
+    assert len(height_over_ground(xyz[:0], 1.5)) == 0
+
+
+def test_ground_has_no_vote_above_the_ground(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    street(store)
+    for frame in store.index().frames():
+        for camera in frame.cameras:
+            road = np.full((camera.height, camera.width), store.classes.index("road") + 1, np.uint8)
+            store.label_path(camera).write_bytes(encode_label_map(road, store.classes))
+    build_pairs(store, tmp_path / "out", VOTED, split="train")
+    for record in open_shards(tmp_path / "out"):
+        high = height_over_ground(record.points[:, :3].astype(float), 1.0) > 0.3
+        # Each vote is in its point's smallest voxel, which no vote of the ground shares here.
+        voted = record.point_weak > 0
+        assert 20 < voted.sum() < len(voted) and high[record.pair_point].any()
+        assert voted[record.pair_point][~high[record.pair_point]].mean() > 0.7
+
+
+def moving_car(store: LabelStore) -> Callable[[Frame], list[Box]]:
+    """In each frame of a made-up store a block of points stands 8 m further on; its label is right in all but one frame.
+
+    Returns:
+        its box in a frame.
+    """
+    frames = list(store.index().frames())
+    block = np.random.default_rng(3).uniform(-1, 1, (200, 3)) * (2, 1, 0.8)
+    for k, frame in enumerate(frames):
+        at = np.array([8.0 + 8 * k, 0, 0])
+        points = np.column_stack([block + at, np.zeros(len(block))]).astype(np.float32)
+        points.tofile(frame.root / frame.point_file)
+        (frame.root / str(frame.point_label_file)).write_bytes(bytes([1]) * len(points))
+        for camera in frame.cameras:
+            label = np.full((camera.height, camera.width), 3 if k == 1 else 1, np.uint8)
+            store.label_path(camera).write_bytes(encode_label_map(label, store.classes))
+
+    def boxes(frame: Frame) -> list[Box]:
+        k = [f.token for f in frames].index(frame.token)
+        return [Box("car", (8.0 + 8 * k, 0, 0.2), (4.2, 2.2, 2.2), (1, 0, 0, 0), 200, "this one")]
+
+    return boxes
+
+
+def test_a_moving_thing_is_followed_by_its_box_and_only_when_asked(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 4})
+    monkeypatch.setattr(Frame, "boxes", (boxes := moving_car(store)))
+    build_pairs(store, tmp_path / "still", VOTED, split="train")
+    build_pairs(store, tmp_path / "tracks", replace(VOTED, tracks=True), split="train")
+    still, tracks = open_shards(tmp_path / "still"), open_shards(tmp_path / "tracks")
+    assert tracks.uses_boxes and not still.uses_boxes and "tracks" not in still.manifest["recipe"]["settings"]
+    for k, (alone, followed) in enumerate(zip(still, tracks, strict=True)):
+        assert (alone.pair_label == (3 if k == 1 else 1)).all() and len(alone.pair_label) > 50
+        assert (followed.pair_label == 1).all()
+        assert (followed.pair_pixel_label == 3).all() if k == 1 else (followed.pair_pixel_label == 1).all()
+
+    # A box of another thing in the frame that errs: nothing tells it better.
+    monkeypatch.setattr(Frame, "boxes", lambda f: [replace(b, track=f.token) for b in boxes(f)])
+    build_pairs(store, tmp_path / "other", replace(VOTED, tracks=True), split="train")
+    assert (open_shards(tmp_path / "other").read(1, ("pair_label",)).pair_label == 3).all()
+
+
+def test_tracks_that_the_data_set_has_not_are_named(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 1})
+    for found in (None, [Box("car", (0, 0, 0), (1, 1, 1), (1, 0, 0, 0), 3)]):
+        monkeypatch.setattr(Frame, "boxes", lambda frame, found=found: found)
+        summary = build_pairs(store, tmp_path / "out", replace(VOTED, tracks=True), split="train")
+        (failure,) = summary.failures
+        assert "no annotated boxes with tracks, which --tracks needs" in failure.reason
+    with pytest.raises(OlivineError, match="tracks without consolidate"):
+        PairSettings(tracks=True)
 
 
 def test_a_window_of_a_thousand_frames_is_enough() -> None:
