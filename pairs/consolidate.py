@@ -6,11 +6,12 @@ Consolidator, 2025).
 
 Every labelled pair of the window is a vote for its point's place, unless a nearer surface hides the point from the
 camera. It weighs 1 / sqrt(distance), since an error of a pixel is larger in metres far away, times the labeler's score at
-its pixel where the label store has scores; a label of which nothing is known (score 0) has no vote. Places are voxels of
-several sizes, each of which has one say: small ones keep borders sharp, large ones hold enough votes; for far points, which
-lie apart, they are larger. In a voxel each image has one say, however many of its points lie there: a region that an image
-calls by a wrong name is one error and not thousands. How far an image is trusted with a label is told by how often other
-images agree where it gives this label (after Dawid and Skene, 1979). A class of ground has no vote above the ground.
+its pixel where the label store has scores; a label of which nothing is known (score 0) has no vote. Votes of the frame
+itself weigh more. Places are voxels of several sizes: small ones keep borders sharp, large ones hold enough votes; for far
+points, which lie apart, they are larger. The more votes a voxel holds the more say it has, up to a limit. In a voxel each
+image has one say, however many of its points lie there: a region that an image calls by a wrong name is one error and not
+thousands. How far an image is trusted with a label is told by how often other images agree where it gives this label
+(after Dawid and Skene, 1979). A class of ground has no vote above the ground.
 
 A thing that moves leaves its place, so that its votes of other frames are where its points are not. Where annotated boxes
 may be used, the points in them vote in the box's own frame, along its track.
@@ -123,7 +124,8 @@ class SceneVotes:
         origin = pose[:3, 3]
         xyz = columns["points"][:, :3].astype(np.float64)
         place = np.concatenate([v.place for v in votes]) - origin
-        label, weight, box = (np.concatenate([getattr(v, name) for v in votes]) for name in ("label", "weight", "box"))
+        label, box = (np.concatenate([getattr(v, name) for v in votes]) for name in ("label", "box"))
+        weight = np.concatenate([v.weight * (self._settings.own_frame if v is here else 1.0) for v in votes])
         cameras = max(len(frame.cameras) for frame in self._frames[first:last])
         image = np.concatenate([cameras * number + v.camera.astype(np.int64) for number, v in enumerate(votes)])
         own, settings, classes = move(xyz, pose) - origin, self._settings, len(self._store.classes)
@@ -135,7 +137,7 @@ class SceneVotes:
         for mine, theirs in parts:
             share[mine] = count_votes(
                 place[theirs], label[theirs], weight[theirs], image[theirs],
-                own[mine], doubled[mine], classes, settings.voxel, settings.sizes, settings.compared,
+                own[mine], doubled[mine], classes, settings,
             )  # fmt: skip
         weak = share.argmax(axis=1).astype(np.uint8)
         agreement = np.rint(255 * share.max(axis=1)).astype(np.uint8)
@@ -220,24 +222,23 @@ def count_votes(
     point: NDArray[np.float64],
     doubled: NDArray[np.integer],
     classes: int,
-    voxel: float,
-    sizes: int,
-    compared: float,
+    settings: ConsolidationSettings,
 ) -> NDArray[np.float64]:
     """The share of the votes that each class has at some points: float64 [N, classes + 1], rows sum to 1 or are 0.
 
-    In each of a point's voxels that holds a vote, every image has one say, the mean of its votes' weights for each class; the
-    classes' shares of the sum over images; the mean over these voxels. Before that, all votes of an image for one class are
-    weighed by the mean share that this class has of what other images say in their voxels of the edge voxel · 2^(sizes - 1).
+    In each of a point's voxels every image that votes has one say s, the mean of its votes' weights for each class. Voxels
+    count by the sum over images S as S / (half_say + S), shared by the classes as S is. Before that, all votes of an image
+    for one class are weighed by the mean share that this class has of what other images say in their voxels of the edge
+    voxel · 2^(sizes - 1).
 
     Args:
         place, label, weight, image: of the votes: float64 [M, 3] metres, uint8 [M] from 1, float64 [M], and the number of
             its image, int64 [M] from 0.
         point: float64 [N, 3], metres.
         doubled: d, integer [N]: a point's voxels have the edges voxel · 2^d, …, voxel · 2^(d + sizes - 1).
-        voxel: metres.
-        compared: the mean share counts as that of so many votes, with the mean over all images and classes, besides its own.
+        settings: ``voxel``, ``sizes``, ``half_say`` and ``compared`` are taken.
     """
+    voxel, sizes = settings.voxel, settings.sizes
     # In this order the votes of a voxel stand together, whatever its size: sorted once for all.
     key = _voxel(place, voxel)
     order = np.argsort(key, kind="stable")
@@ -245,7 +246,7 @@ def count_votes(
     image, images = image[order], int(image.max(initial=0)) + 1
     begins = np.flatnonzero(np.diff(key >> 3 * (sizes - 1), prepend=-1))
     agreement = _agreement(np.append(begins, len(key)), column, weight, image, images, classes + 1)
-    weight = weight * _trust(agreement, image * (classes + 1) + column, compared)
+    weight = weight * _trust(agreement, image * (classes + 1) + column, settings.compared)
     wanted = _voxel(point, voxel)
     total = np.zeros((len(point), classes + 1))
     for k in range(int(doubled.max(initial=0)) + sizes):
@@ -258,7 +259,7 @@ def count_votes(
         known = at < len(held)
         known[known] = held[at[known]] == wanted[mine[known]] >> 3 * k
         found = weights[at[known]]
-        total[mine[known]] += found / found.sum(axis=1, keepdims=True)
+        total[mine[known]] += found / (settings.half_say + found.sum(axis=1, keepdims=True))
     whole = total.sum(axis=1, keepdims=True)
     return np.divide(total, whole, out=total, where=whole > 0)
 

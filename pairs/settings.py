@@ -17,6 +17,8 @@ class ConsolidationSettings:
     Attributes:
         voxel: edge of the smallest place, metres; twice as long from each of the distances ``doubled`` on, metres.
         sizes: of the places of a point, each twice as long as the one before.
+        half_say: sum of the images' weights, 1 / sqrt(metre), at which a voxel has half of the full say.
+        own_frame: how many times as much the votes of the frame itself weigh.
         compared: votes of an image for one class that must be compared with other images' to be judged by that alone; with
             fewer, more by the mean over all.
         nearest: metres; nearer points weigh as at this distance.
@@ -29,6 +31,8 @@ class ConsolidationSettings:
     voxel: float = 0.2
     sizes: int = 3
     doubled: tuple[float, ...] = (20.0, 40.0)
+    half_say: float = 0.3
+    own_frame: float = 1.5
     compared: float = 50.0
     nearest: float = 5.0
     fastest: float = 100.0

@@ -20,7 +20,7 @@ from olivine.pairs.consolidate import count_votes, height_over_ground
 from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.project import project_points
 from olivine.pairs.score import score_pairs
-from olivine.pairs.settings import PairSettings
+from olivine.pairs.settings import ConsolidationSettings, PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers.benchmark import Benchmark
 from olivine.readers.frame import Box, Frame
@@ -63,11 +63,12 @@ def test_the_share_of_the_votes_is_that_of_a_plain_count() -> None:
         for i, p in enumerate(point):
             key = tuple(np.floor(p / edge).astype(int))
             if doubled[i] <= k < doubled[i] + 3 and key in box:
-                expected[i] += box[key] / box[key].sum()  # type: ignore[union-attr]
+                expected[i] += box[key] / (0.4 + box[key].sum())  # type: ignore[union-attr]
     sums = expected.sum(axis=1)
     assert 0 < (sums == 0).sum() < 200
     expected[sums > 0] /= sums[sums > 0, None]
-    found = count_votes(place, label, weight, image, point, doubled, 5, 0.25, 3, 7.0)
+    settings = ConsolidationSettings(voxel=0.25, sizes=3, half_say=0.4, compared=7.0)
+    found = count_votes(place, label, weight, image, point, doubled, 5, settings)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
