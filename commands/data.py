@@ -261,6 +261,9 @@ def check_labels(
     labels: Annotated[
         Path | None, typer.Option(help="The label folder they were made of (default: none, and no detections).")
     ] = None,
+    rounds: Annotated[
+        Path | None, typer.Option(help="Folder of a finetune --rounds on these shards: how its rounds' labels agree.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of labels.json (default: <shards>-labels).")] = None,
     most: Annotated[int, typer.Option(help="Rows of each table.")] = 10,
     as_json: Json = False,
@@ -276,8 +279,8 @@ def check_labels(
     shards, why = defaults.choose_shards(shards, "train")
     console.note(f"shards: {shards} ({why})", as_json)
     out = out or shards.with_name(f"{shards.name}-labels")
-    check_output(out, inputs=(shards, labels), known=("labels.json",))
-    report = check(shards, None if labels is None else open_store(labels), out)
+    check_output(out, inputs=(shards, labels, rounds), known=("labels.json",))
+    report = check(shards, None if labels is None else open_store(labels), out, rounds)
     if as_json:
         print(json.dumps({"command": "check-labels", "out": str(out), **dataclasses.asdict(report)}))
     else:
@@ -342,6 +345,9 @@ def build_pairs(
     around: Annotated[
         int | None, typer.Option(help="Frames on each side that vote with --consolidate (default: 5).")
     ] = None,
+    tracks: Annotated[
+        bool, typer.Option("--tracks", help="With --consolidate: follow annotated boxes. It uses annotation.")
+    ] = False,
     visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
     distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
@@ -375,6 +381,8 @@ def build_pairs(
     if around is not None and (around < 1 or not consolidate):
         remedy = "give at least 1, or leave out --consolidate" if consolidate else "add --consolidate"
         raise OlivineError(f"--around {around}", where="olivine build-pairs", remedy=remedy)
+    if tracks and not consolidate:
+        raise OlivineError("--tracks", where="olivine build-pairs", remedy="add --consolidate")
     place = defaults.choose_executor(units.executor, units.address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
@@ -384,6 +392,7 @@ def build_pairs(
         regions=regions,
         clusters=clusters,
         consolidate=(around or 5) if consolidate else 0,
+        tracks=tracks,
         visibility=visibility,
         distance=distance,
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),

@@ -83,8 +83,8 @@ class OwnLabels:
     Args:
         shards: the frames.
         teacher: the run's folder.
-        folder: one file for each frame, uint8 [N], 0 = not sure; and ``labels.json``: of whose labels they are, and the
-            SHA-256 of each file.
+        folder: one file for each frame, uint8 [N], 0 = not sure; and ``labels.json``: of whose labels they are, the
+            classes' names from 1 on, and the SHA-256 of each file (``olivine check-labels --rounds`` reads it).
         settings: ``sure`` and the device are taken.
 
     Attributes:
@@ -115,7 +115,7 @@ class OwnLabels:
         return found
 
     def _write(self, teacher: Path, settings: FinetuneSettings) -> None:
-        model, examples, _ = read_segmenter(teacher, self._shards, settings.accelerator)
+        model, examples, content = read_segmenter(teacher, self._shards, settings.accelerator)
         kept = total = 0
         files = []
         for frame, predicted, sure in predicted_points(
@@ -125,7 +125,8 @@ class OwnLabels:
             write_bytes(self._path(frame), label.tobytes())
             files.append(hashlib.sha256(label.tobytes()).hexdigest())
             kept, total = kept + int((label > 0).sum()), total + len(label)
-        record = {"identity": self.identity, "kept": kept / max(1, total), "files": files}
+        classes = list(content["data"]["classes"])
+        record = {"identity": self.identity, "classes": classes, "kept": kept / max(1, total), "files": files}
         write_json(self._folder / "labels.json", record)
 
     def _path(self, frame: int) -> Path:

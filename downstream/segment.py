@@ -169,7 +169,7 @@ def segment(
             *source.notes,
             *_head_note(source, settings),
             *_incomplete(ground),
-            *_untaught(weak),
+            *_untaught(weak, ground.train),
             *([] if taught is None else [taught.note]),
         ),
         labels_mean_iou=None if weak is None else _score_labels(ground.validation),
@@ -247,11 +247,12 @@ def _head_note(source: Source, settings: SegmentationSettings) -> list[str]:
     return ["the head starts from the checkpoint's own, which has seen these classes, not from a new one"]
 
 
-def _untaught(weak: WeakLabels | None) -> list[str]:
+def _untaught(weak: WeakLabels | None, shards: ShardSet) -> list[str]:
     if weak is None:
         return []
     absent = f"; no prompt is {', '.join(weak.absent)}, counted as never found" if weak.absent else ""
-    return [f"trained on weak labels, without annotation{absent}"]
+    how = "that followed annotated boxes over time" if shards.uses_boxes else "without annotation"
+    return [f"trained on weak labels, {how}{absent}"]
 
 
 def _incomplete(ground: Ground) -> list[str]:

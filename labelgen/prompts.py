@@ -8,7 +8,9 @@ from pathlib import Path
 from ..common import OlivineError, PathLike, demand
 from ..common.settings import read_yaml_file
 
-THING, STUFF = "thing", "stuff"
+THING, STUFF, GROUND = "thing", "stuff", "ground"
+GROUND_CLASSES = ("road", "sidewalk", "terrain", "other flat")
+"""Classes that are ground by their name, in label stores whose prompts call them stuff; others say ``kind: ground``."""
 _RESERVED = ".?"  # the detector's separators: a prompt that holds one would be split in two
 
 
@@ -20,7 +22,7 @@ class Prompt:
         name: unique name of the prompt.
         words: what the detector is asked for, lower case.
         category: name of the label class the prompt counts as; several prompts may share one.
-        kind: ``thing`` (countable objects) or ``stuff`` (regions).
+        kind: ``thing`` (countable objects), ``stuff`` (regions) or ``ground`` (stuff that lies flat on the ground).
     """
 
     name: str
@@ -76,7 +78,7 @@ def _vocabulary(entries: list[Prompt], where: object) -> Vocabulary:
             )
         if kind_of.setdefault(prompt.category, prompt.kind) != prompt.kind:
             raise OlivineError(
-                f"class {prompt.category!r} is both thing and stuff",
+                f"class {prompt.category!r} is both {kind_of[prompt.category]} and {prompt.kind}",
                 where=where,
                 remedy="choose one kind for the class",
             )
@@ -129,7 +131,7 @@ def load_vocabulary(path: PathLike | None) -> Vocabulary:
 
     The file holds a list; an entry is a name, or a mapping with ``name`` and optionally
     ``words`` (default: the name), ``class`` (default: the name) and ``kind`` (``thing``,
-    the default, or ``stuff``).
+    the default, ``stuff`` or ``ground``).
 
     Raises:
         OlivineError: the file is missing or malformed, or prompts collide; names the file and the prompt.
@@ -157,8 +159,10 @@ def load_vocabulary(path: PathLike | None) -> Vocabulary:
         demand(entry, {"words?": {str, int, float}, "class?": {str, int, float}, "kind?": str}, path, "write text")
         name = entry["name"]
         kind = entry.get("kind", THING)
-        if kind not in (THING, STUFF):
-            raise OlivineError(f"prompt {name!r} is of kind {kind!r}", where=path, remedy="write thing or stuff")
+        if kind not in (THING, STUFF, GROUND):
+            raise OlivineError(
+                f"prompt {name!r} is of kind {kind!r}", where=path, remedy="write thing, stuff or ground"
+            )
         words = _check_words(str(entry.get("words", name)), name, path)
         entries.append(Prompt(name, words, str(entry.get("class", name)), kind))
     return _vocabulary(entries, path)

@@ -33,6 +33,7 @@ from ..common.colors import class_colors
 from ..common.images import VALUES, open_image
 from ..readers.frame import Camera
 from ..readers.index import FrameIndex, open_index
+from .prompts import GROUND, GROUND_CLASSES
 from .regions import Regions, check_map, decode_regions
 from .text_table import TextTable, check_text, read_text_table
 
@@ -182,6 +183,12 @@ class LabelStore:
     manifest: dict[str, Any] = field(repr=False)
     classes: tuple[str, ...]
     digest: str
+
+    @property
+    def ground(self) -> tuple[int, ...]:
+        """The values of a label map that are ground: of the names :data:`GROUND_CLASSES`, or by their prompts' kind."""
+        said = {prompt["class"] for prompt in self.manifest.get("prompts", []) if prompt["kind"] == GROUND}
+        return tuple(k for k, name in enumerate(self.classes, 1) if name in said or name in GROUND_CLASSES)
 
     def label_path(self, camera: Camera) -> Path:
         """The file of an image's label map."""

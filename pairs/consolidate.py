@@ -5,24 +5,31 @@ the world stays. So the labels that fall on one place from many images vote for 
 Consolidator, 2025).
 
 Every labelled pair of the window is a vote for its point's place, unless a nearer surface hides the point from the
-camera. It weighs 1 / distance, since an error of a pixel is larger in metres far away, times the labeler's score at its
-pixel where the label store has scores; a label of which nothing is known (score 0) has no vote. Places are voxels of several sizes,
-each of which has one say: small ones keep borders sharp, large ones hold enough votes; for far points, which lie apart,
-they are larger. A thing that moves leaves its place, so that its votes of other frames are where its points are not.
+camera. It weighs 1 / sqrt(distance), since an error of a pixel is larger in metres far away, times the labeler's score at
+its pixel where the label store has scores; a label of which nothing is known (score 0) has no vote. Votes of the frame
+itself weigh more. Places are voxels of several sizes: small ones keep borders sharp, large ones hold enough votes; for far
+points, which lie apart, they are larger. The more votes a voxel holds the more say it has, up to a limit. In a voxel each
+image has one say, however many of its points lie there: a region that an image calls by a wrong name is one error and not
+thousands. How far an image is trusted with a label is told by how often other images agree where it gives this label
+(after Dawid and Skene, 1979). A class of ground has no vote above the ground.
+
+A thing that moves leaves its place, so that its votes of other frames are where its points are not. Where annotated boxes
+may be used, the points in them vote in the box's own frame, along its track.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from ..common.compiled import compiled
 from ..labelgen.store import LabelStore
-from ..readers.frame import Frame
+from ..readers.frame import Box, Frame
 from ..readers.project import look_up, project_points
 from .clusters import move
 from .settings import ConsolidationSettings
@@ -42,11 +49,27 @@ _SPREAD = (
 
 @dataclass(frozen=True)
 class _Votes:
-    """One frame's: world coordinates float64 [M, 3], label uint8 [M], weight float64 [M]."""
+    """One frame's.
+
+    Attributes:
+        place: float64 [M, 3], metres in the world.
+        label: uint8 [M].
+        weight: float64 [M].
+        camera: uint8 [M], the image that votes.
+        box: int16 [M], row of ``tracks`` whose box holds the point, -1 for none.
+        point_box: int16 [N], the same of each point of the frame.
+        tracks: of the frame's annotated boxes; empty where they are not used.
+        box_to_world: float64 [4, 4] of each.
+    """
 
     place: NDArray[np.float64]
     label: NDArray[np.uint8]
     weight: NDArray[np.float64]
+    camera: NDArray[np.uint8]
+    box: NDArray[np.int16]
+    point_box: NDArray[np.int16]
+    tracks: tuple[str, ...]
+    box_to_world: tuple[NDArray[np.float64], ...]
 
 
 class SceneVotes:
@@ -58,6 +81,8 @@ class SceneVotes:
         store: the label maps.
         min_depth: metres, as the pairs are made with.
         settings: see :class:`ConsolidationSettings`.
+        tracks: use annotated boxes: a point in one votes for the same spot of the box in the other frame, and for
+            nothing else, and has the votes of its track alone.
     """
 
     def __init__(
@@ -67,9 +92,10 @@ class SceneVotes:
         store: LabelStore,
         min_depth: float,
         settings: ConsolidationSettings,
+        tracks: bool = False,
     ) -> None:
         self._frames, self._window, self._store = frames, window, store
-        self._min_depth, self._settings = min_depth, settings
+        self._min_depth, self._settings, self._tracks = min_depth, settings, tracks
         self._votes: dict[int, _Votes] = {}
 
     def columns(self, position: int, columns: dict[str, Any]) -> dict[str, NDArray[Any]]:
@@ -85,22 +111,34 @@ class SceneVotes:
             keeps its label, with score 0.
 
         Raises:
-            OlivineError: a cloud, a label map or a pose of the window is missing, damaged, or poses jump; names it.
+            OlivineError: a cloud, a label map or a pose of the window is missing, damaged, or poses jump; tracks are
+                asked for and the data set has none. Names it.
         """
         for done in [number for number in self._votes if number < position - self._window]:
             del self._votes[done]
         first, last = max(0, position - self._window), min(len(self._frames), position + self._window + 1)
-        votes = [self._of(number) for number in range(first, last)]
+        here = self._of(position)
+        votes = [_along_tracks(self._of(number), here) for number in range(first, last)]
         pose = _pose(self._frames[position])
         # Relative to the frame: a data set's world may lie far from its origin.
         origin = pose[:3, 3]
         xyz = columns["points"][:, :3].astype(np.float64)
         place = np.concatenate([v.place for v in votes]) - origin
-        label = np.concatenate([v.label for v in votes])
-        weight = np.concatenate([v.weight for v in votes])
+        label, box = (np.concatenate([getattr(v, name) for v in votes]) for name in ("label", "box"))
+        weight = np.concatenate([v.weight * (self._settings.own_frame if v is here else 1.0) for v in votes])
+        cameras = max(len(frame.cameras) for frame in self._frames[first:last])
+        image = np.concatenate([cameras * number + v.camera.astype(np.int64) for number, v in enumerate(votes)])
         own, settings, classes = move(xyz, pose) - origin, self._settings, len(self._store.classes)
         doubled = np.digitize(_length(xyz), settings.doubled)
-        share = count_votes(place, label, weight, own, doubled, classes, settings.voxel, settings.sizes)
+        share = np.zeros((len(own), classes + 1))
+        parts: list[tuple[Any, Any]] = [(slice(None), slice(None))]
+        if self._tracks:
+            parts = [(here.point_box < 0, box < 0), (here.point_box >= 0, box >= 0)]
+        for mine, theirs in parts:
+            share[mine] = count_votes(
+                place[theirs], label[theirs], weight[theirs], image[theirs],
+                own[mine], doubled[mine], classes, settings,
+            )  # fmt: skip
         weak = share.argmax(axis=1).astype(np.uint8)
         agreement = np.rint(255 * share.max(axis=1)).astype(np.uint8)
         before = columns["pair_label"]
@@ -129,11 +167,41 @@ class SceneVotes:
                 label[mine] = look_up(self._store.label_map(view, frame.scene), uv[mine])
                 if (sure := self._store.score_map(view, frame.scene)) is not None:
                     score[mine] = look_up(sure, uv[mine])
+            xyz = points[:, :3].astype(np.float64)
             votes = visible_pairs(points, frame.cameras, point, camera, uv) & (label > 0) & (score > 0)
-            xyz, voter = points[:, :3].astype(np.float64), point[votes]
-            weight = score[votes] / 255 / np.maximum(_length(xyz)[voter], self._settings.nearest)
-            self._votes[number] = _Votes(move(xyz, pose)[voter], label[votes], weight)
+            above = height_over_ground(xyz, self._settings.ground_cell) > self._settings.ground_height
+            votes &= ~(above[point] & np.isin(label, self._store.ground))
+            voter = point[votes]
+            weight = score[votes] / 255 / np.sqrt(np.maximum(_length(xyz)[voter], self._settings.nearest))
+            box, boxes = self._boxed(frame, xyz)
+            self._votes[number] = _Votes(
+                place=move(xyz, pose)[voter],
+                label=label[votes],
+                weight=weight,
+                camera=camera[votes],
+                box=box[voter],
+                point_box=box,
+                tracks=tuple(b.track for b in boxes),
+                box_to_world=tuple(pose @ _box_to_lidar(b) for b in boxes),
+            )
         return self._votes[number]
+
+    def _boxed(self, frame: Frame, xyz: NDArray[np.float64]) -> tuple[NDArray[np.int16], list[Box]]:
+        """The annotated box that holds each point, int16 [N], -1 for none; and the boxes, none where they are not used."""
+        if not self._tracks:
+            return np.full(len(xyz), -1, np.int16), []
+        boxes = frame.boxes()
+        if boxes is None or not all(box.track for box in boxes):
+            raise OlivineError(
+                f"frame {frame.token} of {frame.scene} has no annotated boxes with tracks, which --tracks needs",
+                where=frame.root,
+                remedy="leave out --tracks",
+            )
+        margin = self._settings.box_margin
+        half = np.array([box.size for box in boxes]).reshape(-1, 3) / 2 + margin
+        lidar_to_box = np.array([np.linalg.inv(_box_to_lidar(box)) for box in boxes]).reshape(-1, 4, 4)
+        # The ground under a box is none of it.
+        return _box_of_points(xyz, lidar_to_box, half, 2 * margin), boxes
 
     def _check_speed(self, before: Frame, after: Frame) -> None:
         seconds = max((after.timestamp - before.timestamp) / 1e6, 0.0)
@@ -150,42 +218,180 @@ def count_votes(
     place: NDArray[np.float64],
     label: NDArray[np.uint8],
     weight: NDArray[np.float64],
+    image: NDArray[np.int64],
     point: NDArray[np.float64],
     doubled: NDArray[np.integer],
     classes: int,
-    voxel: float,
-    sizes: int,
+    settings: ConsolidationSettings,
 ) -> NDArray[np.float64]:
     """The share of the votes that each class has at some points: float64 [N, classes + 1], rows sum to 1 or are 0.
 
-    In each of a point's voxels that holds a vote, the classes' shares of its weight; the mean over these voxels.
+    In each of a point's voxels every image that votes has one say s, the mean of its votes' weights for each class. Voxels
+    count by the sum over images S as S / (half_say + S), shared by the classes as S is. Before that, all votes of an image
+    for one class are weighed by the mean share that this class has of what other images say in their voxels of the edge
+    voxel · 2^(sizes - 1).
 
     Args:
-        place, label, weight: of the votes: float64 [M, 3] metres, uint8 [M] from 1, float64 [M].
+        place, label, weight, image: of the votes: float64 [M, 3] metres, uint8 [M] from 1, float64 [M], and the number of
+            its image, int64 [M] from 0.
         point: float64 [N, 3], metres.
         doubled: d, integer [N]: a point's voxels have the edges voxel · 2^d, …, voxel · 2^(d + sizes - 1).
-        voxel: metres.
+        settings: ``voxel``, ``sizes``, ``half_say`` and ``compared`` are taken.
     """
+    voxel, sizes = settings.voxel, settings.sizes
     # In this order the votes of a voxel stand together, whatever its size: sorted once for all.
     key = _voxel(place, voxel)
     order = np.argsort(key, kind="stable")
-    key, column, weight = key[order], label[order].astype(np.int64), weight[order]
+    key, column, weight = key[order], label[order], weight[order]
+    image, images = image[order], int(image.max(initial=0)) + 1
+    begins = np.flatnonzero(np.diff(key >> 3 * (sizes - 1), prepend=-1))
+    agreement = _agreement(np.append(begins, len(key)), column, weight, image, images, classes + 1)
+    weight = weight * _trust(agreement, image * (classes + 1) + column, settings.compared)
     wanted = _voxel(point, voxel)
     total = np.zeros((len(point), classes + 1))
     for k in range(int(doubled.max(initial=0)) + sizes):
         mine = np.flatnonzero((doubled <= k) & (k < doubled + sizes))
         cell = key >> 3 * k
-        begins = np.diff(cell, prepend=-1) != 0
-        held, row = cell[begins], np.cumsum(begins) - 1
-        size = len(held) * (classes + 1)
-        weights = np.bincount(row * (classes + 1) + column, weight, minlength=size).reshape(-1, classes + 1)
+        begins = np.flatnonzero(np.diff(cell, prepend=-1))
+        held = cell[begins]
+        weights = _sum_over_images(np.append(begins, len(cell)), column, weight, image, images, classes + 1)
         at = np.searchsorted(held, wanted[mine] >> 3 * k)
         known = at < len(held)
         known[known] = held[at[known]] == wanted[mine[known]] >> 3 * k
         found = weights[at[known]]
-        total[mine[known]] += found / found.sum(axis=1, keepdims=True)
+        total[mine[known]] += found / (settings.half_say + found.sum(axis=1, keepdims=True))
     whole = total.sum(axis=1, keepdims=True)
     return np.divide(total, whole, out=total, where=whole > 0)
+
+
+def _trust(agreement: NDArray[np.float64], group: NDArray[np.int64], compared: float) -> NDArray[np.float64]:
+    """The trust in each vote's group, an image's votes for one class, from their agreement with others (-1: no other)."""
+    known = agreement >= 0
+    if not known.any():
+        return np.ones(len(group))
+    size = int(group.max()) + 1
+    total = np.bincount(group[known], agreement[known], minlength=size) + compared * agreement[known].mean()
+    trust: NDArray[np.float64] = (total / (np.bincount(group[known], minlength=size) + compared))[group]
+    return trust
+
+
+@compiled()
+def _agreement(begins, label, weight, image, images, classes):  # type: ignore[no-untyped-def]
+    """The share that each vote's label has of what the other images say in its voxel, -1 where no other image votes."""
+    agreement = np.full(len(label), -1.0)
+    of_image = np.zeros((images, classes))
+    votes = np.zeros(images, np.int64)
+    total = np.zeros(classes)
+    for cell in range(len(begins) - 1):
+        rows = range(begins[cell], begins[cell + 1])
+        for i in rows:
+            votes[image[i]] += 1
+        for i in rows:
+            say = weight[i] / votes[image[i]]
+            of_image[image[i], label[i]] += say
+            total[label[i]] += say
+        whole = total.sum()
+        for i in rows:
+            others = whole - of_image[image[i]].sum()
+            if others > 1e-9 * whole:
+                agreement[i] = (total[label[i]] - of_image[image[i], label[i]]) / others
+        for i in rows:
+            votes[image[i]] = 0
+            of_image[image[i]] = 0.0
+            total[label[i]] = 0.0
+    return agreement
+
+
+@compiled()
+def _sum_over_images(begins, label, weight, image, images, classes):  # type: ignore[no-untyped-def]
+    """Of each voxel's votes, from ``begins`` to the next: the sum over images of their mean weights for each class."""
+    total = np.zeros((len(begins) - 1, classes))
+    of_image = np.zeros((images, classes))
+    votes = np.zeros(images, np.int64)
+    voters = np.zeros(images, np.int64)
+    for cell in range(len(begins) - 1):
+        count = 0
+        for i in range(begins[cell], begins[cell + 1]):
+            if votes[image[i]] == 0:
+                voters[count] = image[i]
+                count += 1
+            votes[image[i]] += 1
+            of_image[image[i], label[i]] += weight[i]
+        for voter in voters[:count]:
+            for c in range(classes):
+                total[cell, c] += of_image[voter, c] / votes[voter]
+                of_image[voter, c] = 0.0
+            votes[voter] = 0
+    return total
+
+
+def height_over_ground(xyz: NDArray[np.float64], cell: float) -> NDArray[np.float64]:
+    """How far each point of a scan is above the lowest one around it, float64 [N], metres.
+
+    Args:
+        xyz: float64 [N, 3], metres, z up.
+        cell: metres; the lowest point is that of the square cell of this edge that holds the point and of the eight around.
+    """
+    column = np.floor(xyz[:, :2] / cell).astype(np.int64)
+    # One number for each cell; a neighbour's is a constant away.
+    key = (column[:, 0] << 32) + column[:, 1]
+    order = np.argsort(key, kind="stable")
+    held, begins = np.unique(key[order], return_index=True)
+    if not len(held):
+        return np.zeros(0)
+    z = xyz[:, 2]
+    alone = np.minimum.reduceat(z[order], begins)
+    lowest = alone.copy()
+    for step in (i * (1 << 32) + j for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j):
+        at = np.minimum(np.searchsorted(held, held + step), len(held) - 1)
+        there = held[at] == held + step
+        lowest[there] = np.minimum(lowest[there], alone[at[there]])
+    height: NDArray[np.float64] = z - lowest[np.searchsorted(held, key)]
+    return height
+
+
+@compiled()
+def _box_of_points(xyz, lidar_to_box, half, lifted):  # type: ignore[no-untyped-def]
+    """The first box that holds each point, int16 [N], -1 for none; boxes by half their edges, ``lifted`` from below."""
+    found = np.full(len(xyz), -1, np.int16)
+    for i in range(len(xyz)):
+        x, y, z = xyz[i, 0], xyz[i, 1], xyz[i, 2]
+        for b in range(len(half)):
+            m = lidar_to_box[b]
+            if abs(m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) > half[b, 0]:
+                continue
+            if abs(m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) > half[b, 1]:
+                continue
+            if lifted - half[b, 2] <= m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3] <= half[b, 2]:
+                found[i] = b
+                break
+    return found
+
+
+def _along_tracks(votes: _Votes, here: _Votes) -> _Votes:
+    """A frame's votes as another one has their places: those in boxes move along; those of a track that is not there go."""
+    if votes is here or not votes.tracks:
+        return votes
+    now = dict(zip(here.tracks, here.box_to_world))
+    motion = np.array([now.get(t, m) @ np.linalg.inv(m) for t, m in zip(votes.tracks, votes.box_to_world)])
+    keep = (votes.box < 0) | np.array([t in now for t in votes.tracks])[votes.box]
+    kept = {name: getattr(votes, name)[keep] for name in ("place", "label", "weight", "camera", "box")}
+    moved, m = kept["box"] >= 0, motion[kept["box"]]
+    x, y, z = kept["place"].T
+    along = np.stack([m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] * z + m[:, i, 3] for i in range(3)], axis=1)
+    return replace(votes, **{**kept, "place": np.where(moved[:, None], along, kept["place"])})
+
+
+def _box_to_lidar(box: Box) -> NDArray[np.float64]:
+    w, x, y, z = box.rotation
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = box.center
+    return matrix
 
 
 def _voxel(xyz: NDArray[np.float64], edge: float) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """What of weak labels looks wrong, told without ground truth: where views disagree, what is missing, what competes.
 
-It reads the pairs of a set of shards, and the detections of the label store that they were made of.
+It reads the pairs of a set of shards, the detections of the label store that they were made of, and the labels that the
+rounds of a fine-tuning gave the same points.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, track, write_json
 from ..labelgen.store import LabelStore
+from .round_labels import RoundAgreement, compare_rounds
 from .shards import FrameRecord, ShardSet, open_shards
 
 NO_LABEL = "no label"
@@ -93,6 +95,7 @@ class LabelReport:
             records no detections.
         undetected: their names, the first :data:`NAMED`.
         frames: all, the most suspicious first.
+        rounds: agreement of the labels of successive rounds of ``olivine finetune --rounds``; empty without such a run.
         notes: what could not be looked at.
     """
 
@@ -116,19 +119,26 @@ class LabelReport:
     images_undetected: int | None = None
     undetected: list[str] = field(default_factory=list)
     frames: list[Suspect] = field(default_factory=list)
+    rounds: list[RoundAgreement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def check_labels(path: PathLike, store: LabelStore | None = None, out: PathLike | None = None) -> LabelReport:
+def check_labels(
+    path: PathLike,
+    store: LabelStore | None = None,
+    out: PathLike | None = None,
+    rounds: PathLike | None = None,
+) -> LabelReport:
     """Look for weak labels that are wrong, without any ground truth.
 
     Args:
         path: a set of shards; those of a vote (``build-pairs --consolidate``) say most.
         store: the labels that they were made of, for their detections.
         out: folder for ``labels.json``, which holds all of the report; nothing is written without one.
+        rounds: folder of an ``olivine finetune --rounds k`` on these shards, whose labels are compared round by round.
 
     Raises:
-        OlivineError: no shards, damaged ones, or the labels of others.
+        OlivineError: no shards, damaged ones, or the labels or rounds of others.
     """
     shards = open_shards(path)
     if store is not None and store.digest != shards.manifest["recipe"]["labels"]:
@@ -137,6 +147,7 @@ def check_labels(path: PathLike, store: LabelStore | None = None, out: PathLike 
             where=store.root,
             remedy=f"name the label folder of {shards.path} with --labels, or leave it out",
         )
+    agreement = [] if rounds is None else compare_rounds(shards, rounds)
     counted = _Counts(shards)
     for frame in track(range(len(shards)), "check", unit="frame"):
         counted.add(shards.read(frame, counted.columns))
@@ -145,6 +156,7 @@ def check_labels(path: PathLike, store: LabelStore | None = None, out: PathLike 
         shards.dataset, shards.split, shards.digest, shards.manifest["recipe"]["labels"], names, shards.score_name
     )
     counted.fill(report)
+    report.rounds = agreement
     if store is not None:
         _detections(store, shards, report)
     if out is not None:
@@ -352,6 +364,13 @@ def report_text(report: LabelReport, most: int = 10) -> str:
             lines += [
                 f"  {f'{r.one}, {r.other}':40} {r.count:9,} ({r.percent:.1f} % of the rarer)" for r in found[:most]
             ]
+    for r in report.rounds:
+        said = (
+            "no point in common" if r.percent is None else f"{r.percent:.1f} % of the {r.both:,} points that both label"
+        )
+        lines.append(f"{r.before} and {r.after} agree at {said}; {r.after} labels {r.labelled:.1f} % of all; least")
+        least = sorted(r.by_class.items(), key=lambda item: item[1][1])[:most]
+        lines += [f"  {name:28} {percent:9.1f} % of {count:,}" for name, (count, percent) in least]
     lines.append(f"images without any labelled point: {report.images_unlabelled:,} of {report.images:,}")
     if report.images_undetected is not None:
         lines.append(f"images in which nothing was detected: {report.images_undetected:,}")

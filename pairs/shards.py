@@ -350,6 +350,11 @@ class ShardSet(Sequence[FrameRecord]):
         return bool(self.manifest["recipe"]["settings"].get("consolidate", 0))
 
     @property
+    def uses_boxes(self) -> bool:
+        """Whether annotated boxes helped with the labels (``build-pairs --consolidate --tracks``)."""
+        return bool(self.manifest["recipe"]["settings"].get("tracks", False))
+
+    @property
     def score_name(self) -> str:
         """What ``pair_score`` is: the labeler's score at the pair's pixel, or the share of a vote; "" where there is none."""
         return str(self.manifest["recipe"].get("pair_score", VOTE_SCORE if self.has_vote else ""))

@@ -130,9 +130,8 @@ class UnitBuilder:
         # Of the whole scene: a scan's partner may be in another shard.
         clusters = SceneClusters(scene, gap, ClusterSettings()) if gap else None
         around = self.settings.consolidate
-        votes = (
-            SceneVotes(scene, around, self.store, self.settings.min_depth, ConsolidationSettings()) if around else None
-        )
+        voting = ConsolidationSettings(), self.settings.tracks
+        votes = SceneVotes(scene, around, self.store, self.settings.min_depth, *voting) if around else None
         for position in range(unit.first, unit.first + unit.count):
             member = scene[position]
             step(1)

@@ -139,7 +139,7 @@ class Argoverse2Dataset(Dataset):
         if not path.is_file():
             return None
         sizes = ("length_m", "width_m", "height_m")
-        table = _table(path, ("timestamp_ns", "category", *sizes, *_POSE, "num_interior_pts"))
+        table = _table(path, ("timestamp_ns", "track_uuid", "category", *sizes, *_POSE, "num_interior_pts"))
         matrix = _to_lidar(frame)
         found = []
         for row in np.flatnonzero(table["timestamp_ns"] == int(sweep)):
@@ -147,8 +147,10 @@ class Argoverse2Dataset(Dataset):
             i, j, k, w = (float(v) for v in Rotation.from_matrix(box[:3, :3]).as_quat())
             x, y, z = (float(v) for v in box[:3, 3])
             length, width, height = (float(table[name][row]) for name in sizes)
-            count = int(table["num_interior_pts"][row])
-            found.append(Box(str(table["category"][row]), (x, y, z), (length, width, height), (w, i, j, k), count))
+            count, track = int(table["num_interior_pts"][row]), str(table["track_uuid"][row])
+            found.append(
+                Box(str(table["category"][row]), (x, y, z), (length, width, height), (w, i, j, k), count, track)
+            )
         return found
 
     @classmethod

@@ -101,6 +101,7 @@ class Box:
         size: length, width, height in metres.
         rotation: unit quaternion (w, x, y, z), box to LiDAR.
         point_count: LiDAR points inside, as annotated.
+        track: names the thing, the same in every frame of a scene; empty where the data set does not say.
     """
 
     category: str
@@ -108,6 +109,7 @@ class Box:
     size: tuple[float, float, float]
     rotation: tuple[float, float, float, float]
     point_count: int
+    track: str = ""
 
 
 @dataclass(frozen=True, eq=False)

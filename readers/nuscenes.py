@@ -333,6 +333,7 @@ def _boxes_of(devkit: Any, token: str) -> list[Box]:
         width, length, height = (float(v) for v in box.wlh)
         x, y, z = (float(v) for v in box.center)
         w, i, j, k = (float(v) for v in box.orientation.elements)
-        count = int(devkit.get("sample_annotation", box.token)["num_lidar_pts"])
-        boxes.append(Box(box.name, (x, y, z), (length, width, height), (w, i, j, k), count))
+        annotated = devkit.get("sample_annotation", box.token)
+        count, track = int(annotated["num_lidar_pts"]), str(annotated["instance_token"])
+        boxes.append(Box(box.name, (x, y, z), (length, width, height), (w, i, j, k), count, track))
     return boxes

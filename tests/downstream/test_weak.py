@@ -16,6 +16,7 @@ from olivine.downstream.probe import linear_probe
 from olivine.downstream.rounds import finetune_rounds
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.downstream.weak import WeakLabels, class_of_prompt
+from olivine.pairs.label_report import check_labels
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
 from olivine.readers.benchmark import Benchmark
@@ -171,6 +172,8 @@ def test_rounds_teach_by_what_the_network_before_is_sure_of(nuscenes_world, chec
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1)[1] == second
     assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(OlivineError, match="holds the labels of one round"):  # so it can read them
+        check_labels(nuscenes_world.pairs / "train", rounds=tmp_path / "run")
     first_labels = tmp_path / "run/labels-1/000000.bin"
     first_labels.write_bytes(bytes(len(first_labels.read_bytes())))
     (tmp_path / "run/round-1/scores.json").unlink()

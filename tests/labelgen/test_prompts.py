@@ -66,6 +66,18 @@ def test_a_bad_vocabulary_file_is_named_with_what_is_wrong(text, message, tmp_pa
     assert str(path) in str(caught.value)
 
 
+def test_ground_is_told_by_the_13_names_or_by_the_prompts_kind(make_world, tmp_path):
+    world = make_world(1, 1)
+    generate_labels(world.index, tmp_path / "plain", LabelSettings("oracle"))
+    store = open_store(tmp_path / "plain")
+    assert [store.classes[k - 1] for k in store.ground] == ["road", "sidewalk", "terrain"]
+    (tmp_path / "own.yaml").write_text(
+        "- car\n- {name: lane, class: street, kind: ground}\n- {name: road, kind: stuff}\n"
+    )
+    generate_labels(world.index, tmp_path / "own", LabelSettings("oracle", prompts=tmp_path / "own.yaml"))
+    assert open_store(tmp_path / "own").ground == (2, 3)
+
+
 def test_the_vocabulary_of_nuscenes_16_classes_teaches_each_and_keeps_the_numbers_of_the_13(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vocabulary = load_vocabulary(Path("lidarseg16"))

@@ -23,6 +23,7 @@ import pytest
         (["pretrain", "--set", "data.shards=elsewhere"], "elsewhere"),
         (["build-pairs", "--around", "3"], "--around 3. Add --consolidate"),
         (["build-pairs", "--consolidate", "--around", "0"], "give at least 1"),
+        (["build-pairs", "--tracks"], "--tracks. Add --consolidate"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),
         (["view"], "no data set in data/. Link one"),

@@ -16,14 +16,14 @@ from olivine.labelgen.store import LabelStore, encode_label_map, encode_score_ma
 from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards, describe_shards
-from olivine.pairs.consolidate import count_votes
+from olivine.pairs.consolidate import count_votes, height_over_ground
 from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.project import project_points
 from olivine.pairs.score import score_pairs
-from olivine.pairs.settings import PairSettings
+from olivine.pairs.settings import ConsolidationSettings, PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers.benchmark import Benchmark
-from olivine.readers.frame import Frame
+from olivine.readers.frame import Box, Frame
 from olivine.readers.index import write_index
 
 MakeStore = Callable[..., LabelStore]
@@ -32,29 +32,48 @@ WRONG = 0.2
 """Share of pixels that each label map has wrong, drawn anew for each."""
 
 
+def says_of(
+    place: np.ndarray, label: np.ndarray, weight: np.ndarray, image: np.ndarray, edge: float
+) -> dict[tuple, dict[int, np.ndarray]]:
+    """By voxel and image: the mean of the image's votes there, float64 [6]."""
+    votes: dict[tuple, dict[int, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for p, c, w, i in zip(place, label, weight, image):
+        votes[tuple(np.floor(p / edge).astype(int))][i].append(w * np.eye(6)[c])
+    return {voxel: {i: np.mean(given, axis=0) for i, given in of.items()} for voxel, of in votes.items()}
+
+
 def test_the_share_of_the_votes_is_that_of_a_plain_count() -> None:
     rng = np.random.default_rng(0)
     place, point = rng.uniform(-3, 3, (400, 3)), rng.uniform(-4, 4, (300, 3))
     label, weight = rng.integers(1, 6, 400).astype(np.uint8), rng.uniform(0.1, 1, 400)
-    doubled = rng.integers(0, 3, 300)
+    image, doubled = rng.integers(0, 4, 400), rng.integers(0, 3, 300)
+    said = says_of(place, label, weight, image, 1.0)
+    agreed: dict[tuple[int, int], list[float]] = collections.defaultdict(list)
+    for p, c, i in zip(place, label, image):
+        others = sum(say for j, say in said[tuple(np.floor(p).astype(int))].items() if j != i)
+        if np.any(others):
+            agreed[i, c].append(others[c] / others.sum())  # type: ignore[index,union-attr]
+    usual = np.mean([share for shares in agreed.values() for share in shares])
+    assert 100 < sum(map(len, agreed.values())) < 400
+    trusted = [(sum(agreed[i, c]) + 7 * usual) / (len(agreed[i, c]) + 7) for i, c in zip(image, label)]
     expected = np.zeros((300, 6))
     for k in range(5):
         edge = 0.25 * 2**k
-        box: dict[tuple, np.ndarray] = collections.defaultdict(lambda: np.zeros(6))
-        for p, c, w in zip(place, label, weight):
-            box[tuple(np.floor(p / edge).astype(int))][c] += w
+        box = {voxel: sum(of.values()) for voxel, of in says_of(place, label, weight * trusted, image, edge).items()}
         for i, p in enumerate(point):
             key = tuple(np.floor(p / edge).astype(int))
             if doubled[i] <= k < doubled[i] + 3 and key in box:
-                expected[i] += box[key] / box[key].sum()
+                expected[i] += box[key] / (0.4 + box[key].sum())  # type: ignore[union-attr]
     sums = expected.sum(axis=1)
     assert 0 < (sums == 0).sum() < 200
     expected[sums > 0] /= sums[sums > 0, None]
-    np.testing.assert_allclose(count_votes(place, label, weight, point, doubled, 5, 0.25, 3), expected, atol=1e-12)
+    settings = ConsolidationSettings(voxel=0.25, sizes=3, half_say=0.4, compared=7.0)
+    found = count_votes(place, label, weight, image, point, doubled, 5, settings)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, frame: frame) -> None:
-    """All frames of a made-up store see the first one's points; left of each picture is 1, right is 2, but for errors."""
+    """All frames of a made-up store see the first one's points; left of each picture is 1, right is 3, but for errors."""
     index, rng = store.index(), np.random.default_rng(1)
     frames = [frame for scene in index.scenes for frame in scene.frames()]
     cloud = (frames[0].root / frames[0].point_file).read_bytes()
@@ -63,9 +82,9 @@ def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, 
         (frame.root / frame.point_file).write_bytes(cloud)
         (frame.root / str(frame.point_label_file)).write_bytes(labels)
         for camera in frame.cameras:
-            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 2) * np.ones((camera.height, 1))
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 3) * np.ones((camera.height, 1))
             wrong = rng.random(label.shape) < WRONG
-            label[wrong] = 3 - label[wrong]
+            label[wrong] = 4 - label[wrong]
             store.label_path(camera).write_bytes(encode_label_map(label.astype(np.uint8), store.classes))
     changed = [change(k, frame) for k, frame in enumerate(frames)]
     write_index(
@@ -81,7 +100,7 @@ def right(shards: ShardSet, column: str) -> float:
         width = record.image_size[record.pair_camera, 0]
         u = record.pair_uv[:, 0] / width
         clear = np.abs(u - 0.5) > 0.1
-        hits += (getattr(record, column) == np.where(u < 0.5, 1, 2))[clear].sum()
+        hits += (getattr(record, column) == np.where(u < 0.5, 1, 3))[clear].sum()
         total += clear.sum()
     return float(hits / total)
 
@@ -105,7 +124,7 @@ def scored(store: LabelStore, score_of: Callable[[np.ndarray], np.ndarray]) -> L
 
 def doubt(label: np.ndarray) -> np.ndarray:
     """A score that knows what is wrong in a street: 25 there, else 250."""
-    return np.where(label == np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 2), 250, 25)
+    return np.where(label == np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 3), 250, 25)
 
 
 def test_pairs_carry_the_labelers_score_at_their_pixel_and_the_shards_say_so(
@@ -175,8 +194,8 @@ def test_pairs_are_scored_by_the_classes_of_their_points(make_store: MakeStore, 
     build_pairs(scored(store, doubt), tmp_path / "voted", VOTED, split="train")
     for name in ("single", "voted"):
         path = tmp_path / name
-        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "road"}))
-        found, label_of = score_pairs(path), np.array([0, 1, 2])
+        write_benchmark(path, Benchmark(prompts={"vehicle": "car", "ground": "building"}))
+        found, label_of = score_pairs(path), np.array([0, 1, 3])
         before, after, sure = [], [], []
         for record in open_shards(path):
             truth = label_of[record.point_label][record.pair_point]
@@ -253,6 +272,88 @@ def test_poses_that_are_missing_or_jump_are_named(
     summary = build_pairs(store, tmp_path / "out", VOTED, split="train")
     assert len(summary.failures) == 3 and summary.frames == 0
     assert all(says in failure.reason and "a-token-0001" in failure.reason for failure in summary.failures[:2])
+
+
+def test_height_is_over_the_lowest_point_of_the_cells_around() -> None:
+    xyz = np.random.default_rng(0).uniform(-6, 6, (500, 3))
+    cell = np.floor(xyz[:, :2] / 1.5)
+    near = (np.abs(cell[:, None] - cell[None]) <= 1).all(axis=2)
+    lowest = np.where(near, xyz[None, :, 2], np.inf).min(axis=1)
+    np.testing.assert_array_equal(height_over_ground(xyz, 1.5), xyz[:, 2] - lowest)
+    assert len(height_over_ground(xyz[:0], 1.5)) == 0
+
+
+def test_ground_has_no_vote_above_the_ground(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    street(store)
+    for frame in store.index().frames():
+        for camera in frame.cameras:
+            road = np.full((camera.height, camera.width), store.classes.index("road") + 1, np.uint8)
+            store.label_path(camera).write_bytes(encode_label_map(road, store.classes))
+    build_pairs(store, tmp_path / "out", VOTED, split="train")
+    for record in open_shards(tmp_path / "out"):
+        high = height_over_ground(record.points[:, :3].astype(float), 1.0) > 0.3
+        # Each vote is in its point's smallest voxel, which no vote of the ground shares here.
+        voted = record.point_weak > 0
+        assert 20 < voted.sum() < len(voted) and high[record.pair_point].any()
+        assert voted[record.pair_point][~high[record.pair_point]].mean() > 0.7
+
+
+def moving_car(store: LabelStore) -> Callable[[Frame], list[Box]]:
+    """In each frame of a made-up store a block of points stands 8 m further on; its label is right in all but one frame.
+
+    Returns:
+        its box in a frame.
+    """
+    frames = list(store.index().frames())
+    block = np.random.default_rng(3).uniform(-1, 1, (200, 3)) * (2, 1, 0.8)
+    for k, frame in enumerate(frames):
+        at = np.array([8.0 + 8 * k, 0, 0])
+        points = np.column_stack([block + at, np.zeros(len(block))]).astype(np.float32)
+        points.tofile(frame.root / frame.point_file)
+        (frame.root / str(frame.point_label_file)).write_bytes(bytes([1]) * len(points))
+        for camera in frame.cameras:
+            label = np.full((camera.height, camera.width), 3 if k == 1 else 1, np.uint8)
+            store.label_path(camera).write_bytes(encode_label_map(label, store.classes))
+
+    def boxes(frame: Frame) -> list[Box]:
+        k = [f.token for f in frames].index(frame.token)
+        return [Box("car", (8.0 + 8 * k, 0, 0.2), (4.2, 2.2, 2.2), (1, 0, 0, 0), 200, "this one")]
+
+    return boxes
+
+
+def test_a_moving_thing_is_followed_by_its_box_and_only_when_asked(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 4})
+    monkeypatch.setattr(Frame, "boxes", (boxes := moving_car(store)))
+    build_pairs(store, tmp_path / "still", VOTED, split="train")
+    build_pairs(store, tmp_path / "tracks", replace(VOTED, tracks=True), split="train")
+    still, tracks = open_shards(tmp_path / "still"), open_shards(tmp_path / "tracks")
+    assert tracks.uses_boxes and not still.uses_boxes and "tracks" not in still.manifest["recipe"]["settings"]
+    for k, (alone, followed) in enumerate(zip(still, tracks, strict=True)):
+        assert (alone.pair_label == (3 if k == 1 else 1)).all() and len(alone.pair_label) > 50
+        assert (followed.pair_label == 1).all()
+        assert (followed.pair_pixel_label == 3).all() if k == 1 else (followed.pair_pixel_label == 1).all()
+
+    # A box of another thing in the frame that errs: nothing tells it better.
+    monkeypatch.setattr(Frame, "boxes", lambda f: [replace(b, track=f.token) for b in boxes(f)])
+    build_pairs(store, tmp_path / "other", replace(VOTED, tracks=True), split="train")
+    assert (open_shards(tmp_path / "other").read(1, ("pair_label",)).pair_label == 3).all()
+
+
+def test_tracks_that_the_data_set_has_not_are_named(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 1})
+    for found in (None, [Box("car", (0, 0, 0), (1, 1, 1), (1, 0, 0, 0), 3)]):
+        monkeypatch.setattr(Frame, "boxes", lambda frame, found=found: found)
+        summary = build_pairs(store, tmp_path / "out", replace(VOTED, tracks=True), split="train")
+        (failure,) = summary.failures
+        assert "no annotated boxes with tracks, which --tracks needs" in failure.reason
+    with pytest.raises(OlivineError, match="tracks without consolidate"):
+        PairSettings(tracks=True)
 
 
 def test_a_window_of_a_thousand_frames_is_enough() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olivine.common import OlivineError
+from olivine.common import OlivineError, write_json
 from olivine.labelgen.store import LabelStore, encode_label_map, write_record
 from olivine.pairs.build import build_pairs
 from olivine.pairs.label_report import DISTANCES, REASONS, check_labels, report_text
+from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.settings import PairSettings
-from olivine.pairs.shards import open_shards
+from olivine.pairs.shards import ShardSet, open_shards
+from olivine.readers.benchmark import Benchmark
 from olivine.readers.frame import Frame
 from olivine.readers.index import write_index
 
@@ -25,7 +28,7 @@ FRAMES, ODD = 7, 3
 
 
 def overlapping(store: LabelStore, planted: Callable[[np.ndarray], np.ndarray] = lambda label: label) -> None:
-    """Both cameras of all frames look ahead at the first cloud; left of each picture is 1, right is 2, but for errors.
+    """Both cameras of all frames look ahead at the first cloud; left of each picture is 1, right is 3, but for errors.
 
     The maps of frame ``ODD`` are ``planted``.
     """
@@ -40,7 +43,7 @@ def overlapping(store: LabelStore, planted: Callable[[np.ndarray], np.ndarray] =
         front, back = frame.cameras
         cameras = (front, replace(front, name=back.name, image=back.image))
         for camera in cameras:
-            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 2) * np.ones((camera.height, 1))
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 3) * np.ones((camera.height, 1))
             wrong = rng.random(label.shape) < 0.1
             label[wrong] = rng.integers(0, 4, int(wrong.sum()))
             label = (planted(label) if k == ODD else label).astype(np.uint8)
@@ -90,8 +93,8 @@ def test_counts_are_those_of_plain_loops(make_store: MakeStore, tmp_path: Path) 
 
 PLANTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "unlabelled": lambda label: np.where(np.random.default_rng(0).random(label.shape) < 0.9, 0, label),
-    "vote": lambda label: np.where(label > 0, 3 - label.clip(1, 2), 0),  # left and right are swapped
-    "jump": lambda label: np.full(label.shape, 3),
+    "vote": lambda label: np.choose(label.astype(int), [0, 3, 3, 1]),  # left and right are swapped
+    "jump": lambda label: np.full(label.shape, 2),
 }
 
 
@@ -109,9 +112,9 @@ def test_a_frame_with_a_planted_error_is_ranked_first(reason: str, make_store: M
     if reason == "unlabelled":
         assert worst.reason == "unlabelled"
     if reason == "vote":
-        # Of what is 1 in its own map in this frame, the vote says 2; in the six others nine tenths are confirmed.
+        # Of what is 1 in its own map in this frame, the vote says 3; in the six others nine tenths are confirmed.
         assert report.vote_agreement == pytest.approx(100 * 0.93 * 6 / 7, abs=4)
-        assert report.competing[0] == replace(report.competing[0], one="car", other="road")
+        assert report.competing[0] == replace(report.competing[0], one="car", other="building")
 
 
 def test_detections_that_share_a_box_and_images_without_any_are_found(make_store: MakeStore, tmp_path: Path) -> None:
@@ -143,3 +146,65 @@ def test_the_labels_of_other_shards_are_refused(make_store: MakeStore, tmp_path:
     build_pairs(store, tmp_path / "pairs", PairSettings(), split="train")
     with pytest.raises(OlivineError, match="holds other labels than these shards were made of"):
         check_labels(tmp_path / "pairs", replace(store, digest="other"))
+
+
+def rounds_of(run: Path, shards: ShardSet, rng: np.random.Generator, rounds: int = 2) -> list[list[np.ndarray]]:
+    """Made-up labels of some rounds, in files as ``olivine finetune --rounds`` writes them, and as arrays."""
+    made = []
+    for number in range(1, rounds + 1):
+        labels = [rng.integers(0, 3, len(record.points)).astype(np.uint8) for record in shards]
+        folder = run / f"labels-{number}"
+        folder.mkdir(parents=True)
+        for frame, label in enumerate(labels):
+            (folder / f"{frame:06d}.bin").write_bytes(label.tobytes())
+        files = [hashlib.sha256(label.tobytes()).hexdigest() for label in labels]
+        identity = {"teacher": "", "sure": 0.9, "shards": shards.digest}
+        plain = {"identity": identity, "classes": ["vehicle", "ground"], "kept": 0.5, "files": files}
+        write_json(folder / "labels.json", plain)
+        made.append(labels)
+    return made
+
+
+def test_agreement_over_rounds_is_that_of_plain_counts(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 3})
+    overlapping(store)
+    build_pairs(store, tmp_path / "pairs", PairSettings(consolidate=1), split="train")
+    write_benchmark(tmp_path / "pairs", Benchmark(prompts={"vehicle": "car", "ground": "road"}))
+    shards = open_shards(tmp_path / "pairs")
+    one, two = rounds_of(tmp_path / "run", shards, np.random.default_rng(2))
+    report = check_labels(tmp_path / "pairs", rounds=tmp_path / "run")
+    names = {"weak": ["", *shards.classes], "labels-1": ["", "vehicle", "ground"]}
+    weak = [record.point_weak for record in shards]
+    as_prompt = np.array([0, shards.classes.index("car") + 1, shards.classes.index("road") + 1])
+    for found, before, after, given in zip(
+        report.rounds, (weak, one), ([as_prompt[label] for label in one], two), (one, two), strict=True
+    ):
+        a, b = np.concatenate(before), np.concatenate(after)
+        both = (a > 0) & (b > 0)
+        assert found.both == both.sum() > 0 and found.percent == pytest.approx(100 * (a == b)[both].mean())
+        assert found.labelled == pytest.approx(100 * np.mean(np.concatenate(given) > 0))
+        assert found.by_class == {
+            names[found.before][c]: ((both & (a == c)).sum(), pytest.approx(100 * (a == b)[both & (a == c)].mean()))
+            for c in np.unique(a[both])
+        }
+    assert [(r.before, r.after) for r in report.rounds] == [("weak", "labels-1"), ("labels-1", "labels-2")]
+    assert "labels-1 and labels-2 agree at" in report_text(report) and not check_labels(tmp_path / "pairs").rounds
+
+
+def test_rounds_of_other_shards_or_with_changed_labels_are_named(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    build_pairs(store, tmp_path / "pairs", PairSettings(), split="train")
+    shards = open_shards(tmp_path / "pairs")
+    with pytest.raises(OlivineError, match="no folder labels-1"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path)
+    rounds_of(tmp_path / "one", shards, np.random.default_rng(0), rounds=1)
+    with pytest.raises(OlivineError, match="holds the labels of one round"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path / "one")
+    rounds_of(tmp_path / "two", shards, np.random.default_rng(0))
+    path = tmp_path / "two/labels-2/000001.bin"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(OlivineError, match=r"labels-2/000001\.bin: has changed since it was written"):
+        check_labels(tmp_path / "pairs", rounds=tmp_path / "two")
+    build_pairs(store, tmp_path / "others", PairSettings(min_depth=2.0), split="train")
+    with pytest.raises(OlivineError, match=r"labels-1: holds labels of other shards"):
+        check_labels(tmp_path / "others", rounds=tmp_path / "two")

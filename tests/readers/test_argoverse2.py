@@ -95,6 +95,7 @@ def test_boxes_hold_the_points_they_say(folder: Path) -> None:
             inside = (np.abs((xyz - box.center) @ turn) <= np.array(box.size) / 2 + 0.1).all(1).sum()
             assert inside >= 0.9 * box.point_count
             found += box.point_count > 20
+            assert box.track.startswith(box.category)
     assert found >= 2
 
 

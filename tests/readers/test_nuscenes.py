@@ -88,6 +88,15 @@ def test_every_synthetic_box_holds_the_annotated_number_of_points(frame):
     assert not missing.any()
 
 
+def test_boxes_name_their_track(frame):
+    folder = frame.root / frame.version
+    calls = {row["token"]: row["sample_token"] for row in json.loads((folder / "sample_data.json").read_text())}
+    rows = json.loads((folder / "sample_annotation.json").read_text())
+    expected = [row["instance_token"] for row in rows if row["sample_token"] == calls[frame.token]]
+    found = [box.track for box in frame.boxes()]
+    assert sorted(found) == sorted(expected) and len(set(found)) == len(found) > 0
+
+
 def test_a_frame_is_small_and_survives_pickling(frame):
     data = pickle.dumps(frame)
     assert len(data) <= 3000
