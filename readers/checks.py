@@ -110,7 +110,9 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
     speeds = [v for members in scenes.values() for v in _speeds(members)]
     result.speed = float(np.median(speeds)) if speeds else None
     if result.speed is None:
-        result.notes.append("there are no poses: whether the times fit cannot be seen")
+        alone = all(len(members) == 1 for members in scenes.values())
+        what = "there is one frame of each scene" if alone else "there are no poses"
+        result.notes.append(f"{what}: whether the times fit cannot be seen")
     delays: dict[str, list[float]] = {}
     counts: dict[str, list[tuple[Frame, int]]] = {}
     seen: dict[str, str] = {}
