@@ -1,8 +1,13 @@
 """The command line's manners: one line for what is wrong, exit codes 0, 1, 2, no traceback."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,11 @@ def test_doctor_finds_this_installation_in_order(olivine, tmp_path):
     assert done.returncode == 0, done.stdout
     assert findings["opencv"]["state"] == "ok"
     assert findings["data set"]["remedy"].endswith("or: olivine synth")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {
+        re.split(r"[<>=]", package)[0] for name in set(extras) - {"all", "dev", "docs"} for package in extras[name]
+    }
+    assert brought - {"numpy"} <= set(findings)
 
 
 def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, monkeypatch):
