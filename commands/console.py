@@ -131,10 +131,12 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _lines(value: Any) -> list[str]:
-    """A value as lines: what is said in words has a line for each thing."""
-    if isinstance(value, list | tuple) and any(isinstance(item, str) and " " in item for item in value):
+    """A value as lines: what is said in words, or is long, has a line for each thing."""
+    text = _short(value)
+    words = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if words and (len(text) > 100 or any(" " in item for item in value)):
         return [_short(item) for item in value]
-    return [_short(value)]
+    return [text]
 
 
 def _short(value: Any) -> str:

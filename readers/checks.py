@@ -126,6 +126,9 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
             result.failures.append(Failure(frame.token, str(error)))
             continue
         counts.setdefault(frame.scene, []).append((frame, len(points)))
+        if (negative := 100 * float(np.mean(points[:, 3] < 0)) if len(points) else 0.0) > 1:
+            what = f"{negative:.0f} % of the intensities are negative: the columns of its file are others than named"
+            result.failures.append(Failure(frame.token, what))
         result.failures += _duplicate(frame, points.tobytes(), frame.point_file, seen)
         for camera in frame.cameras:
             try:
