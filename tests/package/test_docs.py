@@ -1,6 +1,6 @@
 """The pages: what they tell to run exists, every link leads somewhere, every page is in the navigation.
 
-That the commands run is shown by ``test_docs_soak.py``; the site itself is built and read again by ``make docs``.
+That the commands run is shown by the soak test at the end; the site itself is built and read again by ``make docs``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
 from olivine.cli import app
+from olivine.pairs.shards import open_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "docs" / "site"
@@ -22,12 +26,17 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *s
 IDS = [page.name for page in PAGES]
 
 
+def block_lines(text: str) -> list[str]:
+    """Commands in code blocks, without what follows as a comment."""
+    lines = (line for line in text.splitlines() if re.match(r"\s{4,}(\S+ )*olivine [a-z]", line))
+    return [re.split(r"\s#|\s{2,}", line[line.index("olivine ") :])[0] for line in lines]
+
+
 def olivine_lines(text: str) -> list[str]:
     """Commands in code blocks and in the text, without what follows as a comment."""
-    lines = (line for line in text.splitlines() if re.match(r"\s{4,}(\S+ )*olivine [a-z]", line))
-    found = [line[line.index("olivine ") :] for line in lines]
-    found += re.findall(r"`(olivine [a-z][^`]*)`", text)
-    return [re.split(r"\s#|\s{3,}", line)[0] for line in found]
+    return block_lines(text) + [
+        re.split(r"\s#|\s{3,}", line)[0] for line in re.findall(r"`(olivine [a-z][^`]*)`", text)
+    ]
 
 
 def problem(line: str) -> str:
@@ -192,36 +201,110 @@ def test_the_first_hours_commands_are_the_demos() -> None:
     assert [line.strip() for line in demo[:6]] == lines[:6]
 
 
-# The rest is of `make soak`: the pages' commands run, each page's one after the other, in a folder where the three commands
-# have run.
+# -- the commands run: `make soak` ---------------------------------------------------------------------------------------
+
+LINES = sorted({line.strip() for page in PAGES for line in block_lines(page.read_text())})
 
 # What is added to a command so that it takes seconds here; what writes much or needs long is checked by --dry-run.
 SHORTER = {
-    "synth": "--dry-run",
+    "synth": "--dry-run --out data/new",
     "features": "--dry-run",
     "study": "--dry-run",
     "detect": "--dry-run",
-    "pretrain": "--set run.steps=2 --set run.batch=2 --set method.pairs=256 --set data.workers=0",
+    "pretrain": "--set run.steps=4 --set data.workers=0",
     "probe": "--epochs 1",
     "finetune": "--epochs 1",
     "check-data": "--frames 2",
+    "figures": "--per-class 20",
+    "labelgen": "--overwrite",
+    "build-pairs": "--overwrite --workers 1",
 }
-# What stands for the pages' own names.
+# Those of its uses that the command refuses with what is added.
+AS_THEY_ARE = ("--verify", "--preview", "--check", "--describe", "--print-config", "--dry-run")
+# What stands for the pages' own names, and for what is for large data sets.
 STANDS_FOR = {
-    "samples/CAM_FRONT/NAME.jpg": "data/nuscenes/{image}",
-    "runs/paper": "runs/cpu",
-    "runs/uov-tmp/finetune-weak-100": "runs/cpu",
-    "[--classes FILE]": "",
-    "--camseg DIR": "--camseg data/nuscenes/truth/class",
-    "--shards DIR": "--shards data/pairs/nuscenes/val",
-    "--check DIR": "--check data/pairs/nuscenes/val",
-    "--describe DIR": "--describe data/pairs/nuscenes/val",
-    "--seed k": "--seed 0",
-    "--labeler grounded-sam": "--labeler oracle",
+    r"runs/(paper|voxelnet|no-scr)": "runs/cpu",
+    r"--camseg (DIR|world/truth/class/00)": "--camseg data/nuscenes/truth/class",
+    r"\[--classes FILE\]": "",
+    r"\bDIR\b": "data/pairs/nuscenes/val",
+    r"data/pairs/nuscenes/test": "data/pairs/nuscenes/val",
+    r"data/pairs/voted": "data/pairs/nuscenes",
+    r"samples/CAM_FRONT/NAME.jpg": "samples/CAM_FRONT/{image}",
+    r"--labeler grounded-sam": "--labeler oracle",
+    r"--verify": "--verify --scores",
+    r"--seed k": "--seed 0",
+    r"--point 1234": "--point 123",
+    r"--fraction [15]\b": "--fraction 25",
+    r"--frame scene-0103": "--frame 0",
 }
-# Commands that cannot run here, and what they need. With --dry-run, where they have it, each says so in a line.
+# Commands that do not run here, and what they need.
 NEEDS = {
     "weights fetch": "the network (tests/labelgen/test_weights.py)",
-    "view": "somebody who looks: it serves until Ctrl-C (tests/report/test_view.py)",
+    "view": "somebody who looks, until Ctrl-C (tests/report/test_view.py)",
+    "bench": "minutes (tests/package/test_bench.py)",
     "import-bag": "a recording (tests/readers/test_bags.py)",
+    "init-rig|check-data --dataset rig|build-pairs --check data/pairs/rig": "a recording (tests/readers/test_rig.py)",
+    "import-weights": "another program's weights (tests/downstream/test_weights.py)",
+    "labelgen --labeler sam-clip": "published weights (tests/labelgen/test_sam_clip.py)",
+    "labelgen --labeler regions": "another program's regions (tests/labelgen/test_regions.py)",
+    "build-pairs --regions": "label maps with regions (tests/pairs/test_regions.py)",
+    "detect --(predict|evaluate)": "a trained detector, or its files (tests/downstream/detection)",
+    "export --(layout openpcdet|for second)": "a run of --config voxelnet (tests/downstream/test_weights.py)",
+    "export .*--layout openpcdet": "the same",
+    "pretrain .*data/pairs/kitti/train": "a second data set (tests/train/test_mixture.py)",
+    "study --merge": "finished studies (tests/study/test_study.py)",
+    "study --config study-weak": "a day's labels and shards (make study-weak-ground)",
 }
+
+
+@pytest.fixture(scope="module")
+def ground(olivine: Callable[..., Any], nuscenes_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the three commands have run on ten scenes of a frame, and what else the pages name."""
+    folder = tmp_path_factory.mktemp("ground")
+    (folder / "data").mkdir()
+    shutil.copytree(nuscenes_world.root, folder / "data/nuscenes")
+    olivine("labelgen", "--scores", cwd=folder, check=True)
+    olivine("build-pairs", "--workers", 1, cwd=folder, check=True)
+    olivine("pretrain", *SHORTER["pretrain"].split(), cwd=folder, check=True)
+    olivine("finetune", "--epochs", 1, cwd=folder, check=True)
+    for study in ("data/study", "data/study-quarter", "data/study-scr", "streets"):
+        (folder / study).mkdir()
+        for name, there in {"nuscenes": "nuscenes", "labels": "labels/nuscenes", "pairs": "pairs/nuscenes"}.items():
+            (folder / study / name).symlink_to(Path(*[".."] * (study.count("/") + 1), "data", there))
+    points = open_shards(folder / "data/pairs/nuscenes/val").points(0)
+    head = "VERSION .7\nFIELDS x y z intensity\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\n"
+    head += f"WIDTH {len(points)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(points)}\nDATA binary\n"
+    (folder / "scan.pcd").write_bytes(head.encode() + points.tobytes())
+    return folder
+
+
+def as_run_here(line: str, image: str) -> list[str]:
+    """A command's words, with what makes it short."""
+    for said, instead in STANDS_FOR.items():
+        line = re.sub(said, instead.format(image=image), line)
+    words = shlex.split(line)[1:]
+    more = SHORTER.get(words[0], "").split() if not set(AS_THEY_ARE) & set(words) else []
+    if words[0] == "pretrain" and more:
+        # Another preset's network is large; a run of other settings has another name.
+        more = ["--dry-run"] if "--config" in words and "cpu" not in words else [*more, "--name", "short"]
+    if words[0] in ("labelgen", "build-pairs") and "--out" not in words and more:
+        more += ["--out", "data/new"]
+    if words[0] in ("probe", "finetune") and "--out" not in words:
+        more += ["--out", "runs/new"]
+    return [*words, *more]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("line", [line for line in LINES if not re.match(rf"olivine ({'|'.join(NEEDS)})\b", line)])
+def test_every_command_on_the_pages_runs_or_is_marked_with_what_it_needs(line: str, ground, olivine, tmp_path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(ground, place, symlinks=True)
+    image = next((place / "data/nuscenes/samples/CAM_FRONT").iterdir()).name
+    olivine(*as_run_here(line, image), cwd=place, check=True)
+
+
+def test_what_is_marked_is_on_a_page() -> None:
+    for pattern in NEEDS:
+        assert any(re.match(f"olivine ({pattern})", line) for line in LINES), pattern
+    for pattern in STANDS_FOR:
+        assert any(re.search(pattern, line) for line in LINES), pattern
