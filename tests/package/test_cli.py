@@ -76,6 +76,24 @@ def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch)
     assert why == "the largest of nuscenes (3 frames), semantickitti (4 frames)"
 
 
+@pytest.mark.frames("synthetic")
+def test_a_dry_run_of_labelgen_says_which_weights_are_not_here(olivine, nuscenes_keyframe, tmp_path):
+    given = ("labelgen", "--root", nuscenes_keyframe, "--weights", tmp_path / "none", "--dry-run")
+    done = olivine(*given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs weights that are not here" in done.stderr
+    assert "olivine weights fetch swin-t bert-base-uncased vit-h" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_of_one_split_says_that_it_needs_both(olivine, nuscenes_world, checkpoint, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/val").symlink_to(nuscenes_world.pairs / "val")
+    done = olivine("probe", "--checkpoint", checkpoint, "--shards", "pairs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "olivine: pairs: holds shards of val/ alone" in done.stderr
+
+
 def test_doctor_finds_this_installation_in_order(olivine, tmp_path):
     done = olivine("doctor", "--json", cwd=tmp_path)
     findings = {f["topic"]: f for f in json.loads(done.stdout)["findings"]}

@@ -308,3 +308,24 @@ def test_what_is_marked_is_on_a_page() -> None:
         assert any(re.match(f"olivine ({pattern})", line) for line in LINES), pattern
     for pattern in STANDS_FOR:
         assert any(re.search(pattern, line) for line in LINES), pattern
+
+
+def test_the_check_of_the_site_finds_links_that_lead_nowhere_and_what_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    found = importlib.util.spec_from_file_location("build_site", SITE / "build.py")
+    assert found is not None and found.loader is not None
+    build = importlib.util.module_from_spec(found)
+    found.loader.exec_module(build)
+    (tmp_path / "a.css").touch()
+    (tmp_path / "index.html").write_text(
+        '<link rel="stylesheet" href="a.css"><script src="https://x.example/y.js"></script><h1 id="top">A</h1>'
+        '<a href="b.html#there">b</a><a href="b.html#gone">b</a><a href="c.html">c</a><a href="#top">up</a>'
+        '<a href="https://z.example/">z</a>'
+    )
+    (tmp_path / "b.html").write_text('<h2 id="there">B</h2><a href="index.html">a</a>')
+    wrong, outside = build.check_site(tmp_path)
+    assert wrong == [
+        "index.html loads https://x.example/y.js",
+        "index.html: b.html#gone: that page has no such heading",
+        "index.html: c.html leads nowhere",
+    ]
+    assert outside == {"https://z.example/": {"index.html"}}

@@ -350,6 +350,19 @@ def test_the_columns_of_files_that_name_none_are_counted(drive, count):
     assert columns == ["x", "y", "z", "intensity", "column_5", "column_6"][:count]
 
 
+def test_columns_that_are_others_than_named_are_said(drive):
+    from olivine.readers.checks import check_frames
+
+    root, _ = drive
+    assert not any("negative" in f.reason for f in check_frames(open_dataset("rig", root).frames()).failures)
+    for path in (root / "lidar").iterdir():  # five numbers a point, and the description says four
+        rows = np.random.default_rng(0).normal(0, 20, (200, 5))
+        np.abs(rows, out=rows, where=[False, False, False, True, True])
+        rows.astype("<f4").tofile(path)
+    said = [f.reason for f in check_frames(open_dataset("rig", root).frames()).failures]
+    assert any("% of the intensities are negative: the columns of its file are others than named" in s for s in said)
+
+
 def test_a_folder_without_images_is_said(drive):
     from olivine.readers.recording_start import start_description
 
