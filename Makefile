@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 MINKOWSKI := .venv-minkowski
+DOCS   := .venv-docs
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CODE   := common commands cluster readers synthetic labelgen pairs train downstream study report configs tests benchmarks *.py
@@ -9,12 +10,13 @@ PACKAGES := common commands cluster readers synthetic labelgen pairs train downs
 DEMO   ?= demo
 OLIVINE := $(CURDIR)/$(BIN)/olivine
 
-.PHONY: help setup demo study-ground test unit soak lint types bench minkowski clean
+.PHONY: help setup demo study-ground test unit soak lint types bench minkowski docs clean
 
 help:
 	@echo "make setup   install into $(VENV)          make demo   the whole pipeline on a synthetic data set"
 	@echo "make test    every promise, lint and types  make soak   the long tests (up to an hour)"
-	@echo "make bench   speed against peers            make lint   ruff and mypy alone"
+	@echo "make bench   speed against peers            make lint   ruff alone (make types: mypy)"
+	@echo "make docs    these pages as a site, build/docs/index.html; links checked"
 	@echo "make labelgen | build-pairs | pretrain      DATASET=nuscenes ROOT=… CLUSTER=local|ray|slurm NODES=… GPUS=… PARTITION=…"
 	@echo "make status  how far they are"
 
@@ -88,6 +90,15 @@ minkowski: setup
 	$(MINKOWSKI)/bin/python -m pip install -q -U 'setuptools>=77,<81' wheel ninja
 	$(MINKOWSKI)/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("MinkowskiEngine") is None)' || PATH=$$PWD/$(MINKOWSKI)/bin:$$PATH SETUPTOOLS_USE_DISTUTILS=stdlib MAX_JOBS=2 $(MINKOWSKI)/bin/python -m pip install --no-deps --no-build-isolation MinkowskiEngine==0.5.4
 	PYTHONPATH=$(VENV)/types $(MINKOWSKI)/bin/python -m pytest -m soak tests/sparse/test_minkowski_parity.py tests/downstream/test_weights.py
+
+# The pages as a site, read by double click. Sphinx has an environment of its own: the pages need nothing of olivine's.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python docs/site/build.py
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $$($(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
 
 include cluster/cluster.mk
 

@@ -1,7 +1,8 @@
-"""Train the small image encoder without labels, and write its weights.
+"""Train one of the small image encoders without labels, and write its weights.
 
     olivine synth --seed 770001 --scenes 10 --frames 6 --out data/encoder-streets
     python benchmarks/small_encoder.py data/encoder-streets
+    python benchmarks/small_encoder.py data/encoder-streets --encoder small-vit
 
 Two random crops of an image, each with its own flip and colours, show some of the same places. At places that both
 show, features are pulled together, while the variance of each feature over all places is kept up and features are
@@ -12,7 +13,7 @@ The streets' seed is used by nothing else in the project.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from olivine.common import OlivineError, track
 from olivine.common.images import open_image
 from olivine.common.tensors import write_tensors
-from olivine.train.encoders.small import SmallEncoder
-from olivine.train.feature_map import sample_features
+from olivine.train.encoder import Encoder, find_encoder
+from olivine.train.feature_map import FeatureGrid, sample_features
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class EncoderTraining:
         height, width: of a crop in pixels.
         area: least and largest share of the image that a crop covers along either side, squared.
         colour: strength of the colour changes; ``grey`` the share of crops without colour.
+        grid: where features lie in a crop; see :func:`~olivine.train.feature_map.sample_features`.
         projection: width of the projector, which is thrown away afterwards.
         invariance, variance, covariance: weights of VICReg's three terms.
     """
@@ -56,7 +58,12 @@ class EncoderTraining:
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
+    grid: FeatureGrid = "align_corners"
     seed: int = 0
+
+
+SETTINGS = {"small": EncoderTraining(), "small-vit": EncoderTraining(steps=1500, lr=1e-3, grid="patch")}
+"""By encoder; the transformer has no local convolutions to start from, and takes longer."""
 
 
 def read_images(folder: Path) -> Tensor:
@@ -145,12 +152,12 @@ def vicreg(a: Tensor, b: Tensor, settings: EncoderTraining) -> Tensor:
     return settings.invariance * invariance + settings.variance * spread / 2 + settings.covariance * correlation
 
 
-def train_encoder(images: Tensor, settings: EncoderTraining) -> tuple[SmallEncoder, list[float]]:
+def train_encoder(images: Tensor, kind: type[Encoder], settings: EncoderTraining) -> tuple[Encoder, list[float]]:
     """Train on images uint8 [N, 3, H, W]; returns the encoder in evaluation mode and the loss of each step."""
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        encoder = SmallEncoder()
+        encoder = kind()
         width = settings.projection
         projector = nn.Sequential(
             nn.Linear(encoder.channels, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)
@@ -173,7 +180,7 @@ def train_encoder(images: Tensor, settings: EncoderTraining) -> tuple[SmallEncod
         features = encoder(((crops - mean) / std).to(memory_format=torch.channels_last))
         pixel = torch.cat([view.locate(place) for view in views]).flatten(0, 1)
         index = torch.arange(2 * settings.batch).repeat_interleave(settings.places)
-        embedded = projector(sample_features(features, index, pixel, size))
+        embedded = projector(sample_features(features, index, pixel, size, settings.grid))
         first, second = embedded.chunk(2)
         loss = vicreg(first, second, settings)
         optimizer.zero_grad()
@@ -183,7 +190,7 @@ def train_encoder(images: Tensor, settings: EncoderTraining) -> tuple[SmallEncod
     return encoder.eval(), losses
 
 
-def save_encoder(encoder: SmallEncoder, path: Path) -> None:
+def save_encoder(encoder: Encoder, path: Path) -> None:
     """Write the weights in half precision, without the counters that only training needs."""
     state = {
         name: value.half() for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")
@@ -193,15 +200,19 @@ def save_encoder(encoder: SmallEncoder, path: Path) -> None:
 
 def main(
     streets: Annotated[Path, typer.Argument(help="Folder of a synthetic data set made with a seed of its own.")],
-    out: Annotated[Path, typer.Option(help="The weights file.")] = SmallEncoder.bundled,
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = EncoderTraining.steps,
+    encoder: Annotated[str, typer.Option(help="small, or small-vit.")] = "small",
+    out: Annotated[Path | None, typer.Option(help="The weights file (default: the package's).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training.")] = None,
 ) -> None:
-    """Train the small image encoder on the images of a folder; a few minutes on two cores."""
-    images = read_images(streets)
-    encoder, losses = train_encoder(images, EncoderTraining(steps=steps))
-    save_encoder(encoder, out)
+    """Train a small image encoder on the images of a folder; some minutes on two cores."""
+    kind, settings = find_encoder(encoder), SETTINGS[encoder]
+    settings = replace(settings, steps=steps or settings.steps)
+    images, out = read_images(streets), out or kind.bundled
+    assert out is not None
+    network, losses = train_encoder(images, kind, settings)
+    save_encoder(network, out)
     typer.echo(
-        f"{len(images)} images, {steps} steps, loss {losses[0]:.2f} → {losses[-1]:.2f}; "
+        f"{len(images)} images, {settings.steps} steps, loss {losses[0]:.2f} → {losses[-1]:.2f}; "
         f"{out}: {out.stat().st_size:,} bytes"
     )
 

@@ -45,7 +45,10 @@ def say_plan(what: str, out: Path, as_json: bool, **estimate: float) -> None:
     """
     if as_json:
         return emit(_command(), {"plan": what, **estimate}, out)
-    about = ", ".join(f"about {_short(value)} {name.replace('_', ' ')}" for name, value in estimate.items())
+    said = {
+        name.replace("_", " "): f"about {_short(value)}" if value else "nearly 0" for name, value in estimate.items()
+    }
+    about = ", ".join(f"{value} {name}" for name, value in said.items())
     print(f"would write {what} to {out}" + (f": {about}" if about else ""))
 
 
@@ -108,7 +111,10 @@ def finish_many(command: str, summaries: list[tuple[str, Any]], out: Path | None
             shown = {k: v for k, v in row.items() if not _says_nothing(v) and k not in _REPEATED}
             print(f"{command} {name}".rstrip())
             for key, value in shown.items():
-                print(f"  {key.replace('_', ' '):24} {_short(value)}")
+                lines = _lines(value)
+                print(f"  {key.replace('_', ' '):24} {lines[0]}")
+                for line in lines[1:]:
+                    print(f"  {'':24} {line}")
         if rows:
             seconds = round(time.monotonic() - _START, 1)
             print(f"  {'seconds':24} {seconds}" + (f"\n  {'written to':24} {out}" if out else ""))
@@ -124,9 +130,18 @@ def _says_nothing(value: Any) -> bool:
     return value in (None, [], (), {}, "") or (isinstance(value, float) and math.isnan(value))
 
 
+def _lines(value: Any) -> list[str]:
+    """A value as lines: what is said in words, or is long, has a line for each thing."""
+    text = _short(value)
+    words = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if words and (len(text) > 100 or any(" " in item for item in value)):
+        return [_short(item) for item in value]
+    return [text]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
     if isinstance(value, dict):
         return ", ".join(f"{k} {_short(v)}" for k, v in value.items() if v)
     if isinstance(value, list | tuple):

@@ -137,7 +137,9 @@ def labelgen(
     """
     from ..cluster.journal import logs_of
     from ..cluster.ticket import check_environment
+    from ..labelgen.labeler import choose_labeler, make_labeler
     from ..labelgen.preview import NEED_FRAMES, find_image, preview_labels
+    from ..labelgen.prompts import load_vocabulary
     from ..labelgen.run import generate_labels, plan_labels
     from ..labelgen.settings import REGION_LABELERS, LabelSettings
     from ..labelgen.verify import verify_labels
@@ -200,7 +202,10 @@ def labelgen(
         opened = open_dataset(dataset, root, version).frames()
         sizes = [camera.width * camera.height for camera in opened[0].cameras] if opened else []
         size = round(_LABEL_BYTES * sum(sizes) * len(opened) / 1e9, 3)
-        what = f"label maps for {dataset} by {labeler}"
+        name, why = choose_labeler(labeler, root)
+        # What it needs, its weights for one, is checked here.
+        make_labeler(name, settings, load_vocabulary(settings.prompts), root, out)
+        what = f"label maps for {dataset} by {name} ({why})"
         return console.say_plan(what, out, as_json, images=len(opened) * len(sizes), gigabytes=size)
     index, found = index_dataset(out / "frames", dataset, root, version)
     if limit:

@@ -29,6 +29,10 @@ PACKAGES = (
     ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
     ("segment-anything", "segment_anything", "grounded-sam, sam-clip", "labelgen"),
     ("transformers", "transformers", "grounded-sam, sam-clip", "labelgen"),
+    ("scikit-image", "skimage", "labelgen --segments slic", "labelgen"),
+    ("rosbags", "rosbags", "import-bag", "bags"),
+    ("kiss-icp", "kiss_icp", "import-bag --odometry kiss-icp", "odometry"),
+    ("viser", "viser", "view", "view"),
     ("ray", "ray", "--executor ray", "cluster"),
 )
 
@@ -71,6 +75,7 @@ def examine(quick: bool = False) -> Iterator[Finding]:
         return
     yield from _devices()
     yield _jpeg()
+    yield _weights()
     yield from _folders()
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Finding(
@@ -166,6 +171,19 @@ def _jpeg() -> Finding:
     return Finding(
         "jpeg", "missing", "Pillow without libjpeg-turbo: images decode slower", "pip install --force-reinstall pillow"
     )
+
+
+def _weights() -> Finding:
+    """Whether the weights are here that labelgen takes for a real data set where nothing is said."""
+    from ..common import weights_folder
+    from ..labelgen.weights import list_weights
+
+    names = ("swin-t", "bert-base-uncased", "vit-h")
+    absent = [str(entry["name"]) for entry in list_weights() if entry["name"] in names and not entry["present"]]
+    if not absent:
+        return Finding("weights", "ok", f"grounded-sam's in {weights_folder()}")
+    what = f"of grounded-sam, not in {weights_folder()}: {', '.join(absent)} (synthetic data needs none)"
+    return Finding("weights", "missing", what, f"olivine weights fetch {' '.join(absent)}")
 
 
 def _folders() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -97,4 +98,14 @@ def check_data(
     found.notes.insert(0, opened.note)
     views = [(f"{v.camera}, frame {v.token}", v.image, v.uv, v.distance, v.edge) for v in found.views]
     write_data_page(out, f"{opened.name}: {root}", summary_of(found), found.failures, views)
-    console.finish("check-data", report_of(found), out, as_json)
+    report = report_of(found)
+    if as_json:
+        return console.finish("check-data", report, out, as_json)
+    # A line for each camera; what is left is the summary.
+    print(f"\n{'camera':24}  sees of the points  edges fit  after the cloud")
+    for name in report.share:
+        fit = f"{report.fit[name]:.2f}" if name in report.fit else "not known"
+        delay = f"{report.delay[name][1]:.0f} ms" if name in report.delay else ""
+        print(f"{name:24}  {report.share[name]:16.1f} %  {fit:>9}  {delay:>15}")
+    print()
+    return console.finish("check-data", replace(report, share={}, fit={}, delay={}), out / "index.html", as_json)

@@ -205,8 +205,11 @@ def embed(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder or file of a run (default: the newest).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the features.")] = Path("embeddings"),
     columns: Annotated[
-        str, typer.Option(help="Columns of files that name none, as of .bin files.")
-    ] = "x,y,z,intensity",
+        str | None,
+        typer.Option(
+            help="Columns of files that name none (default: x,y,z,intensity, and ring in nuScenes' .pcd.bin files)."
+        ),
+    ] = None,
     intensity: Annotated[
         str, typer.Option(help="The column of the intensity; empty where there is none.")
     ] = "intensity",
@@ -237,9 +240,11 @@ def embed(
     checkpoint, _ = _choose_backbone(checkpoint, as_json)
     check_output(out, inputs=(checkpoint, *points), known=("*.npy",))
     network = Embedder(checkpoint, device, intensity_offset, intensity_max)
-    layout = CloudLayout(columns=tuple(columns.split(",")), intensity=intensity)
     count = outside = 0
     for path in points:
+        # Four columns of floats fit nuScenes' files of five as well, and every point would be wrong.
+        of_file = "x,y,z,intensity,ring" if path.name.endswith(".pcd.bin") else "x,y,z,intensity"
+        layout = CloudLayout(columns=tuple((columns or of_file).split(",")), intensity=intensity)
         cloud = read_cloud(path, layout)
         write_bytes(out / f"{path.stem}.npy", npy_bytes(network.features(cloud)))
         count, outside = count + len(cloud), outside + int(np.count_nonzero(~network.in_range(cloud)))
@@ -257,6 +262,13 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
     """The folder with train/ and val/ shards."""
     base, why = defaults.choose_shards(shards, "train")
     base = base.parent if base.name in ("train", "val") else base
+    there = [split for split in ("train", "val") if (base / split / "manifest.json").is_file()]
+    if len(there) == 1:
+        raise OlivineError(
+            f"holds shards of {there[0]}/ alone; a head learns on train/ and is scored on val/",
+            where=base,
+            remedy="build the other split, of a data set that has it, or name a folder with both by --shards",
+        )
     console.note(f"shards: {base}/{{train,val}} ({why})", as_json)
     return base
 

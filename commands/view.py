@@ -46,7 +46,7 @@ def view(
 ) -> None:
     """Show frames live in a browser: points and images together, one slider for time. Ctrl-C ends it.
 
-    What is named is shown; else shards, else label maps, else the data set. Needs: pip install 'olivine[view]'
+    What is named is shown; else shards, else label maps, else the data set. It needs viser: pip install viser
 
     Example: olivine view --root data/nuscenes
     """

@@ -51,6 +51,8 @@ def find_image(path: Path, frames: Iterable[Frame] | None) -> ImageTask:
         OlivineError: there is no such image.
     """
     if frames is None:
+        if not path.is_file():
+            raise OlivineError("no such image", where=path, remedy="check the path, from the folder you are in")
         width, height = image_size(path)
         camera = Camera("image", path.name, width, height, np.eye(3), np.eye(4))
         root = path.absolute().parent

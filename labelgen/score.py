@@ -155,7 +155,7 @@ def _truth(store: LabelStore, index: FrameIndex, against: str) -> _Masks | _Poin
         raise OlivineError(
             f"this {index.dataset} has no point labels to score against",
             where=index.root,
-            remedy="unpack the data set's point labels into it",
+            remedy="unpack the data set's point labels into it; olivine check-labels needs none",
         )
     return _Points(store, index)
 

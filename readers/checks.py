@@ -110,7 +110,9 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
     speeds = [v for members in scenes.values() for v in _speeds(members)]
     result.speed = float(np.median(speeds)) if speeds else None
     if result.speed is None:
-        result.notes.append("there are no poses: whether the times fit cannot be seen")
+        alone = all(len(members) == 1 for members in scenes.values())
+        what = "there is one frame of each scene" if alone else "there are no poses"
+        result.notes.append(f"{what}: whether the times fit cannot be seen")
     delays: dict[str, list[float]] = {}
     counts: dict[str, list[tuple[Frame, int]]] = {}
     seen: dict[str, str] = {}
@@ -124,6 +126,9 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
             result.failures.append(Failure(frame.token, str(error)))
             continue
         counts.setdefault(frame.scene, []).append((frame, len(points)))
+        if (negative := 100 * float(np.mean(points[:, 3] < 0)) if len(points) else 0.0) > 1:
+            what = f"{negative:.0f} % of the intensities are negative: the columns of its file are others than named"
+            result.failures.append(Failure(frame.token, what))
         result.failures += _duplicate(frame, points.tobytes(), frame.point_file, seen)
         for camera in frame.cameras:
             try:

@@ -57,7 +57,7 @@ def read_cloud(path: Path, layout: CloudLayout) -> NDArray[np.float32]:
         raise OlivineError(
             f"has no column {absent[0]!r} for {what}; it has {', '.join(named) or 'none'}",
             where=path,
-            remedy="name the file's columns in the YAML (xyz, intensity, columns)",
+            remedy="name the file's columns: in rig.yaml (xyz, intensity, columns), or by --columns and --intensity",
         )
     columns = [np.asarray(named[name]) for name in wanted]
     if any(c.ndim != 1 or c.dtype.kind not in "fiu" for c in columns) or len({len(c) for c in columns}) > 1:
@@ -82,7 +82,7 @@ def read_columns(path: Path, layout: CloudLayout) -> Named:
             where=path,
             remedy=f"convert it to one of {', '.join(SUFFIXES)}",
         )
-    data = read_bytes(path, "check the pattern of the files in the YAML", what="point file", most=1 << 34)
+    data = read_bytes(path, "check the path, or the pattern of the files in rig.yaml", what="point file", most=1 << 34)
     return read(data, path, layout)
 
 

@@ -255,14 +255,20 @@ def _lidar_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) ->
 def _columns(group: _Group, suffix: str) -> tuple[list[str], bool]:
     """The columns of a group's first file, and whether the file names them."""
     if suffix == ".bin":
+        possible: list[list[str]] = []
         for count in (4, 5, 3, 6, 7, 8):
             layout = CloudLayout(columns=tuple(map(str, range(count))))
             if any(path.stat().st_size % (4 * count) for path in group.files[:20]):
                 continue
             rows = read_columns(group.files[0], layout)
-            if all(np.isfinite(v).all() and np.abs(v).max(initial=0) < 1e4 for v in list(rows.values())[:3]):
-                return list(rows), False
-        return ["x", "y", "z", "intensity"], False
+            position, more = list(rows.values())[:3], list(rows.values())[3:4]
+            if all(np.isfinite(v).all() and np.abs(v).max(initial=0) < 1e4 for v in position):
+                # An intensity is never negative; a coordinate that is taken for one, in rows of another length, is.
+                if more and more[0].min(initial=0) >= 0:
+                    return list(rows), False
+                possible.append(list(rows))
+        possible.sort(key=lambda columns: len(columns) != 3)
+        return next(iter(possible), ["x", "y", "z", "intensity"]), False
     if suffix in (".npy", ".npz"):
         for count in range(3, 20):
             try:

@@ -103,6 +103,7 @@ class OptimizerSettings:
         kind: stochastic gradient descent, or AdamW for short runs.
         lr: at the start.
         momentum, dampening: of ``sgd`` only.
+        weight_decay: of all parameters.
         schedule_per: the rate changes every epoch or every step.
         warmup: fraction of all steps with a linear rise.
         clip: largest gradient norm; 0 does not clip.

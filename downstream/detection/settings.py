@@ -30,7 +30,8 @@ class DetectionSettings:
         epochs: passes over those frames, rounded up to whole batches.
         batch: frames of a step over all processes, at most all.
         lr: the highest rate of the cycle.
-        weight_decay, clip: see :class:`~olivine.downstream.detection.schedule.CycleSettings`.
+        weight_decay: of all parameters, decoupled from the gradient (AdamW).
+        clip: largest gradient norm.
         sampled: ground-truth sampling fills a scene up to so many objects of Car, Pedestrian and Cyclist; 0 adds none.
         least_points: an object with fewer points is not put into other scenes.
         flip: mirror the scene left to right, every other time.

@@ -116,11 +116,18 @@ def test_a_file_of_points_is_embedded_by_a_command(nuscenes_world, finetuned, tm
     points = open_shards(nuscenes_world.pairs / "val").points(0)
     ring = np.zeros((len(points), 1), np.float32)
     np.concatenate([points, ring], axis=1).tofile(tmp_path / "scan.pcd.bin")
-    command = [sys.executable, "-m", "olivine", "embed", "scan.pcd.bin", "--columns", "x,y,z,intensity,ring"]
-    done = subprocess.run([*command, "--checkpoint", str(finetuned)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / "embeddings/scan.pcd.npy")
-    np.testing.assert_array_equal(found, olivine.load(finetuned).features(points))
+    np.concatenate([points, ring], axis=1).tofile(tmp_path / "five.bin")
+    command = [sys.executable, "-m", "olivine", "embed"]
+    named = ["--columns", "x,y,z,intensity,ring"]
+    for name, more in (
+        ("scan.pcd.bin", []),
+        ("five.bin", named),
+    ):  # the first is by its name nuScenes', of five columns
+        given = [*command, name, *more, "--checkpoint", str(finetuned)]
+        done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = np.load(tmp_path / f"embeddings/{name.removesuffix('.bin')}.npy")
+        np.testing.assert_array_equal(found, olivine.load(finetuned).features(points))
     done = subprocess.run([*command[:3], "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == f"olivine {olivine.__version__}\n"
     done = subprocess.run(command[:3], cwd=tmp_path, capture_output=True, text=True)

@@ -1,8 +1,13 @@
 """The command line's manners: one line for what is wrong, exit codes 0, 1, 2, no traceback."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -72,12 +77,35 @@ def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch)
     assert why == "the largest of nuscenes (3 frames), semantickitti (4 frames)"
 
 
+@pytest.mark.frames("synthetic")
+def test_a_dry_run_of_labelgen_says_which_weights_are_not_here(olivine, nuscenes_keyframe, tmp_path):
+    given = ("labelgen", "--root", nuscenes_keyframe, "--weights", tmp_path / "none", "--dry-run")
+    done = olivine(*given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs weights that are not here" in done.stderr
+    assert "olivine weights fetch swin-t bert-base-uncased vit-h" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_of_one_split_says_that_it_needs_both(olivine, nuscenes_world, checkpoint, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/val").symlink_to(nuscenes_world.pairs / "val")
+    done = olivine("probe", "--checkpoint", checkpoint, "--shards", "pairs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "olivine: pairs: holds shards of val/ alone" in done.stderr
+
+
 def test_doctor_finds_this_installation_in_order(olivine, tmp_path):
     done = olivine("doctor", "--json", cwd=tmp_path)
     findings = {f["topic"]: f for f in json.loads(done.stdout)["findings"]}
     assert done.returncode == 0, done.stdout
     assert findings["opencv"]["state"] == "ok"
     assert findings["data set"]["remedy"].endswith("or: olivine synth")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {
+        re.split(r"[<>=]", package)[0] for name in set(extras) - {"all", "dev", "docs"} for package in extras[name]
+    }
+    assert brought - {"numpy"} <= set(findings)
 
 
 def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, monkeypatch):

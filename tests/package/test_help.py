@@ -59,6 +59,13 @@ def test_a_help_shows_every_option_with_its_default(name, width, olivine, tmp_pa
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_a_help_shows_all_that_is_said_of_the_command(name, olivine, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    said = olivine(*name.split(), "--help", cwd=tmp_path, check=True).stdout
+    assert "".join((COMMANDS[name].help or "").split()) in "".join(said.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_without_a_value_says_what_is_taken_instead_or_changes_nothing(name):
     """What is None by default either names what is taken then, or switches on something that is off."""
     chosen = ("out", "labels", "shards", "checkpoint", "run", "root", "version", "dataset")

@@ -7,14 +7,18 @@ the packages of the environment that the tests run in (.pth files in there are n
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import urllib.request
 import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.soak
@@ -43,10 +47,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
 
 
-@pytest.fixture(scope="module")
-def python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of the environment that has the wheel."""
-    place = tmp_path_factory.mktemp("environment") / "venv"
+def environment(place: Path, built: tuple[Path, Path]) -> Path:
+    """The interpreter of a new environment that has the wheel."""
     venv.create(place)
     python = place / "bin" / "python"
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip())
@@ -56,6 +58,12 @@ def python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     where = run(python, "-c", "import olivine; print(olivine.__file__)", cwd=place).strip()
     assert Path(where).is_relative_to(packages)
     return python
+
+
+@pytest.fixture(scope="module")
+def python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of the environment that has the wheel."""
+    return environment(tmp_path_factory.mktemp("environment") / "venv", built)
 
 
 def test_the_wheel_runs_the_whole_pipeline_outside_the_repository(python: Path, tmp_path: Path) -> None:
@@ -70,6 +78,32 @@ def test_the_wheel_runs_the_whole_pipeline_outside_the_repository(python: Path, 
     assert found["ok"] and found["frames"] == 2
     assert (tmp_path / "report/index.html").stat().st_size > 100_000
     assert run(python, "-m", "olivine", "--version", cwd=tmp_path).startswith("olivine 0.")
+
+
+def test_the_viewer_is_served_from_the_wheel_with_its_extra(built, nuscenes_world, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv", built)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
+    done = subprocess.run([*map(str, pip), f"{built[0]}[view]"], cwd=tmp_path, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    # What viser wants and what olivine wants are both there: of this environment, or of the one that it sees.
+    code = "import viser, rich, importlib.metadata as m; print(m.version('rich'), *m.requires('viser'), sep='\\n')"
+    rich, *wanted = run(python, "-c", code, cwd=tmp_path).splitlines()
+    for line in wanted:
+        asked = Requirement(line)
+        assert asked.name != "rich" or asked.specifier.contains(rich), (line, rich)
+    command = [str(python.with_name("olivine")), "view", "--shards", str(nuscenes_world.pairs / "val"), "--port", "0"]
+    surroundings = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=surroundings, stdout=subprocess.PIPE, text=True) as viewer:
+        assert viewer.stdout is not None
+        said = next(line for line in viewer.stdout if "http://" in line)
+        with urllib.request.urlopen(re.search(r"http://[\d.:]+", said)[0]) as answer:  # type: ignore[index]
+            page = answer.read()
+        viewer.send_signal(signal.SIGINT)
+        viewer.communicate()
+    assert b"<html" in page and len(page) > 10_000
+    assert viewer.returncode in (0, 1)
 
 
 def test_tests_of_the_sdist_run_against_the_wheel(built: tuple[Path, Path], python: Path, tmp_path: Path) -> None:

@@ -334,6 +334,35 @@ def test_folders_alike_are_scenes_and_the_last_is_for_validation(drive, tmp_path
     assert plain["lidars"]["lidar"]["columns"] == ["x", "y", "z", "intensity"]
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_the_columns_of_files_that_name_none_are_counted(drive, count):
+    """Of 60 points, so that rows of 3, 4, 5 and 6 numbers all fit the file's size."""
+    from olivine.readers.recording_start import start_description
+
+    root, _ = drive
+    (root / "rig.yaml").unlink()
+    random = np.random.default_rng(0)
+    for path in (root / "lidar").iterdir():
+        rows = np.concatenate([random.normal(0, 20, (60, 3)), random.uniform(0, 255, (60, count - 3))], axis=1)
+        rows.astype("<f4").tofile(path)
+    start_description(root)
+    columns = yaml.safe_load((root / "rig.yaml").read_text())["lidars"]["lidar"]["columns"]
+    assert columns == ["x", "y", "z", "intensity", "column_5", "column_6"][:count]
+
+
+def test_columns_that_are_others_than_named_are_said(drive):
+    from olivine.readers.checks import check_frames
+
+    root, _ = drive
+    assert not any("negative" in f.reason for f in check_frames(open_dataset("rig", root).frames()).failures)
+    for path in (root / "lidar").iterdir():  # five numbers a point, and the description says four
+        rows = np.random.default_rng(0).normal(0, 20, (200, 5))
+        np.abs(rows, out=rows, where=[False, False, False, True, True])
+        rows.astype("<f4").tofile(path)
+    said = [f.reason for f in check_frames(open_dataset("rig", root).frames()).failures]
+    assert any("% of the intensities are negative: the columns of its file are others than named" in s for s in said)
+
+
 def test_a_folder_without_images_is_said(drive):
     from olivine.readers.recording_start import start_description
 

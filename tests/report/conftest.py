@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of the page: $OLIVINE_CHROMIUM, or what the system has."""
+"""A headless Chromium for the tests of the page: $OLIVINE_CHROMIUM, what the system has, or Playwright's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell", "chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
+
+
+NO_CHROMIUM = (
+    "no Chromium here: apt-get install chromium, or pip install playwright && playwright install chromium, "
+    "or name one in OLIVINE_CHROMIUM"
+)
+
+
+def chromium() -> str | None:
+    """The browser to take.
+
+    Raises:
+        pytest.fail: the one that is named is none.
+    """
+    named = os.environ.get("OLIVINE_CHROMIUM")
+    if named is not None and shutil.which(named) is None:
+        pytest.fail(f"OLIVINE_CHROMIUM is {named}, which is no program", pytrace=False)
+    downloads = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
+    playwrights = sorted(downloads.glob("chromium*/chrome-*/*"), reverse=True)
+    there = [str(path) for path in playwrights if path.name in ("chrome", "headless_shell", "chrome-headless-shell")]
+    return named or next(filter(None, map(shutil.which, (*NAMES, *there))), None)
 
 
 class Browser:
@@ -101,9 +122,9 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = os.environ.get("OLIVINE_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    program = chromium()
     if program is None:
-        pytest.skip("no Chromium here (name one in OLIVINE_CHROMIUM)")
+        pytest.skip(NO_CHROMIUM)
     found = Browser(program, tmp_path_factory.mktemp("profile"))
     yield found
     found.close()

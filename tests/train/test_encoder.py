@@ -97,9 +97,10 @@ def test_the_encoder_never_trains(tmp_path: Path) -> None:
     assert not encoder(random_image()).requires_grad
 
 
-def test_the_small_encoders_weights_are_in_the_package_and_small() -> None:
-    assert SmallEncoder.bundled.stat().st_size < 1_000_000
-    assert ImageEncoder("small")(random_image()).isfinite().all()
+@pytest.mark.parametrize("name", ["small", "small-vit"])
+def test_the_small_encoders_weights_are_in_the_package_and_small(name: str) -> None:
+    assert find_encoder(name).bundled.stat().st_size < 1_000_000
+    assert ImageEncoder(name)(random_image()).isfinite().all()
 
 
 OWN = """

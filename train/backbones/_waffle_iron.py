@@ -28,7 +28,8 @@ class WaffleIronSettings(BackboneSettings):
     """Size and grids; the defaults are WaffleIron-48-768's, as ScaLR has it (valeoai/ScaLR, WI_768_pretrain).
 
     Attributes:
-        channels: of a token; ``depth`` blocks.
+        channels: of a token.
+        depth: how many blocks.
         norm: of the blocks: ``layer`` as ScaLR, ``batch`` as WaffleIron's first models.
         range_m: (x low, y low, z low, x high, y high, z high) that the planes cover; what lies outside counts to the
             outermost cells.
