@@ -17,7 +17,7 @@ from olivine.downstream.detection.detect import detect, predict, score_results
 from olivine.downstream.detection.fit import fit
 from olivine.downstream.detection.kitti_format import read_objects
 from olivine.downstream.detection.runs import compare, comparison_table, runs_of
-from olivine.downstream.detection.settings import DetectionSettings
+from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
 from olivine.downstream.network import read_source
 from olivine.train.backbone import build_backbone
 from olivine.train.build import backbone_arguments
@@ -119,6 +119,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoi
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
     for name in (p.name for p in (done[0] / "results").glob("*.txt")):
         assert (done[0] / "results" / name).read_bytes() == (out / "results" / name).read_bytes()
+
+
+def test_a_short_run_forgets_the_first_statistics_of_its_batch_norms(done, scenes, checkpoint, tmp_path):
+    """From 2,000 steps on OpenPCDet's momentum; the statistics are decided by it, and nothing else is."""
+    assert norm_momentum_of(74_240) == norm_momentum_of(2_000) == 0.01
+    assert all((1 - norm_momentum_of(steps)) ** steps < 1e-8 for steps in range(200, 4_000, 50))
+    detect(read_source(checkpoint), *scenes, tmp_path / "run", dataclasses.replace(TINY, norm_momentum=0.5))
+    one, other = load_checkpoint(done[0]), load_checkpoint(tmp_path / "run")
+    for part in ("backbone_state", "head_state"):
+        differ = {name for name, value in one[part].items() if not torch.equal(value, other[part][name])}
+        assert differ and all("running_" in name for name in differ)
 
 
 def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, scenes, kitti_objects, tmp_path):
@@ -230,6 +241,7 @@ def test_the_command_scores_labels_as_their_own_results(kitti_objects, tmp_path)
         (("--random", "--set", "preset=fine"), "preset is 'fine'"),
         (("--random", "--set", "klasses=x"), "klasses"),
         (("--random", "--fraction", "30"), "is not every k-th frame"),
+        (("--random", "--set", "norm_momentum=0"), "norm_momentum"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, says):
