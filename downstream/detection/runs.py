@@ -88,15 +88,20 @@ def compare(pre_trained: Sequence[DetectionResult], random: Sequence[DetectionRe
     return DetectionComparison(runs_of(pre_trained), runs_of(random), gain)
 
 
+def _classes(result: DetectionResult) -> list[str]:
+    """The classes in the settings' order, which a result that was read from its file does not keep."""
+    return list(result.settings["classes"])
+
+
 def _moderate(result: DetectionResult) -> dict[str, dict[str, float]]:
     """AP at moderate, 40 positions, by metric and class, with the classes' mean."""
-    by_class = {metric: {name: ap[metric]["moderate"] for name, ap in result.ap.items()} for metric in _COMPARED}
+    by_class = {m: {name: result.ap[name][m]["moderate"] for name in _classes(result)} for m in _COMPARED}
     return {metric: {**aps, _MEAN: float(np.mean(list(aps.values())))} for metric, aps in by_class.items()}
 
 
 def runs_table(runs: DetectionRuns) -> str:
     """A Markdown table: 3D AP at moderate, 40 positions, of each run, a column for each class."""
-    classes = list(runs.runs[0].ap)
+    classes = _classes(runs.runs[0])
     lines = [
         "| 3D AP, moderate / % | " + " | ".join(classes) + " | mean |",
         "|---|" + "--:|" * (len(classes) + 1),
