@@ -16,10 +16,11 @@ from .defaults import DATA, RUNS
 from .options import Checkpoint, DryRun, Json
 
 if TYPE_CHECKING:
+    from ..downstream.detection.detect import DetectionResult
     from ..downstream.detection.scenes import Scene
     from ..readers.frame import Frame
 
-_KNOWN = ("run.json", ".run.lock", "runs.json", "seed-*")
+_KNOWN = ("run.json", ".run.lock", "runs.json", "seed-*", "pre-trained", "random", "comparison.json")
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +32,9 @@ def detect(
     checkpoint: Checkpoint = None,
     root: Annotated[Path | None, typer.Option(help="KITTI object's folder (default: data/kitti-object).")] = None,
     random: Annotated[bool, typer.Option("--random", help="Start from random weights of a VoxelNet trunk.")] = False,
+    beside_random: Annotated[
+        bool, typer.Option("--beside-random", help="Also train from random weights, to see what pre-training gains.")
+    ] = False,
     fraction: Annotated[float, typer.Option(help="Percent of the training frames: 5, 10, 20 or 100.")] = 100,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training frames (default: 80).")] = None,
     seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and random weights.")] = 0,
@@ -54,7 +58,7 @@ def detect(
     Example: olivine detect --checkpoint runs/voxelnet --fraction 5 --set preset=pretraining
     """
     from ..downstream.detection.detect import detect as run
-    from ..downstream.detection.detect import runs_of, runs_table
+    from ..downstream.detection.runs import compare, comparison_table, runs_of, runs_table
     from ..downstream.detection.settings import DetectionSettings
     from ..downstream.network import read_source
     from ..downstream.settings import settings_of
@@ -67,6 +71,8 @@ def detect(
         return _files(checkpoint, root, split or "val", evaluate, out, as_json)
     if split is not None:
         raise OlivineError("--split goes with --predict or --evaluate", remedy="leave it out")
+    if random and beside_random:
+        raise OlivineError("--random and --beside-random", remedy="give one of them")
     if runs < 1:
         raise OlivineError(f"--runs {runs}", remedy="use 1 or more")
     settings = settings_of(DetectionSettings, changes, fraction=fraction, epochs=epochs, seed=seed)
@@ -79,17 +85,30 @@ def detect(
         source = read_source(checkpoint, random=random)
         folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     root = root or DATA / "kitti-object"
-    out = out or folder / f"detect-{settings.fraction:g}{'-random' if random else ''}"
+    against = "-random" if random else "-beside-random" if beside_random else ""
+    out = out or folder / f"detect-{settings.fraction:g}{against}"
     check_output(out, inputs=(root, checkpoint), known=_KNOWN)
     if dry_run:
         return console.say_plan(f"SECOND on {source.name} and {settings.fraction:g} % of the labels", out, as_json)
     train, validation = kitti_scenes(root, "train"), kitti_scenes(root, "val")
-    results = []
+    sides = {"": source}
+    if beside_random:
+        sides = {"pre-trained": source, "random": read_source(checkpoint, random=True)}
+    results: dict[str, list[DetectionResult]] = {name: [] for name in sides}
     for k in range(runs):
-        place = out if runs == 1 else out / f"seed-{seed + k}"
         one = dataclasses.replace(settings, seed=seed + k)
-        results.append(run(source, train, validation, place, one))
-    summary = runs_of(results)
+        for name, start in sides.items():
+            place = out / name if runs == 1 else out / name / f"seed-{seed + k}"
+            results[name].append(run(start, train, validation, place, one))
+    if beside_random:
+        found = compare(results["pre-trained"], results["random"])
+        write_json(out / "comparison.json", dataclasses.asdict(found))
+        write_bytes(out / "comparison.md", comparison_table(found).encode())
+        if as_json:
+            return console.emit("detect", dataclasses.asdict(found), out)
+        print(f"\n{comparison_table(found)}\nresults: {out}")
+        return None
+    summary = runs_of(results[""])
     if runs > 1:
         write_json(out / "runs.json", dataclasses.asdict(summary))
         write_bytes(out / "runs.md", runs_table(summary).encode())
@@ -97,6 +116,7 @@ def detect(
         return console.emit("detect", dataclasses.asdict(summary), out)
     table = runs_table(summary) if runs > 1 else (out / "ap.md").read_text()
     print(f"\n{table}\nresults: {out}")
+    return None
 
 
 def _files(

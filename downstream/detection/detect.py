@@ -315,51 +315,6 @@ def read_detection(path: Path) -> DetectionResult:
     return DetectionResult(**{**plain, "notes": tuple(plain["notes"])})
 
 
-@dataclass(frozen=True)
-class DetectionRuns:
-    """Several runs that differ in their seeds.
-
-    Attributes:
-        runs: their results.
-        best: the highest mean AP (3D, moderate, 40 positions).
-        mean: of the mean APs.
-        interval: half the width of its 95 % interval by Student's t; None of one run.
-    """
-
-    runs: tuple[DetectionResult, ...]
-    best: float
-    mean: float
-    interval: float | None
-
-
-def runs_of(results: Sequence[DetectionResult]) -> DetectionRuns:
-    """The best of several runs, and their mean with its interval."""
-    values = np.array([result.mean_ap for result in results])
-    interval = None
-    if len(values) > 1:
-        from scipy.stats import t
-
-        interval = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return DetectionRuns(tuple(results), float(values.max()), float(values.mean()), interval)
-
-
-def runs_table(runs: DetectionRuns) -> str:
-    """A Markdown table: 3D AP at moderate, 40 positions, of each run, a column for each class."""
-    classes = list(runs.runs[0].ap)
-    lines = [
-        "| 3D AP, moderate / % | " + " | ".join(classes) + " | mean |",
-        "|---|" + "--:|" * (len(classes) + 1),
-    ]
-    for result in runs.runs:
-        values = [result.ap[name]["3d"]["moderate"] for name in classes]
-        label = f"{result.name}, seed {result.settings['seed']}"
-        lines.append(f"| {label} | " + " | ".join(f"{v:.2f}" for v in [*values, result.mean_ap]) + " |")
-    lines.append("")
-    spread = "" if runs.interval is None else f" ± {runs.interval:.2f} (95 % interval of {len(runs.runs)} runs)"
-    lines.append(f"Best {runs.best:.2f}, mean {runs.mean:.2f}{spread}.")
-    return "\n".join(lines) + "\n"
-
-
 def check_labels(scenes: Sequence[Scene]) -> None:
     """Read every label file, so that what is wrong is said before anything is trained.
 

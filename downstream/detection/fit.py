@@ -19,7 +19,7 @@ from .anchors import assign
 from .losses import LossWeights, detection_loss
 from .schedule import rate_and_momentum
 from .second import Second
-from .settings import DetectionSettings
+from .settings import DetectionSettings, norm_momentum_of
 from .training_scenes import TrainingScenes
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ def fit(
         started = found["step"]
     if started == steps:
         return
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = settings.norm_momentum or norm_momentum_of(steps)
     if fabric.world_size > 1:
         share_norms(network, torch.distributed.group.WORLD)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)

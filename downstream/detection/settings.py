@@ -17,6 +17,18 @@ from .second import VOXELS, PlaneSettings, Selection
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "workers", "checkpoint_minutes")
 
 
+_LEAST_MOMENTUM, _MOST_MOMENTUM, _TOTAL_MOMENTUM = 0.01, 0.1, 20.0
+
+
+def norm_momentum_of(steps: int) -> float:
+    """The momentum of batch normalisation in a run of so many steps: 20 over the steps, from 0.01 to 0.1.
+
+    With OpenPCDet's 0.01 the running statistics still hold 13 % of their first values (mean 0, variance 1) after 200 steps, and
+    a detector whose loss is near 0 in training finds nothing afterwards.
+    """
+    return min(max(_TOTAL_MOMENTUM / steps, _LEAST_MOMENTUM), _MOST_MOMENTUM)
+
+
 @dataclass(frozen=True)
 class DetectionSettings:
     """What decides the training of SECOND on a trunk, and what is found.
@@ -32,6 +44,8 @@ class DetectionSettings:
         lr: the highest rate of the cycle.
         weight_decay: of all parameters, decoupled from the gradient (AdamW).
         clip: largest gradient norm.
+        norm_momentum: weight of a step in the running statistics of batch normalisation; None takes OpenPCDet's 0.01 from 2,000
+            steps on, and more in a shorter run; see :func:`norm_momentum_of`.
         sampled: ground-truth sampling fills a scene up to so many objects of Car, Pedestrian and Cyclist; 0 adds none.
         least_points: an object with fewer points is not put into other scenes.
         flip: mirror the scene left to right, every other time.
@@ -57,6 +71,7 @@ class DetectionSettings:
     lr: float = 0.003
     weight_decay: float = 0.01
     clip: float = 10.0
+    norm_momentum: float | None = None
     sampled: tuple[int, int, int] = (20, 15, 15)
     least_points: int = 5
     flip: bool = True
@@ -86,9 +101,8 @@ class DetectionSettings:
         """
         most = 1 << 30
         check_ranges("detect", self, fraction=(0, 100, "(]"), epochs=(1, most), batch=(1, 1 << 16), lr=(0, 1e6))
-        check_ranges(
-            "detect", self, weight_decay=(0, 1e6), clip=(0, 1e30, "(]"), rotate_deg=(0, 180), scale=(0, 1, "[)")
-        )
+        check_ranges("detect", self, weight_decay=(0, 1e6), clip=(0, 1e30, "(]"), norm_momentum=(0, 1, "(]"))
+        check_ranges("detect", self, rotate_deg=(0, 180), scale=(0, 1, "[)"))
         check_ranges("detect", self, train_voxels=(1, most), test_voxels=(1, most), score=(0, 1), iou=(0, 1))
         check_ranges("detect", self, least_points=(1, most), seed=(0, most), workers=(0, 256), threads=(0, 4096))
         known = [anchor.name for anchor in KITTI_ANCHORS]

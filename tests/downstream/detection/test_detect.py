@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from olivine.commands.detect import kitti_scenes
 from olivine.common import OlivineError
-from olivine.downstream.detection.detect import detect, predict, runs_of, score_results
+from olivine.downstream.detection.detect import detect, predict, score_results
 from olivine.downstream.detection.fit import fit
 from olivine.downstream.detection.kitti_format import read_objects
-from olivine.downstream.detection.settings import DetectionSettings
+from olivine.downstream.detection.runs import compare, comparison_table, runs_of
+from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
 from olivine.downstream.network import read_source
 from olivine.train.backbone import build_backbone
 from olivine.train.build import backbone_arguments
@@ -120,6 +121,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoi
         assert (done[0] / "results" / name).read_bytes() == (out / "results" / name).read_bytes()
 
 
+def test_a_short_run_forgets_the_first_statistics_of_its_batch_norms(done, scenes, checkpoint, tmp_path):
+    """From 2,000 steps on OpenPCDet's momentum; the statistics are decided by it, and nothing else is."""
+    assert norm_momentum_of(74_240) == norm_momentum_of(2_000) == 0.01
+    assert all((1 - norm_momentum_of(steps)) ** steps < 1e-8 for steps in range(200, 4_000, 50))
+    detect(read_source(checkpoint), *scenes, tmp_path / "run", dataclasses.replace(TINY, norm_momentum=0.5))
+    one, other = load_checkpoint(done[0]), load_checkpoint(tmp_path / "run")
+    for part in ("backbone_state", "head_state"):
+        differ = {name for name, value in one[part].items() if not torch.equal(value, other[part][name])}
+        assert differ and all("running_" in name for name in differ)
+
+
 def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, scenes, kitti_objects, tmp_path):
     out, _ = done
     summary = predict(out, scenes[1], tmp_path / "files")
@@ -155,6 +167,49 @@ def test_the_mean_of_several_runs_has_students_interval(done):
     assert runs_of(results[:1]).interval is None
 
 
+def of_seed(result, seed: int, car: float):
+    """A result of that seed with one AP of cars everywhere, and 0 for the other classes."""
+    ap = {
+        name: {m: dict.fromkeys(d, car * (name == "Car")) for m, d in metrics.items()}
+        for name, metrics in result.ap.items()
+    }
+    return dataclasses.replace(result, ap=ap, mean_ap=car / 3, settings={**result.settings, "seed": seed})
+
+
+def test_pre_training_gains_what_is_between_runs_of_the_same_seed(done):
+    """Seeds differ by much and the gain is nearly the same in each: paired by seed the interval is narrow."""
+    one = [of_seed(done[1], k, value) for k, value in enumerate((33.0, 45.0, 60.0))]
+    random = dataclasses.replace(done[1], name="random weights")
+    other = [of_seed(random, k, value) for k, value in enumerate((30.0, 43.0, 56.0))]
+    found = compare(one, other)
+    assert found.gain["bev"]["Car"].mean == pytest.approx(3.0)
+    assert found.gain["bev"]["Car"].interval == pytest.approx(4.303 * 1.0 / 3**0.5, abs=1e-2)
+    assert found.gain["3d"]["mean"].mean == pytest.approx(1.0)
+    assert (found.gain["3d"]["Pedestrian"].mean, found.gain["3d"]["Pedestrian"].interval) == (0, 0)
+    assert (found.pre_trained.mean, found.random.mean) == (pytest.approx(46 / 3), pytest.approx(43 / 3))
+    table = comparison_table(found)
+    assert "+3.00 ± 2.48" in table and table.count("\n| pre-trained, seed ") == 3
+    assert compare(one[:1], other[:1]).gain["bev"]["Car"].interval is None
+
+
+def test_the_command_trains_from_both_and_goes_on_with_what_is_there(kitti_objects, checkpoint, tmp_path):
+    small = {"range_m": "[0,-12.8,-5,25.6,12.8,3]", "classes": "[Car]", "plane_layers": "[0,0]", "batch": 2}
+    small |= {"plane_channels": "[4,4]", "plane_up_channels": "[4,4]", "preset": "pretraining", "accelerator": "cpu"}
+    words = ["--checkpoint", str(checkpoint), "--root", str(kitti_objects), "--out", str(tmp_path / "out")]
+    words += ["--beside-random", "--fraction", "50", "--epochs", "1", "--json"]
+    words += [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    first = command(*words)
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout.splitlines()[-1])["gain"]["3d"]["Car"]["interval"] is None
+    made = [tmp_path / "out" / name / "last.pt" for name in ("pre-trained", "random")]
+    at = [path.stat().st_mtime_ns for path in made]
+    second = command(*words)
+    assert second.exit_code == 0 and [path.stat().st_mtime_ns for path in made] == at
+    one, other = (load_checkpoint(path.parent)["backbone_state"] for path in made)
+    assert not all(torch.equal(value, other[name]) for name, value in one.items())
+    assert "| random weights, seed 0 |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def command(*words: str):
     from olivine.cli import app
 
@@ -182,9 +237,11 @@ def test_the_command_scores_labels_as_their_own_results(kitti_objects, tmp_path)
         (("--predict", "--evaluate", "x"), "Give one of them"),
         (("--split", "val"), "--split goes with --predict or --evaluate"),
         (("--runs", "0", "--random"), "--runs 0"),
+        (("--random", "--beside-random"), "--random and --beside-random"),
         (("--random", "--set", "preset=fine"), "preset is 'fine'"),
         (("--random", "--set", "klasses=x"), "klasses"),
         (("--random", "--fraction", "30"), "is not every k-th frame"),
+        (("--random", "--set", "norm_momentum=0"), "norm_momentum"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, says):

@@ -12,19 +12,6 @@ from collections.abc import Callable
 import pytest
 
 SIZES = int(os.environ.get("OLIVINE_DISK_SIZES", 40))
-MAIN = ("labelgen", "build-pairs", "pretrain", "finetune", "study")
-OTHERS = (
-    "synth",
-    "score-labels",
-    "pretrain-slidr",
-    "probe",
-    "predict",
-    "export",
-    "import-weights",
-    "report",
-    "features",
-)
-ALL = [pytest.param("all", s, marks=pytest.mark.soak) for s in MAIN + OTHERS]
 FULL = "disk is full"
 
 
@@ -59,7 +46,7 @@ def report(what: str, stage: str, cases: int, bad: dict) -> None:
     assert not bad, "\n".join(f"{case}: {what}" for case, what in bad.items())
 
 
-@pytest.mark.parametrize(("depth", "stage"), [*(("two moments", s) for s in MAIN[:2]), *ALL])
+@pytest.mark.stages("labelgen", "build-pairs")
 def test_every_change_of_the_file_system_may_be_the_one_that_finds_the_disk_full(depth, stage, machine):
     expected, _ = machine.reference(stage)
     machine.clean()
@@ -70,7 +57,7 @@ def test_every_change_of_the_file_system_may_be_the_one_that_finds_the_disk_full
     report("full at every change", stage, len(cases), {n: what for n, what in cases.items() if what})
 
 
-@pytest.mark.parametrize(("depth", "stage"), [("one", "synth"), *ALL])
+@pytest.mark.stages("synth")
 def test_a_file_system_of_any_size(depth, stage, disk):
     disk.resize("size=1g")
     expected, _ = disk.reference(stage)
@@ -85,7 +72,7 @@ def test_a_file_system_of_any_size(depth, stage, disk):
     report("small file systems", stage, len(cases), {n: what for n, what in cases.items() if what})
 
 
-@pytest.mark.parametrize(("depth", "stage"), [("one", "build-pairs"), *ALL])
+@pytest.mark.stages("build-pairs")
 def test_a_file_system_without_inodes(depth, stage, disk):
     disk.resize("size=1g,nr_inodes=100k")
     expected, _ = disk.reference(stage)
@@ -99,7 +86,7 @@ def test_a_file_system_without_inodes(depth, stage, disk):
     report("few inodes", stage, len(cases), {n: what for n, what in cases.items() if what})
 
 
-@pytest.mark.parametrize(("depth", "stage"), [("one", "labelgen"), *ALL])
+@pytest.mark.stages("labelgen")
 def test_a_limit_on_the_size_of_files(depth, stage, machine):
     expected, _ = machine.reference(stage)
     largest = max(path.stat().st_size for path in machine.case.rglob("*") if path.is_file())

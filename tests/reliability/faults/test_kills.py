@@ -11,19 +11,6 @@ import pytest
 
 KILLS = int(os.environ.get("OLIVINE_KILLS", 5))
 SEED = int(os.environ.get("OLIVINE_KILLS_SEED", 0))
-METHODS = ("slidr", "st-slidr", "seal", "distil", "uov-tmp")
-STAGES = (
-    "labelgen",
-    "build-pairs",
-    "pretrain",
-    *(f"pretrain-{m}" for m in METHODS),
-    "finetune",
-    "probe",
-    "study",
-    "features",
-)
-QUICK = ("build-pairs",)
-EVERY = [("two", s) for s in QUICK] + [pytest.param("all", s, marks=pytest.mark.soak) for s in STAGES]
 
 
 def goes_on(machine, stage: str, expected: dict) -> str:
@@ -36,7 +23,7 @@ def goes_on(machine, stage: str, expected: dict) -> str:
     return f"other files: {other}" if other else f"left {machine.leftovers()}" if machine.leftovers() else ""
 
 
-@pytest.mark.parametrize(("depth", "stage"), EVERY)
+@pytest.mark.stages("build-pairs", of="resumed")
 def test_a_kill_at_any_change_of_the_file_system_costs_nothing_that_was_finished(depth, stage, machine):
     expected, _ = machine.reference(stage)
     machine.clean()
@@ -53,11 +40,10 @@ def test_a_kill_at_any_change_of_the_file_system_costs_nothing_that_was_finished
     assert not bad, "\n".join(f"{case}: {what}" for case, what in bad.items())
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.stages(of="resumed")
 def test_a_kill_at_any_moment_costs_nothing_that_was_finished(stage, machine):
     expected, seconds = machine.reference(stage)
-    random = np.random.default_rng((SEED, STAGES.index(stage)))
+    random = np.random.default_rng((SEED, *stage.encode()))
     bad, alive = {}, 0
     for moment in random.uniform(0, seconds, KILLS):
         machine.clean()

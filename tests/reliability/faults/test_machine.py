@@ -16,21 +16,6 @@ from pathlib import Path
 
 import pytest
 
-MAIN = ("labelgen", "build-pairs", "pretrain", "finetune", "study")
-OTHERS = (
-    "synth",
-    "score-labels",
-    "pretrain-slidr",
-    "probe",
-    "predict",
-    "export",
-    "import-weights",
-    "report",
-    "features",
-)
-EVERY = [*MAIN, *(pytest.param(s, marks=pytest.mark.soak) for s in OTHERS)]
-CHEAP = [MAIN[0], *(pytest.param(s, marks=pytest.mark.soak) for s in MAIN[1:] + OTHERS)]
-"""Quick where a case runs the whole command several times."""
 DAY = 86_400
 
 
@@ -51,7 +36,7 @@ def obey_modes() -> None:
     assert libc.capset(header, sets) == 0
 
 
-@pytest.mark.parametrize("stage", EVERY)
+@pytest.mark.stages("labelgen", "build-pairs", "pretrain", "finetune", "study")
 def test_a_folder_that_may_not_be_written_is_one_line(stage, machine):
     machine.clean()
     machine.case.chmod(0o555)
@@ -62,7 +47,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(stage, machine):
     assert not machine.tree()
 
 
-@pytest.mark.parametrize("stage", EVERY)
+@pytest.mark.stages("labelgen", "build-pairs", "pretrain", "finetune", "study")
 def test_a_read_only_file_system_is_one_line(stage, disk):
     disk.clean()
     disk.resize("ro")
@@ -73,7 +58,7 @@ def test_a_read_only_file_system_is_one_line(stage, disk):
     assert not disk.tree()
 
 
-@pytest.mark.parametrize("stage", CHEAP)
+@pytest.mark.stages("labelgen")
 def test_a_file_system_that_becomes_read_only_keeps_what_is_finished(stage, disk):
     expected, _ = disk.reference(stage)
     disk.resize("ro")
@@ -162,15 +147,14 @@ def little_memory(mib: float):
     return before
 
 
-@pytest.mark.parametrize(
-    ("stage", "steps"), [("labelgen", 2), *(pytest.param(s, 16, marks=pytest.mark.soak) for s in MAIN + OTHERS)]
-)
-def test_little_memory_is_one_line_or_enough_and_costs_nothing(stage, steps, machine):
+@pytest.mark.stages("labelgen")
+def test_little_memory_is_one_line_or_enough_and_costs_nothing(depth, stage, machine):
     """Libraries end a process themselves where they get no memory: that may be no more than a kill is.
 
     Python prints lines of its own where it cannot even make the exception.
     """
     expected, _ = machine.reference(stage)
+    steps = 16 if depth == "all" else 2
     bad, refused, by_itself = {}, 0, 0
     for i in range(steps):
         mib = 2 * 300 ** ((i + 0.5) / steps)
@@ -210,7 +194,7 @@ def jumping_clock(seed: int):
     return before
 
 
-@pytest.mark.parametrize("stage", CHEAP)
+@pytest.mark.stages("labelgen")
 def test_a_clock_that_jumps_changes_nothing(stage, machine):
     expected, seconds = machine.reference(stage)
     machine.clean()
