@@ -174,8 +174,9 @@ def small_detector(kind: str, folder: Path) -> Any:
     backbone = transformers.SwinConfig(
         embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
     )  # fmt: skip
+    # Two decoder layers: transformers 5 ties their box heads, and refuses one that has none to be tied to.
     config = getattr(transformers, f"{kind}Config")(
-        backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+        backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=2, num_queries=12,
         encoder_ffn_dim=64, decoder_ffn_dim=64,
     )  # fmt: skip
     detector = getattr(transformers, f"{kind}ForObjectDetection")(config)
@@ -260,7 +261,7 @@ def small_config() -> dict[str, object]:
     from olivine.labelgen.grounded_sam import read_config
 
     config = read_config(Path(groundingdino.config.__file__).parent / "GroundingDINO_SwinT_OGC.py")
-    return {**config, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 12}
+    return {**config, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 64, "num_queries": 12}
 
 
 def write_sam(path: Path, *, sure: bool = False) -> None:

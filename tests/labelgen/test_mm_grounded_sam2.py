@@ -13,6 +13,7 @@ from PIL import Image
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import make_labeler
 from olivine.labelgen.mm_grounded_sam2 import Sam2Segmenter
+from olivine.labelgen.pretrained import pillow_processor, torchvision_processor
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
@@ -47,10 +48,10 @@ def test_the_six_images_are_labelled_and_a_second_run_does_nothing(settings, key
 
 
 def test_mask_logits_are_those_of_transformers_own_processor(mm_folders: Path) -> None:
-    from transformers import Sam2ImageProcessorFast, Sam2Model, Sam2Processor
+    from transformers import Sam2Model, Sam2Processor
 
     model = Sam2Model.from_pretrained(mm_folders / "sam").eval()
-    processor = Sam2Processor(Sam2ImageProcessorFast(size={"height": 256, "width": 256}))
+    processor = Sam2Processor(torchvision_processor("Sam2")(size={"height": 256, "width": 256}))
     boxes = torch.tensor([[20.0, 30.0, 150.0, 90.0], [0.0, 0.0, 200.0, 120.0], [5.5, 3.2, 40.0, 77.0]])
     images = list(np.random.default_rng(0).integers(0, 255, (2, 120, 200, 3), np.uint8))
     ours = Sam2Segmenter(Sam2Model.from_pretrained(mm_folders / "sam").eval(), torch.device("cpu"))
@@ -66,7 +67,7 @@ def test_mask_logits_are_those_of_transformers_own_processor(mm_folders: Path) -
 
 
 def test_boxes_and_scores_are_those_of_transformers_own_processor(settings, mm_folders: Path) -> None:
-    from transformers import GroundingDinoImageProcessor, MMGroundingDinoForObjectDetection
+    from transformers import MMGroundingDinoForObjectDetection
 
     labeler = make_labeler("mm-grounded-sam2", settings, DEFAULT_VOCABULARY, Path())
     labeler.prepare()
@@ -75,7 +76,8 @@ def test_boxes_and_scores_are_those_of_transformers_own_processor(settings, mm_f
     image = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
     ((boxes, scores),) = detector.detect([image], caption)
     model = MMGroundingDinoForObjectDetection.from_pretrained(mm_folders / "detector").eval()
-    seen = GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 320})(image, return_tensors="pt")
+    processor = pillow_processor("GroundingDino")(size={"shortest_edge": 160, "longest_edge": 320})
+    seen = processor(image, return_tensors="pt")
     with torch.inference_mode():
         out = model(**seen, **detector.tokenizer([caption], return_tensors="pt"))
     assert torch.allclose(boxes, out.pred_boxes[0], atol=1e-4)

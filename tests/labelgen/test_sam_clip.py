@@ -141,12 +141,24 @@ def _pixels(folder: Path, processor, image: np.ndarray):
     ).pixel_values
 
 
+def _embedding(found):
+    """A tensor in transformers 4, in 5 the pooled output of a record."""
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+def _last_layer(model, hidden):
+    """CLIP's last layer, of hidden states [B, T, C], without any mask."""
+    if int(transformers.__version__.split(".")[0]) < 5:
+        return model.vision_model.encoder.layers[-1](hidden, None, None)[0]
+    return model.vision_model.encoder.layers[-1](hidden, None)
+
+
 @torch.inference_mode()
 def test_the_region_that_is_the_whole_image_has_the_packages_own_image_feature(encoder, images) -> None:
     model, processor = _package(encoder._folder)
     share = torch.ones(1, GRID**2)
     for image, tokens in zip(images, encoder.tokens(images)):
-        expected = model.get_image_features(_pixels(encoder._folder, processor, image))
+        expected = _embedding(model.get_image_features(_pixels(encoder._folder, processor, image)))
         torch.testing.assert_close(encoder.pool(tokens, share), expected, atol=1e-5, rtol=1e-5)
         assert expected.std() > 0.05
 
@@ -165,7 +177,7 @@ def test_a_region_of_whole_patches_is_the_packages_pooling_of_those_patches_alon
         if encoder.kind == "CLIP":
             before = model.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
             few = before[:, [0, *(1 + k for k in chosen)]]
-            (last,) = model.vision_model.encoder.layers[-1](few, None, None)
+            last = _last_layer(model, few)
             expected = model.visual_projection(model.vision_model.post_layernorm(last[:, 0]))[0]
         else:
             expected = model.vision_model.head(model.vision_model(pixels).last_hidden_state[:, chosen])[0]
@@ -185,9 +197,8 @@ def test_a_patch_that_a_region_covers_by_half_counts_half_as_much_as_one_twice_t
     ours = encoder.pool(tokens, share)
     if encoder.kind == "CLIP":  # its class token weighs too, as much as one full patch
         twice = torch.cat([tokens[:start], tokens[:start], tokens[[start, start, start + 1]]])
-        layer, vision = encoder.model.vision_model.encoder.layers[-1], encoder.model.vision_model
-        (last,) = layer(twice[None], None, None)
-        expected = encoder.model.visual_projection(vision.post_layernorm(last[:, 0]))
+        last = _last_layer(encoder.model, twice[None])
+        expected = encoder.model.visual_projection(encoder.model.vision_model.post_layernorm(last[:, 0]))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -220,10 +231,10 @@ def test_the_text_table_is_the_packages_own_text_tower_over_the_templates(encode
         for template in TEMPLATES:
             text = template.format(phrase).lower()
             if encoder.kind == "CLIP":
-                one = model.get_text_features(**tokenizer([text], return_tensors="pt"))
+                one = _embedding(model.get_text_features(**tokenizer([text], return_tensors="pt")))
             else:
                 ids = tokenizer([text], padding="max_length", max_length=64, return_tensors="pt").input_ids
-                one = model.get_text_features(input_ids=ids)
+                one = _embedding(model.get_text_features(input_ids=ids))
             one = one[0].double().numpy()
             found.append(one / np.linalg.norm(one))
         mean = np.mean(found, axis=0)
