@@ -80,7 +80,7 @@ def labelgen(
     labeler: Annotated[
         str,
         typer.Option(
-            help="auto, grounded-sam, hf-grounded-sam, grounded-sam-hq, mm-grounded-sam2, oracle, import, regions "
+            help="auto, grounded-sam, hf-grounded-sam, grounded-sam-hq, mm-grounded-sam2, sam3, oracle, import, regions "
             "or sam-clip."
         ),
     ] = "auto",

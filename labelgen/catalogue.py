@@ -100,6 +100,7 @@ _SAM_HUB = ("config.json", "model.safetensors", "preprocessor_config.json")
 _HQ = "segmenter of grounded-sam-hq"
 _TOKENS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TEXT_HUB = (*_SAM_HUB, *_TOKENS)
+_SAM3_HUB = ("config.json", "model.safetensors", "processor_config.json", *_TOKENS)
 
 # Sizes and digests are those that several independent projects pin for the same files.
 CATALOGUE: tuple[Weights, ...] = (
@@ -166,6 +167,7 @@ CATALOGUE: tuple[Weights, ...] = (
     _hub("sam-hq-vit-b", _HQ, "syscv-community/sam-hq-vit-base", _SAM_HUB),
     _hub("sam-hq-vit-l", _HQ, "syscv-community/sam-hq-vit-large", _SAM_HUB),
     _hub("sam-hq-vit-h", _HQ, "syscv-community/sam-hq-vit-huge", _SAM_HUB),
+    _hub("sam3", "the network of sam3", "facebook/sam3", _SAM3_HUB, "SAM License", gated=True),
     _encoder("s", 14, "facebook/dinov2-small", "Apache-2.0", gated=False),
     _encoder("b", 14, "facebook/dinov2-base", "Apache-2.0", gated=False),
     _encoder("l", 14, "facebook/dinov2-large", "Apache-2.0", gated=False),

@@ -172,6 +172,10 @@ def make_labeler(
         from .grounded_sam_hq import make_grounded_sam_hq
 
         return make_grounded_sam_hq(settings, vocabulary)
+    if name == "sam3":
+        from .sam3 import make_sam3
+
+        return make_sam3(settings, vocabulary)
     if name == "mm-grounded-sam2":
         from .mm_grounded_sam2 import make_mm_grounded_sam2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-_NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2")
+_NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
 LABELERS = ("auto", *_NETWORKS, "oracle", "import", "regions", "sam-clip")
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
