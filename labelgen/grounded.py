@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, package_versions
 from .compose import Composition, compose, paint_ranks
 from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
 from .labeler import BatchResult, Detection, ImageTask, Labelled
@@ -21,6 +21,7 @@ from .prompts import THING, Vocabulary
 from .settings import LabelSettings
 from .tokens import Caption, best_prompts, make_captions
 
+OLDEST_TRANSFORMERS = (4, 56)
 SCORES = "score of the box for its prompt x probability of the mask at the pixel"
 
 
@@ -156,7 +157,11 @@ def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
 
 
 def require_packages(labeler: str, names: dict[str, str]) -> None:
-    """Raise unless the modules can be imported; ``names`` maps a module to its distribution."""
+    """Raise unless the modules can be imported, transformers in a version that will do.
+
+    Args:
+        names: a module: its distribution.
+    """
     for module, distribution in names.items():
         try:
             importlib.import_module(module)
@@ -165,6 +170,12 @@ def require_packages(labeler: str, names: dict[str, str]) -> None:
                 f"--labeler {labeler} needs the package {distribution} ({error})",
                 remedy="install it with: pip install 'olivine[labelgen]'",
             ) from None
+    found = package_versions(["transformers"])["transformers"] if "transformers" in names else "absent"
+    if found != "absent" and tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        raise OlivineError(
+            f"--labeler {labeler} needs transformers {'.'.join(map(str, OLDEST_TRANSFORMERS))} or later, not {found}",
+            remedy="install it with: pip install 'olivine[labelgen]'",
+        )
 
 
 class GroundedSam:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, demand, read_json
 from .catalogue import require_weights
 from .grounded import Levels, Segmenter, refuse_extra_tensors, require_packages
 from .hf_grounded_sam import HfGroundedSam, detector_and_sam
@@ -19,6 +21,8 @@ from .prompts import Vocabulary
 from .settings import LabelSettings
 
 NAME = "mm-grounded-sam2"
+# Files of transformers 4 hold this once; version 5 no longer knows that both are one.
+_SAME = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"}
 _PARTS = ("vision_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
@@ -47,6 +51,21 @@ class Sam2Segmenter:
         return found
 
 
+def _own_heads(folder: Path) -> dict[str, bool]:
+    """Settings that give each layer of the detector's decoder its own heads, as MM-GroundingDINO defines them.
+
+    transformers 4 knew nothing else and wrote no setting. Version 5 reads a file without one as if all layers shared the
+    first one's heads, and finds other boxes.
+    """
+    from transformers.models.mm_grounding_dino import MMGroundingDinoConfig
+
+    path, remedy = folder / "config.json", "name the folder of MM-GroundingDINO, or fetch it again"
+    written = demand(read_json(path, remedy), {"model_type": str}, path, remedy)
+    known = MMGroundingDinoConfig()
+    names = ("decoder_bbox_embed_share", "decoder_cls_embed_share")
+    return {name: False for name in names if name not in written and hasattr(known, name)}
+
+
 class MMGroundedSam2(HfGroundedSam):
     """Grounded-SAM with MM-GroundingDINO and SAM 2.1."""
 
@@ -57,14 +76,15 @@ class MMGroundedSam2(HfGroundedSam):
         from transformers.models.mm_grounding_dino import MMGroundingDinoForObjectDetection
 
         folder = self.files["detector"].path
-        return load_pretrained(MMGroundingDinoForObjectDetection.from_pretrained, folder, "MM-GroundingDINO")[0]
+        load = partial(MMGroundingDinoForObjectDetection.from_pretrained, **_own_heads(folder))
+        return load_pretrained(load, folder, "MM-GroundingDINO")[0]
 
     def load_segmenter(self) -> Segmenter:
         """SAM 2.1 with its weights."""
         from transformers import Sam2Model
 
         folder = self.files["sam"].path
-        sam, extra = load_pretrained(Sam2Model.from_pretrained, folder, "SAM 2")
+        sam, extra = load_pretrained(Sam2Model.from_pretrained, folder, "SAM 2", _SAME)
         # A published file also holds the parts that follow objects through a video.
         refuse_extra_tensors([name for name in extra if name.startswith(_PARTS)], folder)
         return Sam2Segmenter(sam, self.device)

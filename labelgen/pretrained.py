@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -> tuple[Any, list[str]]:
+def load_pretrained(
+    architecture: Callable[..., Any], folder: Path, what: str, same: Mapping[str, str] | None = None
+) -> tuple[Any, list[str]]:
     """A transformers model from a local folder, every parameter from its safetensors file.
+
+    Args:
+        same: tensors that have another one's values by the model's definition, where the file holds only that one.
 
     Returns:
         the model, and the names of tensors that it has no place for.
@@ -47,7 +52,13 @@ def load_pretrained(architecture: Callable[..., Any], folder: Path, what: str) -
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise OlivineError(f"is no {what} that transformers can load ({reason})", where=folder, remedy=remedy) from None
-    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    missing = set(report["missing_keys"])
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())} if missing else {}
+    for name, source in (same or {}).items():
+        if name in missing and source not in missing:
+            tensors[name].data.copy_(tensors[source].data)
+            missing.remove(name)
+    wrong = sorted([*missing, *(name for name, *_ in report["mismatched_keys"])])
     if wrong:
         raise OlivineError(
             f"weights of another model than {what}: {len(wrong)} parameters missing or of another shape (first: {wrong[0]})",

@@ -21,31 +21,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module")
-def high_quality(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SamHQModel, saved by its own save_pretrained."""
-    folder = tmp_path_factory.mktemp("hq")
-    vision = transformers.SamHQVisionConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
-        window_size=7, mlp_dim=256, num_pos_feats=128,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(6)
-        model = transformers.SamHQModel(
-            transformers.SamHQConfig(
-                vision_config=vision,
-                prompt_encoder_config=transformers.SamHQPromptEncoderConfig(image_size=256),
-                mask_decoder_config=transformers.SamHQMaskDecoderConfig(mlp_dim=128, vit_dim=64),
-            )
-        )
-        with torch.no_grad():
-            for value in model.parameters():
-                if value.ndim > 1:
-                    value.normal_(0, 0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def settings(tiny_folders, high_quality: Path) -> LabelSettings:
     return LabelSettings(

@@ -29,51 +29,6 @@ KINDS = ("clip", "siglip")
 GRID = 4
 
 
-def _small(name: str, **changes: int) -> dict[str, int]:
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return {**size, **({"image_size": 64, "patch_size": 16} if name == "vision" else {}), **changes}
-
-
-def write_clip(folder: Path) -> None:
-    """CLIPModel with a byte-pair vocabulary of single characters."""
-    folder.mkdir()
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(folder)
-    last = len(words) - 1
-    text = _small("text", vocab_size=len(words), max_position_embeddings=64, eos_token_id=last, bos_token_id=last - 1)
-    config = transformers.CLIPConfig(text_config=text, vision_config=_small("vision"), projection_dim=24)
-    _save(transformers.CLIPModel(config), transformers.CLIPImageProcessor(), folder)
-
-
-def write_siglip(folder: Path) -> None:
-    """SiglipModel with a vocabulary of bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: k for k, word in enumerate(["<pad>", "<eos>", *alphabet])}
-    plain = Tokenizer(models.BPE(vocab=words, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>").save_pretrained(
-        folder
-    )
-    text = _small("text", vocab_size=len(words), max_position_embeddings=64, projection_size=32)
-    config = transformers.SiglipConfig(text_config=text, vision_config=_small("vision"))
-    _save(transformers.SiglipModel(config), transformers.SiglipImageProcessor(), folder)
-
-
-def _save(model, processor, folder: Path) -> None:
-    with torch.no_grad():  # freshly made, its attention is nearly uniform and its biases are 0
-        for value in model.parameters():
-            value.add_(torch.randn_like(value), alpha=0.15)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
 @dataclass(frozen=True)
 class Files:
     """What a user of sam-clip has: SAM's checkpoint and an encoder's folders, by kind."""
@@ -84,13 +39,8 @@ class Files:
 
 
 @pytest.fixture(scope="module")
-def files(sure_sam: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("sam-clip")
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        write_clip(folder / "clip")
-        write_siglip(folder / "siglip")
-    return Files(sure_sam, folder / "clip", folder / "siglip")
+def files(sure_sam: Path, clip_folders: Path) -> Files:
+    return Files(sure_sam, clip_folders / "clip", clip_folders / "siglip")
 
 
 @pytest.fixture
