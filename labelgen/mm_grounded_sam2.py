@@ -51,7 +51,7 @@ class Sam2Segmenter:
         return found
 
 
-def _own_heads(folder: Path) -> dict[str, bool]:
+def _own_heads(folder: Path) -> dict[str, Any]:
     """Settings that give each layer of the detector's decoder its own heads, as MM-GroundingDINO defines them.
 
     transformers 4 knew nothing else and wrote no setting. Version 5 reads a file without one as if all layers shared the
