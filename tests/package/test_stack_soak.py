@@ -26,7 +26,12 @@ NAMES = [
 ]  # transformers 4 first: it writes the weights as the hub has them
 SHORT = (
     *("labelgen/test_mm_grounded_sam2.py", "labelgen/test_grounded_sam_hq.py", "labelgen/test_sam3.py"),
-    *("labelgen/test_sam_clip.py", "labelgen/test_same_output.py", "readers/test_nuscenes.py"),
+    *(
+        "labelgen/test_sam_clip.py",
+        "labelgen/test_same_output.py",
+        "labelgen/test_scores.py",
+        "readers/test_nuscenes.py",
+    ),
 )
 LABELERS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam-clip", "sam-siglip")
 
