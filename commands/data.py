@@ -80,7 +80,8 @@ def labelgen(
     labeler: Annotated[
         str,
         typer.Option(
-            help="auto, grounded-sam, hf-grounded-sam, mm-grounded-sam2, oracle, import, regions or sam-clip."
+            help="auto, grounded-sam, hf-grounded-sam, grounded-sam-hq, mm-grounded-sam2, sam3, oracle, import, regions "
+            "or sam-clip."
         ),
     ] = "auto",
     camseg: Annotated[Path | None, typer.Option(help="import: the folder of label maps.")] = None,

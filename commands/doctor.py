@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from packaging.requirements import Requirement
 
 from ..common import Failure, package_versions
 from . import console
@@ -28,7 +30,7 @@ PACKAGES = (
     ("lightning-fabric", "lightning_fabric", "devices", None),
     ("groundingdino-py", "groundingdino", "grounded-sam", "labelgen"),
     ("segment-anything", "segment_anything", "grounded-sam, sam-clip", "labelgen"),
-    ("transformers", "transformers", "grounded-sam, sam-clip", "labelgen"),
+    ("transformers", "transformers", "labelers", "labelgen"),
     ("scikit-image", "skimage", "labelgen --segments slic", "labelgen"),
     ("rosbags", "rosbags", "import-bag", "bags"),
     ("kiss-icp", "kiss_icp", "import-bag --odometry kiss-icp", "odometry"),
@@ -70,6 +72,7 @@ def examine(quick: bool = False) -> Iterator[Finding]:
             yield Finding(name, "broken", f"{versions[name]} does not import: {problem}", _reinstall(name))
         else:
             yield Finding(name, "ok", f"{versions[name]} ({purpose})")
+            yield from _not_supported(name, versions[name])
     yield _opencv()
     if quick:
         return
@@ -81,6 +84,20 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     yield Finding(
         "disk", "ok" if free > 5 else "missing", f"{free:.0f} GiB free here", "" if free > 5 else "free some space"
     )
+
+
+def _not_supported(name: str, version: str) -> Iterator[Finding]:
+    """What a package says itself that it does not run with, and what this version of it has not."""
+    for text in metadata.requires(name) or ():
+        wanted = Requirement(text)
+        found = package_versions([wanted.name])[wanted.name]
+        here = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if here and found != "absent" and not wanted.specifier.contains(found, prereleases=True):
+            # Not broken: it may only say so out of caution.
+            said = f"asks for {wanted.name}{wanted.specifier}, {found} is installed"
+            yield Finding(name, "ok", said, f"pip install '{wanted.name}{wanted.specifier}', if it fails")
+    if name == "transformers" and int(version.split(".")[0]) < 5:
+        yield Finding("sam3", "missing", f"transformers {version} has no SAM 3", "pip install 'transformers>=5'")
 
 
 def _of_datasets() -> list[tuple[str, str, str, str]]:

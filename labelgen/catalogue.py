@@ -66,13 +66,16 @@ def _sam(letter: str, tag: str, size: int, sha256: str) -> Weights:
     )
 
 
-def _hub(name: str, role: str, repository: str, files: tuple[str, ...], licence: str = "Apache-2.0") -> Weights:
+def _hub(
+    name: str, role: str, repository: str, files: tuple[str, ...], licence: str = "Apache-2.0", gated: bool = False
+) -> Weights:
     return Weights(
         name,
         role,
         licence,
         f"{_HUB}/{repository}",
         tuple(WeightFile(f"{name}/{f}", f"{_HUB}/{repository}/resolve/main/{f}") for f in files),
+        gated,
     )
 
 
@@ -94,7 +97,10 @@ _DINO_HUB = (
 )
 _MM, _SAM2 = "detector of mm-grounded-sam2", "segmenter of mm-grounded-sam2 (SAM 2.1)"
 _SAM_HUB = ("config.json", "model.safetensors", "preprocessor_config.json")
-_TEXT_HUB = (*_SAM_HUB, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_HQ = "segmenter of grounded-sam-hq"
+_TOKENS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TEXT_HUB = (*_SAM_HUB, *_TOKENS)
+_SAM3_HUB = ("config.json", "model.safetensors", "processor_config.json", *_TOKENS)
 
 # Sizes and digests are those that several independent projects pin for the same files.
 CATALOGUE: tuple[Weights, ...] = (
@@ -145,8 +151,12 @@ CATALOGUE: tuple[Weights, ...] = (
     _sam("b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     _sam("l", "0b3195", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     _sam("h", "4b8939", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
-    _hub("hf-swin-t", "detector of hf-grounded-sam", "IDEA-Research/grounding-dino-tiny", _DINO_HUB),
-    _hub("hf-swin-b", "detector of hf-grounded-sam", "IDEA-Research/grounding-dino-base", _DINO_HUB),
+    _hub(
+        "hf-swin-t", "detector of hf-grounded-sam and grounded-sam-hq", "IDEA-Research/grounding-dino-tiny", _DINO_HUB
+    ),
+    _hub(
+        "hf-swin-b", "detector of hf-grounded-sam and grounded-sam-hq", "IDEA-Research/grounding-dino-base", _DINO_HUB
+    ),
     _hub("hf-vit-b", "segmenter of hf-grounded-sam", "facebook/sam-vit-base", _SAM_HUB),
     _hub("hf-vit-l", "segmenter of hf-grounded-sam", "facebook/sam-vit-large", _SAM_HUB),
     _hub("hf-vit-h", "segmenter of hf-grounded-sam", "facebook/sam-vit-huge", _SAM_HUB),
@@ -154,6 +164,10 @@ CATALOGUE: tuple[Weights, ...] = (
     _hub("mm-swin-b", _MM, "openmmlab-community/mm_grounding_dino_base_all", _DINO_HUB),
     _hub("sam2.1-hiera-tiny", _SAM2, "facebook/sam2.1-hiera-tiny", _SAM_HUB),
     _hub("sam2.1-hiera-large", _SAM2, "facebook/sam2.1-hiera-large", _SAM_HUB),
+    _hub("sam-hq-vit-b", _HQ, "syscv-community/sam-hq-vit-base", _SAM_HUB),
+    _hub("sam-hq-vit-l", _HQ, "syscv-community/sam-hq-vit-large", _SAM_HUB),
+    _hub("sam-hq-vit-h", _HQ, "syscv-community/sam-hq-vit-huge", _SAM_HUB),
+    _hub("sam3", "the network of sam3", "facebook/sam3", _SAM3_HUB, "SAM License", gated=True),
     _encoder("s", 14, "facebook/dinov2-small", "Apache-2.0", gated=False),
     _encoder("b", 14, "facebook/dinov2-base", "Apache-2.0", gated=False),
     _encoder("l", 14, "facebook/dinov2-large", "Apache-2.0", gated=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common import OlivineError
-from .compose import compose, paint_ranks
+from ..common import OlivineError, package_versions
+from .compose import Composition, compose, paint_ranks
 from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import THING, Vocabulary
 from .settings import LabelSettings
 from .tokens import Caption, best_prompts, make_captions
 
+OLDEST_TRANSFORMERS = (4, 56)
 SCORES = "score of the box for its prompt x probability of the mask at the pixel"
 
 
@@ -61,6 +62,23 @@ class Segmenter(Protocol):
         Returns:
             float [n, H, W], positive inside.
         """
+
+
+class Levels(tuple[Tensor, ...]):
+    """A segmenter's features of images in several tensors [B, ...], handled as one is."""
+
+    def __getitem__(self, images: Any) -> Any:
+        """Some of the images, by a slice."""
+        return Levels(level[images] for level in self)
+
+    def float(self) -> Levels:
+        """In float32."""
+        return Levels(level.float() for level in self)
+
+    @property
+    def device(self) -> torch.device:
+        """Of all of them."""
+        return next(iter(self)).device
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +122,18 @@ def select_boxes(
     return Boxes(pixel_boxes(boxes[over][named], size), score[over][named], text_score[named], prompt[named])
 
 
+def as_scores(probability: Tensor, label: Tensor) -> NDArray[np.uint8]:
+    """Scores as they are stored, uint8 [H, W]: at least 1 where there is a label, since 0 says that nothing is known of it.
+
+    Args:
+        probability: float [H, W], 0 to 1.
+        label: uint8 [H, W].
+    """
+    sure = (255 * probability).round().clamp(1, 255).to(torch.uint8)
+    scores: NDArray[np.uint8] = torch.where(label > 0, sure, 0).cpu().numpy()
+    return scores
+
+
 def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
     """Raise where a SAM checkpoint has tensors that SAM has no place for.
 
@@ -113,16 +143,25 @@ def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
     Args:
         extra: names of those tensors.
     """
-    if extra:
-        raise OlivineError(
-            f"weights of another model than SAM, such as SAM-HQ: {len(extra)} tensors that SAM has not ({extra[0]})",
-            where=path,
-            remedy="name a checkpoint of SAM itself, or fetch one with olivine weights fetch",
-        )
+    if not extra:
+        return
+    # The head's own token, as SAM-HQ's authors and transformers call it.
+    high_quality = any("hf_token" in name or "hq_token" in name for name in extra)
+    what = "this is a SAM-HQ file" if high_quality else "weights of another model than SAM"
+    other = "use --labeler grounded-sam-hq and a folder of transformers' SAM-HQ, or " if high_quality else ""
+    raise OlivineError(
+        f"{what}: {len(extra)} tensors that SAM has not ({extra[0]})",
+        where=path,
+        remedy=f"{other}name a checkpoint of SAM itself, or fetch one with olivine weights fetch",
+    )
 
 
 def require_packages(labeler: str, names: dict[str, str]) -> None:
-    """Raise unless the modules can be imported; ``names`` maps a module to its distribution."""
+    """Raise unless the modules can be imported, transformers in a version that will do.
+
+    Args:
+        names: a module: its distribution.
+    """
     for module, distribution in names.items():
         try:
             importlib.import_module(module)
@@ -131,6 +170,12 @@ def require_packages(labeler: str, names: dict[str, str]) -> None:
                 f"--labeler {labeler} needs the package {distribution} ({error})",
                 remedy="install it with: pip install 'olivine[labelgen]'",
             ) from None
+    found = package_versions(["transformers"])["transformers"] if "transformers" in names else "absent"
+    if found != "absent" and tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        raise OlivineError(
+            f"--labeler {labeler} needs transformers {'.'.join(map(str, OLDEST_TRANSFORMERS))} or later, not {found}",
+            remedy="install it with: pip install 'olivine[labelgen]'",
+        )
 
 
 class GroundedSam:
@@ -213,18 +258,35 @@ class GroundedSam:
             yield self.segmenter.mask_logits(feature, boxes[start : start + step], size)
 
     def _compose(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Labelled:
+        masks = self._masks(feature, boxes.box.to(feature.device), size)
+        scores = boxes.text_score if self.settings.scored else None
+        return self._paint(masks, boxes, size, feature.device, scores)[0]
+
+    def _paint(
+        self,
+        masks: Iterable[Tensor],
+        boxes: Boxes,
+        size: tuple[int, int],
+        device: torch.device,
+        scores: Tensor | None = None,
+    ) -> tuple[Labelled, Composition]:
+        """One label map of an image's masks, and how it was painted.
+
+        Args:
+            masks: logits (or bool) [n, H, W] in pieces, on ``device``, in the order of the boxes.
+            scores: float [N], where each pixel's score is one of these times the probability of the mask.
+        """
         s = self.settings
-        device = feature.device
         values = self._values[boxes.prompt]
         ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap).to(device)
         painted = compose(
-            self._masks(feature, boxes.box.to(device), size),
+            masks,
             ranks,
             values.to(device),
             size,
             min_area=max(s.min_area, 1),
             max_components=s.max_components,
-            scores=boxes.text_score if s.scored else None,
+            scores=scores,
         )
         area, kept = painted.area.tolist(), painted.kept.tolist()
         detections = tuple(
@@ -235,12 +297,8 @@ class GroundedSam:
             if kept[i]
         )
         segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
-        score = None
-        if painted.score is not None:
-            # A label is never 0: that would say that nothing is known of it.
-            sure = (255 * painted.score).round().clamp(1, 255).to(torch.uint8)
-            score = torch.where(painted.label > 0, sure, 0).cpu().numpy()
-        return Labelled(painted.label.cpu().numpy(), detections, segment, score=score)
+        score = None if painted.score is None else as_scores(painted.score, painted.label)
+        return Labelled(painted.label.cpu().numpy(), detections, segment, score=score), painted
 
     def _label_piece(self, images: Sequence[NDArray[np.uint8]]) -> list[Labelled]:
         size = (images[0].shape[0], images[0].shape[1])

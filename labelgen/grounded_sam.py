@@ -96,6 +96,31 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+class _TextEncoder(nn.Module):
+    """BERT with a mask of its own for each token, in place of the package's ``BertModelWarper``.
+
+    That one asks transformers' BertModel for methods that version 5 no longer has. This one has its parameters under the
+    same names, and gives the same values.
+    """
+
+    def __init__(self, bert_model: Any) -> None:
+        super().__init__()
+        self.config = bert_model.config
+        self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """The last hidden state, float [B, T, C].
+
+        Args:
+            input_ids: int [B, T].
+            attention_mask: bool [B, T, T], which tokens each token sees.
+            named: ``position_ids`` and ``token_type_ids``, int [B, T].
+        """
+        hidden = self.embeddings(input_ids=input_ids, **named)
+        hide = (~attention_mask[:, None]).to(hidden.dtype) * torch.finfo(hidden.dtype).min
+        return {"last_hidden_state": self.encoder(hidden, attention_mask=hide)[0]}
+
+
 @contextlib.contextmanager
 def _text_encoder_from_configuration() -> Iterator[None]:
     """Let the package build its text encoder from a folder without weights, and run no code of that folder.
@@ -103,10 +128,12 @@ def _text_encoder_from_configuration() -> Iterator[None]:
     The detector's checkpoint holds the weights; the package would first load the hub's. Asked for nothing else,
     transformers would offer to run the code that a tokenizer's ``auto_map`` names.
     """
+    from groundingdino.models.GroundingDINO import groundingdino
     from groundingdino.util import get_tokenlizer
     from transformers import BertConfig, BertModel
 
     original = get_tokenlizer.get_pretrained_language_model, get_tokenlizer.get_tokenlizer
+    wrapper, groundingdino.BertModelWarper = groundingdino.BertModelWarper, _TextEncoder
     get_tokenlizer.get_pretrained_language_model = lambda folder: BertModel(
         BertConfig.from_pretrained(folder, local_files_only=True)
     )
@@ -115,6 +142,7 @@ def _text_encoder_from_configuration() -> Iterator[None]:
         yield
     finally:
         get_tokenlizer.get_pretrained_language_model, get_tokenlizer.get_tokenlizer = original
+        groundingdino.BertModelWarper = wrapper
 
 
 def build_detector(config: dict[str, Any], text_encoder: Path) -> Any:

@@ -168,6 +168,14 @@ def make_labeler(
         from .hf_grounded_sam import make_hf_grounded_sam
 
         return make_hf_grounded_sam(settings, vocabulary)
+    if name == "grounded-sam-hq":
+        from .grounded_sam_hq import make_grounded_sam_hq
+
+        return make_grounded_sam_hq(settings, vocabulary)
+    if name == "sam3":
+        from .sam3 import make_sam3
+
+        return make_sam3(settings, vocabulary)
     if name == "mm-grounded-sam2":
         from .mm_grounded_sam2 import make_mm_grounded_sam2
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,44 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..common import OlivineError
-from .catalogue import Needed, require_weights
-from .grounded import Detector, Segmenter, refuse_extra_tensors, require_packages
-from .hf_grounded_sam import DETECTOR_FILES, SAM_FILES, HfDinoDetector, HfGroundedSam, check_marks, load_pretrained
+from ..common import OlivineError, demand, read_json
+from .catalogue import require_weights
+from .grounded import Levels, Segmenter, refuse_extra_tensors, require_packages
+from .hf_grounded_sam import HfGroundedSam, detector_and_sam
+from .pretrained import load_pretrained, torchvision_processor
 from .prompts import Vocabulary
 from .settings import LabelSettings
-from .tokens import load_tokenizer
 
 NAME = "mm-grounded-sam2"
+# Files of transformers 4 hold this once; version 5 no longer knows that both are one.
+_SAME = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"}
 _PARTS = ("vision_encoder.", "prompt_encoder.", "mask_decoder.")
-
-
-class Levels(tuple[Tensor, ...]):
-    """SAM 2's features of images: one map [B, C, h, w] for each level, handled as one tensor is."""
-
-    def __getitem__(self, images: Any) -> Any:
-        """Some of the images, by a slice."""
-        return Levels(level[images] for level in self)
-
-    def float(self) -> Levels:
-        """In float32."""
-        return Levels(level.float() for level in self)
-
-    @property
-    def device(self) -> torch.device:
-        """Of all levels."""
-        return next(iter(self)).device
 
 
 class Sam2Segmenter:
     """SAM 2.1 of transformers, on single images."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        from transformers import Sam2ImageProcessorFast
-
         self.model, self.device = model.to(device), device
         self._side = int(model.config.prompt_encoder_config.image_size)
-        self._processor = Sam2ImageProcessorFast(size={"height": self._side, "width": self._side})
+        self._processor = torchvision_processor("Sam2")(size={"height": self._side, "width": self._side})
 
     @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> Any:
@@ -66,28 +51,43 @@ class Sam2Segmenter:
         return found
 
 
+def _own_heads(folder: Path) -> dict[str, Any]:
+    """Settings that give each layer of the detector's decoder its own heads, as MM-GroundingDINO defines them.
+
+    transformers 4 knew nothing else and wrote no setting. Version 5 reads a file without one as if all layers shared the
+    first one's heads, and finds other boxes.
+    """
+    from transformers.models.mm_grounding_dino import MMGroundingDinoConfig
+
+    path, remedy = folder / "config.json", "name the folder of MM-GroundingDINO, or fetch it again"
+    written = demand(read_json(path, remedy), {"model_type": str}, path, remedy)
+    known = MMGroundingDinoConfig()
+    names = ("decoder_bbox_embed_share", "decoder_cls_embed_share")
+    return {name: False for name in names if name not in written and hasattr(known, name)}
+
+
 class MMGroundedSam2(HfGroundedSam):
     """Grounded-SAM with MM-GroundingDINO and SAM 2.1."""
 
     name = NAME
 
-    def load(self) -> tuple[Detector, Segmenter]:
-        """Build both networks and load their weights."""
-        from transformers import Sam2Model
+    def load_detector(self) -> Any:
+        """MM-GroundingDINO with its weights."""
         from transformers.models.mm_grounding_dino import MMGroundingDinoForObjectDetection
 
-        folder, sam_folder = self.files["detector"].path, self.files["sam"].path
-        detector, _ = load_pretrained(MMGroundingDinoForObjectDetection.from_pretrained, folder, "MM-GroundingDINO")
-        sam, extra = load_pretrained(Sam2Model.from_pretrained, sam_folder, "SAM 2")
+        folder = self.files["detector"].path
+        load = partial(MMGroundingDinoForObjectDetection.from_pretrained, **_own_heads(folder))
+        return load_pretrained(load, folder, "MM-GroundingDINO")[0]
+
+    def load_segmenter(self) -> Segmenter:
+        """SAM 2.1 with its weights."""
+        from transformers import Sam2Model
+
+        folder = self.files["sam"].path
+        sam, extra = load_pretrained(Sam2Model.from_pretrained, folder, "SAM 2", _SAME)
         # A published file also holds the parts that follow objects through a video.
-        refuse_extra_tensors([name for name in extra if name.startswith(_PARTS)], sam_folder)
-        tokenizer = load_tokenizer(folder)
-        check_marks(tokenizer, folder)
-        s = self.settings
-        return (
-            HfDinoDetector(detector, tokenizer, s.short_side, s.long_side, self.device),
-            Sam2Segmenter(sam, self.device),
-        )
+        refuse_extra_tensors([name for name in extra if name.startswith(_PARTS)], folder)
+        return Sam2Segmenter(sam, self.device)
 
 
 def make_mm_grounded_sam2(settings: LabelSettings, vocabulary: Vocabulary) -> MMGroundedSam2:
@@ -102,12 +102,7 @@ def make_mm_grounded_sam2(settings: LabelSettings, vocabulary: Vocabulary) -> MM
         raise OlivineError(
             f"--sam {settings.sam} is a size of SAM's first version", remedy="choose hiera-tiny or hiera-large"
         )
-    folder, detector, sam = settings.weights_folder, f"mm-{settings.detector}", f"sam2.1-{size}"
-    found = settings.detector_checkpoint or folder / detector
-    files = {
-        "detector": Needed("detector", "--detector-checkpoint", found, detector, DETECTOR_FILES),
-        "sam": Needed("sam", "--sam-checkpoint", settings.sam_checkpoint or folder / sam, sam, SAM_FILES),
-    }
+    files = detector_and_sam(settings, f"mm-{settings.detector}", f"sam2.1-{size}")
     require_weights(NAME, list(files.values()))
-    require_packages(NAME, {"transformers.models.mm_grounding_dino": "transformers>=4.56"})
+    require_packages(NAME, {"transformers": "transformers"})
     return MMGroundedSam2(settings, vocabulary, files)

@@ -243,8 +243,10 @@ def spoil(
     missed = thing & (draws[0] < model.missed * np.exp2(-area / model.missed_area))
     spoilt = value.copy()
     for region in range(1, count):
+        if value[region] == 0:  # a number that no region has
+            continue
         draw = draws[1, region]
-        for name, probability in model.row(vocabulary.classes[value[region] - 1], vocabulary.classes).items():
+        for name, probability in model.row(vocabulary.classes[int(value[region]) - 1], vocabulary.classes).items():
             if draw < probability:
                 spoilt[region] = vocabulary.value(name)
                 break

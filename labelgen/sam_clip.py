@@ -24,8 +24,8 @@ from .catalogue import Needed, require_weights, weights_digests
 from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
 from .grounded import require_packages
 from .grounded_sam import needed_files
-from .hf_grounded_sam import load_pretrained
 from .labeler import BatchResult, ImageTask, Labelled
+from .pretrained import embedding_of, load_pretrained, pillow_processor
 from .prompts import Vocabulary
 from .regions import Regions, phrase_values
 from .segments import SamSegments
@@ -76,10 +76,10 @@ class ClipEncoder:
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """The model, and what makes its input of images: a square of its own side, nothing cropped."""
-        from transformers import CLIPImageProcessor, CLIPModel
+        from transformers import CLIPModel
 
         model, _ = load_pretrained(CLIPModel.from_pretrained, folder, self.kind)
-        return model, _processor(CLIPImageProcessor, folder, model, do_center_crop=False)
+        return model, _processor(pillow_processor("CLIP"), folder, model, do_center_crop=False)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """The package's own embedding of each text, float32 [n, E].
@@ -94,8 +94,7 @@ class ClipEncoder:
                 where=self._folder,
                 remedy="shorten the phrase",
             )
-        embedding: Tensor = self.model.get_text_features(**{k: v.to(self._device) for k, v in tokens.items()})
-        return embedding
+        return embedding_of(self.model.get_text_features(**{k: v.to(self._device) for k, v in tokens.items()}))
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         found = self._tokenizer(texts, padding=True, return_tensors="pt")
@@ -126,7 +125,11 @@ class ClipEncoder:
         bias[:regions, :regions].fill_diagonal_(0)
         bias[:regions, regions:] = _log_share(share)
         sequence = torch.cat([tokens[:1].expand(regions, -1), tokens[1:]])[None]
-        (last,) = vision.encoder.layers[-1](sequence, bias[None, None], None)
+        # The last layer by its parts: as a whole, transformers 4 and 5 ask for other arguments.
+        layer = vision.encoder.layers[-1]
+        seen, _ = layer.self_attn(layer.layer_norm1(sequence), attention_mask=bias[None, None])
+        last = sequence + seen
+        last = last + layer.mlp(layer.layer_norm2(last))
         embedding: Tensor = self.model.visual_projection(vision.post_layernorm(last[0, :regions]))
         return embedding
 
@@ -138,12 +141,12 @@ class SiglipEncoder(ClipEncoder):
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """See :class:`ClipEncoder`."""
-        from transformers import SiglipImageProcessor, SiglipModel
+        from transformers import SiglipModel
 
         model, _ = load_pretrained(SiglipModel.from_pretrained, folder, self.kind)
         if not model.vision_model.use_head:
             raise OlivineError("its image encoder has no pooling head", where=folder, remedy=_AGAIN)
-        return model, _processor(SiglipImageProcessor, folder, model)
+        return model, _processor(pillow_processor("Siglip"), folder, model)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         # It was trained on texts padded to its longest, and reads the last token's embedding.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-LABELERS = ("auto", "grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import", "regions", "sam-clip")
+_NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
+LABELERS = ("auto", *_NETWORKS, "oracle", "import", "regions", "sam-clip")
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
-SCORED_LABELERS = ("grounded-sam", "hf-grounded-sam", "mm-grounded-sam2", "oracle", "import")
+SCORED_LABELERS = (*_NETWORKS, "oracle", "import")
 """Those that can say how sure they are."""
 _CHOICES = {
     "labeler": LABELERS,
@@ -43,7 +44,7 @@ class LabelSettings:
         weights: folder where weights are looked for unless a path below is given.
         detector, sam: which published network is looked for there.
         detector_config: GroundingDINO configuration (the package's own without one).
-        detector_checkpoint, sam_checkpoint: checkpoint files (folders for hf-grounded-sam and mm-grounded-sam2).
+        detector_checkpoint, sam_checkpoint: checkpoint files (folders for the labelers on transformers).
         text_encoder: folder with the text encoder's configuration and vocabulary.
         clip, clip_checkpoint: sam-clip's encoder, and a folder with another; CLIP or SigLIP.
         phrases: what sam-clip names regions with, a list as ``labelgen/data/uov.json``, which is the default.

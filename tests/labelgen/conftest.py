@@ -174,8 +174,9 @@ def small_detector(kind: str, folder: Path) -> Any:
     backbone = transformers.SwinConfig(
         embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=7, out_features=["stage2", "stage3", "stage4"]
     )  # fmt: skip
+    # Two decoder layers: transformers 5 ties their box heads, and refuses one that has none to be tied to.
     config = getattr(transformers, f"{kind}Config")(
-        backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+        backbone_config=backbone, text_config=text.to_dict(), encoder_layers=1, decoder_layers=2, num_queries=12,
         encoder_ffn_dim=64, decoder_ffn_dim=64,
     )  # fmt: skip
     detector = getattr(transformers, f"{kind}ForObjectDetection")(config)
@@ -253,6 +254,98 @@ def mm_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _clip_part(name: str, **changes: int) -> dict[str, int]:
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {**size, **({"image_size": 64, "patch_size": 16} if name == "vision" else {}), **changes}
+
+
+def _write_clip(folder: Path) -> None:
+    """CLIPModel with a byte-pair vocabulary of single characters."""
+    import transformers
+
+    folder.mkdir()
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.save_pretrained(folder)
+    last = len(words) - 1
+    text = _clip_part(
+        "text", vocab_size=len(words), max_position_embeddings=64, eos_token_id=last, bos_token_id=last - 1
+    )
+    config = transformers.CLIPConfig(text_config=text, vision_config=_clip_part("vision"), projection_dim=24)
+    _save(transformers.CLIPModel(config), transformers.CLIPImageProcessor(), folder)
+
+
+def _write_siglip(folder: Path) -> None:
+    """SiglipModel with a vocabulary of bytes."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: k for k, word in enumerate(["<pad>", "<eos>", *alphabet])}
+    plain = Tokenizer(models.BPE(vocab=words, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder
+    )
+    text = _clip_part("text", vocab_size=len(words), max_position_embeddings=64, projection_size=32)
+    config = transformers.SiglipConfig(text_config=text, vision_config=_clip_part("vision"))
+    _save(transformers.SiglipModel(config), transformers.SiglipImageProcessor(), folder)
+
+
+def _save(model: Any, processor: Any, folder: Path) -> None:
+    import torch
+
+    with torch.no_grad():  # freshly made, its attention is nearly uniform and its biases are 0
+        for value in model.parameters():
+            value.add_(torch.randn_like(value), alpha=0.15)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def high_quality(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SamHQModel, saved by its own save_pretrained."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("hq")
+    vision = transformers.SamHQVisionConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
+        window_size=7, mlp_dim=256, num_pos_feats=128,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        model = transformers.SamHQModel(
+            transformers.SamHQConfig(
+                vision_config=vision,
+                prompt_encoder_config=transformers.SamHQPromptEncoderConfig(image_size=256),
+                mask_decoder_config=transformers.SamHQMaskDecoderConfig(mlp_dim=128, vit_dim=64),
+            )
+        )
+        with torch.no_grad():
+            for value in model.parameters():
+                if value.ndim > 1:
+                    value.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIPModel and SiglipModel at reduced size, saved by their own save_pretrained, in ``clip`` and ``siglip``."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("sam-clip")
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        _write_clip(folder / "clip")
+        _write_siglip(folder / "siglip")
+    return folder
+
+
 def small_config() -> dict[str, object]:
     """The package's own Swin-T configuration with fewer layers and queries."""
     import groundingdino.config
@@ -260,7 +353,7 @@ def small_config() -> dict[str, object]:
     from olivine.labelgen.grounded_sam import read_config
 
     config = read_config(Path(groundingdino.config.__file__).parent / "GroundingDINO_SwinT_OGC.py")
-    return {**config, "enc_layers": 1, "dec_layers": 1, "dim_feedforward": 64, "num_queries": 12}
+    return {**config, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 64, "num_queries": 12}
 
 
 def write_sam(path: Path, *, sure: bool = False) -> None:

@@ -146,7 +146,7 @@ def test_a_sam_hq_checkpoint_is_refused_by_name(settings, keyframe_index, tmp_pa
     path = tmp_path / "sam_hq_vit_tiny.pth"
     torch.save({**state, **extra}, path)
     with pytest.raises(
-        OlivineError, match=rf"SAM-HQ: {len(SAM_HQ)} tensors that SAM has not \(mask_decoder\."
+        OlivineError, match=rf"this is a SAM-HQ file: {len(SAM_HQ)} tensors that SAM has not \(mask_decoder\."
     ) as caught:
         generate_labels(keyframe_index, tmp_path / "labels", replace(settings, sam_checkpoint=path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -169,7 +169,7 @@ def test_transformers_sam_hq_is_refused_by_name(tiny_folders, keyframe_index, tm
     settings = LabelSettings(
         "hf-grounded-sam", detector_checkpoint=tiny_folders.detector, sam_checkpoint=tmp_path / "hq", device="cpu"
     )
-    with pytest.raises(OlivineError, match=r"another model than SAM, such as SAM-HQ: \d+ tensors") as caught:
+    with pytest.raises(OlivineError, match=r"this is a SAM-HQ file: \d+ tensors") as caught:
         generate_labels(keyframe_index, tmp_path / "labels", settings)
     assert str(tmp_path / "hq") in str(caught.value) and "\n" not in str(caught.value)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from olivine.labelgen.pretrained import load_pretrained
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
@@ -117,30 +119,33 @@ def renamed(tiny_networks, tmp_path_factory):
         out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
     config = transformers.GroundingDinoConfig(
-        backbone_config=swin, text_config=text.to_dict(), encoder_layers=1, decoder_layers=1, num_queries=12,
+        backbone_config=swin, text_config=text.to_dict(), encoder_layers=1, decoder_layers=2, num_queries=12,
         encoder_ffn_dim=64, decoder_ffn_dim=64,
     )  # fmt: skip
-    detector = transformers.GroundingDinoForObjectDetection(config)
     state = _renamed(torch.load(tiny_networks.detector_checkpoint, weights_only=True)["model"], DETECTOR)
-    result = detector.load_state_dict(state, strict=False)
-    assert not result.missing_keys and all("pooler" in name for name in result.unexpected_keys)
-    detector.save_pretrained(folder / "detector")
-    sam = transformers.SamModel(
-        transformers.SamConfig(
-            vision_config=transformers.SamVisionConfig(
-                hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
-                window_size=7, mlp_dim=256, num_pos_feats=128,
-            ),
-            prompt_encoder_config=transformers.SamPromptEncoderConfig(image_size=256),
-            mask_decoder_config=transformers.SamMaskDecoderConfig(mlp_dim=128),
-        )
+    _save(config, {name: value for name, value in state.items() if ".pooler." not in name}, folder / "detector")
+    sam = transformers.SamConfig(
+        vision_config=transformers.SamVisionConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=256, global_attn_indexes=[1],
+            window_size=7, mlp_dim=256, num_pos_feats=128,
+        ),
+        prompt_encoder_config=transformers.SamPromptEncoderConfig(image_size=256),
+        mask_decoder_config=transformers.SamMaskDecoderConfig(mlp_dim=128),
     )  # fmt: skip
     state = _renamed(torch.load(tiny_networks.sam_checkpoint, weights_only=True), SAM)
     state["shared_image_embedding.positional_embedding"] = state["prompt_encoder.shared_embedding.positional_embedding"]
-    result = sam.load_state_dict(state, strict=False)
-    assert not result.missing_keys and set(result.unexpected_keys) <= {"pixel_mean", "pixel_std"}
-    sam.save_pretrained(folder / "sam")
+    _save(sam, {name: value for name, value in state.items() if not name.startswith("pixel_")}, folder / "sam")
+    for kind, part in ((transformers.GroundingDinoForObjectDetection, "detector"), (transformers.SamModel, "sam")):
+        _, extra = load_pretrained(kind.from_pretrained, folder / part, part)  # which refuses what is missing
+        assert not extra
     return folder
+
+
+def _save(config, state, folder: Path) -> None:
+    """What the hub has: a configuration, and the tensors under the names of transformers 4."""
+    config.save_pretrained(folder)
+    tensors = {name: value.clone().contiguous() for name, value in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.frames("synthetic")

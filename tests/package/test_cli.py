@@ -119,6 +119,30 @@ def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, mon
     assert "opencv-python-headless==" in finding.remedy
 
 
+def test_doctor_says_what_a_package_does_not_support(monkeypatch):
+    from olivine.commands import doctor
+
+    versions = {"numpy": "2.4.6", "pillow": "12.0"}
+    monkeypatch.setattr(
+        doctor, "package_versions", lambda names: {name: versions.get(name, "absent") for name in names}
+    )
+    asked = [
+        "numpy<2.0.0,>=1.22.0",
+        "Pillow>6.2.1",
+        "tqdm>1",
+        "numpy<1; python_version < '3'",
+        "numpy<1; extra == 'old'",
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    (finding,) = doctor._not_supported("nuscenes-devkit", "1.2.0")
+    assert (finding.topic, finding.state) == ("nuscenes-devkit", "ok")
+    assert finding.text == "asks for numpy<2.0.0,>=1.22.0, 2.4.6 is installed"
+    assert finding.remedy == "pip install 'numpy<2.0.0,>=1.22.0', if it fails"
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: None)
+    assert [f.topic for f in doctor._not_supported("transformers", "4.57.6")] == ["sam3"]
+    assert not list(doctor._not_supported("transformers", "5.24.0"))
+
+
 def test_every_command_has_an_example_in_its_help():
     from olivine.cli import app
 
