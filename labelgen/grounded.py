@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..common import OlivineError
-from .compose import compose, paint_ranks
+from .compose import Composition, compose, paint_ranks
 from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
+from .known import known_numbers
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import THING, Vocabulary
 from .settings import LabelSettings
@@ -102,6 +103,17 @@ def select_boxes(
     prompt, text_score = best_prompts(scores[over], caption)
     named = text_score > text_threshold
     return Boxes(pixel_boxes(boxes[over][named], size), score[over][named], text_score[named], prompt[named])
+
+
+def read_boxes(boxes: Tensor, logits: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """A detector's output as :meth:`Detector.detect` returns it, read from the device at once.
+
+    Args:
+        boxes: [B, Q, 4].
+        logits: [B, Q, T].
+    """
+    found = torch.cat([boxes.float(), logits.float().sigmoid()], 2).cpu()
+    return list(zip(found[..., :4], found[..., 4:]))
 
 
 def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
@@ -212,43 +224,57 @@ class GroundedSam:
         for start in range(0, len(boxes), step):
             yield self.segmenter.mask_logits(feature, boxes[start : start + step], size)
 
-    def _compose(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Labelled:
+    def _paint(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Composition:
         s = self.settings
         device = feature.device
-        values = self._values[boxes.prompt]
-        ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap).to(device)
-        painted = compose(
+        ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap)
+        return compose(
             self._masks(feature, boxes.box.to(device), size),
-            ranks,
-            values.to(device),
+            ranks.to(device),
+            self._values[boxes.prompt].to(device),
             size,
             min_area=max(s.min_area, 1),
             max_components=s.max_components,
             scores=boxes.text_score if s.scored else None,
         )
-        area, kept = painted.area.tolist(), painted.kept.tolist()
-        detections = tuple(
-            Detection((row[0], row[1], row[2], row[3]), float(score), float(text_score), int(value), area[i])
-            for i, (row, score, text_score, value) in enumerate(
-                zip(boxes.box.tolist(), boxes.score, boxes.text_score, values)
-            )
-            if kept[i]
-        )
-        segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
-        score = None
-        if painted.score is not None:
+
+    def _read(self, boxes: Sequence[Boxes], painted: Sequence[Composition]) -> list[Labelled]:
+        """What was painted, read from the device for all images together."""
+        s = self.settings
+        counted = torch.cat([torch.stack([one.area, one.kept.long()]) for one in painted], 1).cpu()
+        labels = torch.stack([one.label for one in painted]).cpu().numpy()
+        segments = scores = None
+        if s.segments == "masks":
+            segments = torch.stack([one.segment for one in painted]).cpu().numpy().astype(np.uint16)
+        if s.scored:
+            sure = torch.stack([one.score for one in painted if one.score is not None])
+            scores = (255 * sure).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
             # A label is never 0: that would say that nothing is known of it.
-            sure = (255 * painted.score).round().clamp(1, 255).to(torch.uint8)
-            score = torch.where(painted.label > 0, sure, 0).cpu().numpy()
-        return Labelled(painted.label.cpu().numpy(), detections, segment, score=score)
+            scores = np.where(labels > 0, np.maximum(scores, 1), 0).astype(np.uint8)
+        found = []
+        of_image = counted.split([len(one.score) for one in boxes], dim=1)
+        for i, (one, (area, kept)) in enumerate(zip(boxes, (rows.tolist() for rows in of_image))):
+            rows = zip(
+                one.box.tolist(), one.score.tolist(), one.text_score.tolist(), self._values[one.prompt].tolist(), area
+            )
+            detections = tuple(
+                Detection((box[0], box[1], box[2], box[3]), score, text_score, value, pixels)
+                for (box, score, text_score, value, pixels), shown in zip(rows, kept)
+                if shown
+            )
+            segment, score = (None if of is None else of[i] for of in (segments, scores))
+            found.append(Labelled(labels[i], detections, segment, score=score))
+        return found
 
     def _label_piece(self, images: Sequence[NDArray[np.uint8]]) -> list[Labelled]:
         size = (images[0].shape[0], images[0].shape[1])
-        with number_format(self.device, self.precision):
-            boxes = self.detect(images)
-            features = self.segmenter.encode(images)
-        # The decoder stays in float32: it is cheap, and its logits' sign is the mask.
-        return [self._compose(features[i : i + 1].float(), found, size) for i, found in enumerate(boxes)]
+        with known_numbers(self.device):
+            with number_format(self.device, self.precision):
+                boxes = self.detect(images)
+                features = self.segmenter.encode(images)
+            # The decoder stays in float32: it is cheap, and its logits' sign is the mask.
+            painted = [self._paint(features[i : i + 1].float(), found, size) for i, found in enumerate(boxes)]
+        return self._read(boxes, painted)
 
     @torch.inference_mode()
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:

@@ -23,7 +23,7 @@ from ..common.tensors import read_tensors
 from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights, weights_digests
 from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
+from .grounded import Detector, GroundedSam, Segmenter, read_boxes, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
 from .tokens import load_tokenizer
@@ -160,8 +160,7 @@ class DinoDetector:
         batch = torch.stack([self.preprocess(image) for image in images]).to(self.device)
         with compiled_deformable_attention(self.device):
             out = self.model(batch, captions=[caption] * len(images))
-        scores = out["pred_logits"].float().sigmoid().cpu()
-        return list(zip(out["pred_boxes"].float().cpu(), scores))
+        return read_boxes(out["pred_boxes"], out["pred_logits"])
 
 
 def build_sam(state: dict[str, Tensor], path: Path) -> Any:

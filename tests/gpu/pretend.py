@@ -66,6 +66,13 @@ NO_SHADOW = WAITING | {
 NO_SHADOW |= {"repeat_interleave", "cudnn_batch_norm", "cudnn_batch_norm_backward", "resize_", "_fused_sgd_"}
 
 
+#: CUDA's own, which a CPU has not.
+ATTENTIONS = {
+    name: getattr(torch.ops.aten, name).default
+    for name in ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention")
+}
+
+
 class Log:
     """What was counted: by source line, launches and waits; refusals that torch itself would make."""
 
@@ -175,7 +182,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     host_args, host_kwargs = tree_map(_host, (args, kwargs))
     if host_kwargs.get("pin_memory"):
         host_kwargs["pin_memory"] = False
-    out = func(*host_args, **host_kwargs)
+    out = func(*host_args, **host_kwargs) if name not in ATTENTIONS else _attention(name, host_args, host_kwargs)
     if watcher is not None:
         watcher(func, args, kwargs, out)
     if pretend and device is not None and not to_cuda:
@@ -183,6 +190,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "copy_" and not isinstance(args[0], Pretend):
         return args[0]
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrap, out))
+
+
+def _attention(name: str, args: Any, kwargs: Any) -> Any:
+    """A fused attention of CUDA, as a CPU computes it, with nothing for its gradient."""
+    mask = args[3] if name.endswith("efficient_attention") else None
+    out = torch.nn.functional.scaled_dot_product_attention(*args[:3], attn_mask=mask, scale=kwargs.get("scale"))
+    nothing = torch.zeros(0)
+    return (out, *(nothing if "Tensor" in str(value.type) else 0 for value in ATTENTIONS[name]._schema.returns[1:]))
 
 
 def _is_real(value: Any) -> bool:

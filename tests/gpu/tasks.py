@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pretend
 import torch
 from streams import watched
@@ -126,6 +128,45 @@ def bench(changes: list[str]) -> dict[str, Any]:
         settings = load_settings("cpu", [*changes, "run.devices=1", f"run.accelerator={device}"])
         with pretend.pretend_gpu(strict=True) if device == "cuda" else nullcontext():
             found[device] = measure(settings, 1, 1)
+    return found
+
+
+def labeler(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a labeler says of two images, by device, and what its second batch on the pretend GPU waits for.
+
+    Args:
+        arguments: ``name`` of the labeler, and its settings.
+    """
+    from olivine.labelgen import grounded
+    from olivine.labelgen.labeler import make_labeler
+    from olivine.labelgen.prompts import DEFAULT_VOCABULARY
+    from olivine.labelgen.settings import LabelSettings
+
+    paths = {key: Path(value) if "/" in str(value) else value for key, value in arguments.items() if key != "name"}
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 255, (90, 160, 3), dtype=np.uint8) for _ in range(2)]
+    found: dict[str, Any] = {}
+    for device in ("cpu", "cuda"):
+        settings = LabelSettings(arguments["name"], device=device, batch_size=2, boxes_per_call=32, **paths)
+        made: Any = make_labeler(arguments["name"], settings, DEFAULT_VOCABULARY, Path(), Path())
+        # Not strict: some of torch's own kernels of these networks read what the null device has not computed.
+        with pretend.pretend_gpu() if device == "cuda" else nullcontext():
+            made.prepare()
+            tasks: Any = [SimpleNamespace(path=Path("image")) for _ in images]
+            results = {device: made.label(tasks, images)}
+            before = pretend.log.waits.copy()
+            results[device] = made.label(tasks, images)
+            found |= {"waits": dict(pretend.log.waits - before), "events": pretend.event_waits()}
+            if device == "cuda":
+                before, grounded.known_numbers = pretend.log.waits.copy(), nullcontext
+                results["asking the GPU"] = made.label(tasks, images)
+                found["asked"] = sum((pretend.log.waits - before).values())
+        for name, result in results.items():
+            found[name] = []
+            for image in result.images:
+                if isinstance(image, Exception):
+                    raise image
+                found[name].append([image.label.tolist(), [[*d.box, d.score, d.area] for d in image.detections]])
     return found
 
 

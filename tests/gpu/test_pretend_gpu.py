@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from budgets import MOST, Budget
+from budgets import LABELER_WAITS, MOST, Budget
 
 QUICK = ("cpu", "paper")
 OTHERS = ("distil", "ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
 ENGINE = "train/sparse/"
+soak = partial(pytest.param, marks=pytest.mark.soak)
 
 
 def changes(preset: str, shards: Path) -> list[str]:
@@ -122,6 +125,36 @@ def test_bench_measures_there_what_it_measures_on_a_cpu(on_pretend_gpu: Callable
     for part in ("whole", "layer"):
         assert found["cuda"]["network"][part]["torch"]["backward_s"] > 0
     assert all(seconds > 0 for seconds in found["cuda"]["stages"].values())
+
+
+@pytest.fixture(scope="module")
+def labelers(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """By labeler the settings of networks at reduced size."""
+    networks, folders = request.getfixturevalue("tiny_networks"), request.getfixturevalue("tiny_folders")
+    mm: Path = request.getfixturevalue("mm_folders")
+    return {
+        "grounded-sam": {key: str(path) for key, path in asdict(networks).items()},
+        "hf-grounded-sam": {"detector_checkpoint": str(folders.detector), "sam_checkpoint": str(folders.sam)},
+        "mm-grounded-sam2": {"detector_checkpoint": str(mm / "detector"), "sam_checkpoint": str(mm / "sam")},
+    }
+
+
+@pytest.mark.parametrize("name", [name if name == "grounded-sam" else soak(name) for name in LABELER_WAITS])
+def test_a_batch_of_labels_waits_no_more_than_its_budget_and_is_the_cpus(
+    name: str, labelers: dict[str, dict[str, Any]], on_pretend_gpu: Callable[..., Any]
+) -> None:
+    size = {"short_side": 160, "long_side": 320, "precision": "float32"}
+    found = on_pretend_gpu("labeler", {"name": name, **labelers[name], **size})
+    assert found["cuda"] == found["asking the GPU"]  # to the last digit
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        assert ours[0] == theirs[0]
+        assert len(ours[1]) > 2
+        # The CPU samples in another order.
+        assert [value for box in ours[1] for value in box] == pytest.approx(
+            [v for box in theirs[1] for v in box], rel=1e-3
+        )
+    assert sum(found["waits"].values()) + found["events"] <= LABELER_WAITS[name], found["waits"]
+    assert found["asked"] > 100
 
 
 def test_faults_that_are_made_on_purpose_are_found(on_pretend_gpu: Callable[..., Any]) -> None:
