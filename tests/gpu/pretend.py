@@ -69,7 +69,7 @@ NO_SHADOW |= {"repeat_interleave", "cudnn_batch_norm", "cudnn_batch_norm_backwar
 #: CUDA's own, which a CPU has not.
 ATTENTIONS = {
     name: getattr(torch.ops.aten, name).default
-    for name in ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention")
+    for name in (f"_scaled_dot_product_{kind}_attention" for kind in ("efficient", "flash", "cudnn"))
 }
 
 
@@ -194,7 +194,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _attention(name: str, args: Any, kwargs: Any) -> Any:
     """A fused attention of CUDA, as a CPU computes it, with nothing for its gradient."""
-    mask = args[3] if name.endswith("efficient_attention") else None
+    mask = args[3] if isinstance(args[3], torch.Tensor) else None
     out = torch.nn.functional.scaled_dot_product_attention(*args[:3], attn_mask=mask, scale=kwargs.get("scale"))
     nothing = torch.zeros(0)
     return (out, *(nothing if "Tensor" in str(value.type) else 0 for value in ATTENTIONS[name]._schema.returns[1:]))
