@@ -28,6 +28,7 @@ from olivine.train.group import Group
 from olivine.train.loader import FrameStream, StreamSettings
 from olivine.train.method import Context, Term
 from olivine.train.methods.olivine import Olivine
+from olivine.train.prepare import prepare_pass
 from olivine.train.sampling import MODES
 from olivine.train.settings import PretrainSettings, load_settings
 
@@ -154,7 +155,7 @@ def count(shards: ShardSet, settings: PretrainSettings, steps: int | None = None
             truth = truth_of[batch.point_label.long()]
             for method, distiller in passes:
                 method.truth = truth
-                _, _, counts = distiller(batch, None, class_count, step, 0)
+                _, _, counts = distiller(prepare_pass(batch, distiller, None, class_count), step, 0)
             inside += counts["pairs"]
     return Count(modes, stored, augmented, inside, steps * settings.run.batch, steps)
 

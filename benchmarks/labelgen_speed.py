@@ -200,7 +200,7 @@ def main() -> None:
     run(paths[: labeler.batch_size])  # warm up, compile
     labeler.detect = ours("detector", labeler.detect)  # type: ignore[method-assign]
     labeler.segmenter.encode = ours("SAM encoder", labeler.segmenter.encode)  # type: ignore[method-assign]
-    labeler._compose = ours("SAM decoder", labeler._compose)  # type: ignore[method-assign]
+    labeler._paint = ours("SAM decoder", labeler._paint)  # type: ignore[method-assign]
     start = ours.now()
     run(paths)
     our_seconds = ours.now() - start

@@ -43,6 +43,7 @@ from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
 from olivine.train.methods._vmf_statistics import VmfStatistics
 from olivine.train.pixel_features import EncodedFeatures
+from olivine.train.prepare import prepare_pass
 from olivine.train.sampling import draw_without_replacement, sampling_probability
 from olivine.train.sampling import generator_of as draw_generator
 from olivine.train.settings import PretrainSettings, load_settings
@@ -151,7 +152,7 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
             loss = usual(batch, statistics, class_count)
         else:
             assert pixels is not None
-            loss, _, _ = model(batch, pixels, class_count, STEP, 0)
+            loss, _, _ = model(prepare_pass(batch, model, pixels, class_count), STEP, 0)
         loss.backward()
         return loss.item()
 

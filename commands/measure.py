@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError, memory_error, track
+from ..common.ahead import Ahead
 from ..train.backbone import Backbone, Clouds
 from ..train.batch import collate
 from ..train.build import build_model, label_names, needs_of, open_stream, open_text, pair_class_count
@@ -20,7 +21,7 @@ from ..train.devices import make_fabric, share_of_step, torch_state
 from ..train.loop import Pass, metrics_of_step
 from ..train.metrics_log import forget_peak_memory, memory_mib
 from ..train.pixel_features import open_pixel_features
-from ..train.prepare import prepare
+from ..train.prepare import Prepared, passes, prepare
 from ..train.sample import Sample
 from ..train.schedule import build_optimizer, learning_rate
 from ..train.settings import PretrainSettings
@@ -32,15 +33,14 @@ if TYPE_CHECKING:
 
 STAGES = (
     "waiting for data",
-    "joining frames",
-    "copy and voxels",
+    "joining and copying frames, voxels",
     "backbone forward",
     "image encoder",
     "heads and losses",
     "backward",
     "optimiser",
 )
-"""Of a step, in the order in which they begin."""
+"""Of a step, in the order in which they begin on a CPU; on a GPU the image encoder comes before the backbone."""
 ENGINES = ("torch", "triton", "minkowski")
 LAYER_CHANNELS = 96
 
@@ -50,25 +50,28 @@ class StageClock:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.running, self.seconds, self._at = device, False, dict.fromkeys(STAGES, 0.0), 0.0
+        self.current = STAGES[0]
 
     def start(self) -> None:
         """Count from now on."""
         self.running, self._at = True, _now(self.device)
 
-    def end(self, stage: str) -> None:
-        """What has passed since the last stage ended was this one."""
+    def begin(self, stage: str) -> str:
+        """What has passed since the last call belongs to the stage that began there, which is returned; now this one begins."""
+        before, self.current = self.current, stage
         if self.running:
             now = _now(self.device)
-            self.seconds[stage] += now - self._at
+            self.seconds[before] += now - self._at
             self._at = now
+        return before
 
-    def around(self, work: Callable[..., Any], before: str, stage: str) -> Callable[..., Any]:
-        """``work`` as a stage of its own; what was before it belongs to another."""
+    def around(self, work: Callable[..., Any], stage: str, after: str | None = None) -> Callable[..., Any]:
+        """``work`` as a stage of its own; ``after`` it another one begins, or the one that it interrupted goes on."""
 
         def counted(*arguments: Any) -> Any:
-            self.end(before)
+            before = self.begin(stage)
             found = work(*arguments)
-            self.end(stage)
+            self.begin(after or before)
             return found
 
         return counted
@@ -106,44 +109,58 @@ def measure(settings: PretrainSettings, warm_up: int, steps: int) -> dict[str, A
         model = build_model(settings, channels, names, total, open_text(settings, shards)).to(device)
         wrapped, optimizer = fabric.setup(model, build_optimizer(settings, model))
         if pixels is not None:
-            pixels.maps = clock.around(pixels.maps, "heads and losses", "image encoder")  # type: ignore[method-assign]
+            pixels.maps = clock.around(pixels.maps, "image encoder")  # type: ignore[method-assign]
         encode = model.backbone.encode
-        model.backbone.encode = clock.around(encode, "copy and voxels", "backbone forward")  # type: ignore[method-assign]
-        batches, loss, samples = stream.batches(0, total), math.nan, list[Sample]()
+        model.backbone.encode = clock.around(encode, "backbone forward", "heads and losses")  # type: ignore[method-assign]
+        loss, samples = math.nan, list[Sample]()
 
-        def take(step: int) -> None:
+        def frames(first: int, end: int) -> Iterator[list[Sample]]:
+            """The frames of each step; what is done with them until they are with the model is the next stage."""
+            nonlocal samples
+            for samples in stream.batches(first, end):
+                clock.begin("joining and copying frames, voxels")
+                yield samples
+
+        def take(step: int, prepared: Iterator[Prepared]) -> None:
             """One step, as :func:`olivine.train.loop.pretrain` makes it."""
-            nonlocal loss, samples
-            samples = next(batches)
-            clock.end("waiting for data")
+            nonlocal loss
+            clock.begin("waiting for data")
+            ready = next(prepared)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, total, stream.count)
             optimizer.zero_grad()
-            passes: list[Pass] = []
+            done: list[Pass] = []
             for first in range(0, share.last, share.per_pass):
-                batch = collate(samples[first : first + share.per_pass])
-                clock.end("joining frames")
-                passes.append(Pass(*wrapped(batch, pixels, class_count, step, first // run.group)))
-                clock.end("heads and losses")
-                fabric.backward(passes[-1].loss / share.passes)
-                clock.end("backward")
+                if first:
+                    clock.begin("joining and copying frames, voxels")
+                    ready = next(prepared)
+                done.append(Pass(*wrapped(ready, step, first // run.group)))
+                clock.begin("backward")
+                fabric.backward(done[-1].loss / share.passes)
+            del ready
+            clock.begin("optimiser")
             norm = fabric.clip_gradients(
                 wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
             assert norm is not None
-            loss = metrics_of_step(passes, model.method.terms, norm, _alone, 1)[0].get("loss", math.nan)
+            loss = metrics_of_step(done, model.method.terms, norm, _alone, 1)[0].get("loss", math.nan)
             optimizer.step()
             model.method.after_step(step, _alone)
             model.method.log(step, _alone)
-            clock.end("optimiser")
+            clock.begin(STAGES[0])
 
-        for step in track(range(warm_up), "warm-up", unit="step"):
-            take(step)
-        forget_peak_memory()
-        waited, start = stream.waited_s, _now(device)
-        for step in track(range(warm_up, warm_up + steps), "steps", unit="step"):
-            take(step)
-        seconds, waited = _now(device) - start, stream.waited_s - waited
+        def prepared_from(first: int, end: int) -> Iterator[Prepared]:
+            return passes(frames(first, end), share.per_pass, model, pixels, class_count)
+
+        with Ahead[Prepared](device) as ahead:
+            prepared = ahead(prepared_from(0, warm_up + steps))
+            for step in track(range(warm_up), "warm-up", unit="step"):
+                take(step, prepared)
+            forget_peak_memory()
+            waited, start = ahead.waited_s or stream.waited_s, _now(device)
+            for step in track(range(warm_up, warm_up + steps), "steps", unit="step"):
+                take(step, prepared)
+            seconds, waited = _now(device) - start, (ahead.waited_s or stream.waited_s) - waited
         made = {
             "steps_per_second": steps / seconds,
             "frames_per_second": steps * run.batch / seconds,
@@ -153,8 +170,9 @@ def measure(settings: PretrainSettings, warm_up: int, steps: int) -> dict[str, A
             "loss": loss,
         }
         clock.start()
+        prepared = prepared_from(warm_up + steps, total)
         for step in track(range(warm_up + steps, total), "stages", unit="step"):
-            take(step)
+            take(step, prepared)
         stages = {stage: seconds / steps for stage, seconds in clock.seconds.items()}
         clock.running = False
         images = sum(len(sample.columns.get("image_size", ())) for sample in samples)

@@ -20,7 +20,7 @@ from ..common import OlivineError, package_versions, stop_signals, track
 from ..common.together import ending_together
 from ..train.backbone import Backbone
 from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
-from ..train.devices import over_processes, torch_state
+from ..train.devices import anywhere, over_processes, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
 from ..train.sparse.modules import share_norms
@@ -139,19 +139,20 @@ def fit(
             batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
             wrapped_optimizer.zero_grad()
             loss = segmentation_loss(wrapped(batch.inputs), batch.label)
+            fabric.backward(loss)
+            # Only now a GPU is waited for: all that the step asks of it is under way.
             mean = float(over_processes(loss.detach(), fabric)) / fabric.world_size
             if not math.isfinite(mean):
                 raise OlivineError(
                     f"the loss of step {step} is not finite", where=out, remedy="lower lr and backbone_lr"
                 )
-            fabric.backward(loss)
             wrapped_optimizer.step()
             if log is not None:
                 row = {"step": step, "epoch": epoch, "loss": mean, "lr": settings.lr * factor}
                 log.add("steps", {**row, "seconds": time.monotonic() - begun})
                 if step + 1 == steps or plan.epoch(step + 1) > epoch:
                     log.add("epochs", {"step": step, "epoch": epoch, **log.means_of_epoch(epoch)})
-            interrupted = bool(over_processes(torch.tensor(int(stop.requested), device=fabric.device), fabric) > 0)
+            interrupted = anywhere(stop.requested, fabric)
             if step + 1 == steps or interrupted or time.monotonic() - saved_at > settings.checkpoint_minutes * 60:
                 save(step + 1)
                 saved_at = time.monotonic()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, gains_by_bfloat16
+from ..common import OlivineError, cores, gains_by_bfloat16
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,6 +71,26 @@ def number_format(device: torch.device, precision: str) -> Iterator[None]:
     else:
         with torch.autocast(device.type, dtype=_DTYPES[precision]):
             yield
+
+
+def cast_weights(network: nn.Module, precision: str) -> None:
+    """Cast the weights of products once to the type that :func:`number_format` casts them to for every batch.
+
+    Within it the network's values stay the same; outside of it the network cannot be used any more.
+    """
+    if precision == "float32":
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(_DTYPES[precision])
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``work`` of each item, in their order, by threads where there are several: resizing an image lets others run."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), cores())) as pool:
+        return list(pool.map(work, items))
 
 
 class TextMemory(nn.Module):

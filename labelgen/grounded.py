@@ -16,6 +16,7 @@ from torch import Tensor
 from ..common import OlivineError, package_versions
 from .compose import Composition, compose, paint_ranks
 from .encoders import in_pieces_that_fit, number_format, resolve_batch_size, resolve_device, resolve_precision
+from .known import known_numbers
 from .labeler import BatchResult, Detection, ImageTask, Labelled
 from .prompts import THING, Vocabulary
 from .settings import LabelSettings
@@ -123,15 +124,26 @@ def select_boxes(
 
 
 def as_scores(probability: Tensor, label: Tensor) -> NDArray[np.uint8]:
-    """Scores as they are stored, uint8 [H, W]: at least 1 where there is a label, since 0 says that nothing is known of it.
+    """Scores as they are stored, uint8 [..., H, W]: at least 1 where there is a label, since 0 says that nothing is known of it.
 
     Args:
-        probability: float [H, W], 0 to 1.
-        label: uint8 [H, W].
+        probability: float [..., H, W], 0 to 1.
+        label: uint8 [..., H, W].
     """
     sure = (255 * probability).round().clamp(1, 255).to(torch.uint8)
     scores: NDArray[np.uint8] = torch.where(label > 0, sure, 0).cpu().numpy()
     return scores
+
+
+def read_boxes(boxes: Tensor, logits: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """A detector's output as :meth:`Detector.detect` returns it, read from the device at once.
+
+    Args:
+        boxes: [B, Q, 4].
+        logits: [B, Q, T].
+    """
+    found = torch.cat([boxes.float(), logits.float().sigmoid()], 2).cpu()
+    return list(zip(found[..., :4], found[..., 4:]))
 
 
 def refuse_extra_tensors(extra: Sequence[str], path: Path) -> None:
@@ -257,11 +269,6 @@ class GroundedSam:
         for start in range(0, len(boxes), step):
             yield self.segmenter.mask_logits(feature, boxes[start : start + step], size)
 
-    def _compose(self, feature: Tensor, boxes: Boxes, size: tuple[int, int]) -> Labelled:
-        masks = self._masks(feature, boxes.box.to(feature.device), size)
-        scores = boxes.text_score if self.settings.scored else None
-        return self._paint(masks, boxes, size, feature.device, scores)[0]
-
     def _paint(
         self,
         masks: Iterable[Tensor],
@@ -269,44 +276,63 @@ class GroundedSam:
         size: tuple[int, int],
         device: torch.device,
         scores: Tensor | None = None,
-    ) -> tuple[Labelled, Composition]:
-        """One label map of an image's masks, and how it was painted.
+    ) -> Composition:
+        """One label map of an image's masks.
 
         Args:
             masks: logits (or bool) [n, H, W] in pieces, on ``device``, in the order of the boxes.
             scores: float [N], where each pixel's score is one of these times the probability of the mask.
         """
         s = self.settings
-        values = self._values[boxes.prompt]
-        ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap).to(device)
-        painted = compose(
+        ranks = paint_ranks(boxes.score, self._things[boxes.prompt], s.overlap)
+        return compose(
             masks,
-            ranks,
-            values.to(device),
+            ranks.to(device),
+            self._values[boxes.prompt].to(device),
             size,
             min_area=max(s.min_area, 1),
             max_components=s.max_components,
             scores=scores,
         )
-        area, kept = painted.area.tolist(), painted.kept.tolist()
-        detections = tuple(
-            Detection((row[0], row[1], row[2], row[3]), float(score), float(text_score), int(value), area[i])
-            for i, (row, score, text_score, value) in enumerate(
-                zip(boxes.box.tolist(), boxes.score, boxes.text_score, values)
+
+    def _read(self, boxes: Sequence[Boxes], painted: Sequence[Composition]) -> list[Labelled]:
+        """What was painted, read from the device for all images together."""
+        s = self.settings
+        counted = torch.cat([torch.stack([one.area, one.kept.long()]) for one in painted], 1).cpu()
+        labels = torch.stack([one.label for one in painted]).cpu().numpy()
+        segments = scores = None
+        if s.segments == "masks":
+            segments = torch.stack([one.segment for one in painted]).cpu().numpy().astype(np.uint16)
+        if sure := [one.score for one in painted if one.score is not None]:
+            scores = as_scores(torch.stack(sure), torch.stack([one.label for one in painted]))
+        found = []
+        of_image = counted.split([len(one.score) for one in boxes], dim=1)
+        for i, (one, (area, kept)) in enumerate(zip(boxes, (rows.tolist() for rows in of_image))):
+            rows = zip(
+                one.box.tolist(), one.score.tolist(), one.text_score.tolist(), self._values[one.prompt].tolist(), area
             )
-            if kept[i]
-        )
-        segment = painted.segment.cpu().numpy().astype(np.uint16) if s.segments == "masks" else None
-        score = None if painted.score is None else as_scores(painted.score, painted.label)
-        return Labelled(painted.label.cpu().numpy(), detections, segment, score=score), painted
+            detections = tuple(
+                Detection((box[0], box[1], box[2], box[3]), score, text_score, value, pixels)
+                for (box, score, text_score, value, pixels), shown in zip(rows, kept)
+                if shown
+            )
+            segment, score = (None if of is None else of[i] for of in (segments, scores))
+            found.append(Labelled(labels[i], detections, segment, score=score))
+        return found
 
     def _label_piece(self, images: Sequence[NDArray[np.uint8]]) -> list[Labelled]:
         size = (images[0].shape[0], images[0].shape[1])
-        with number_format(self.device, self.precision):
-            boxes = self.detect(images)
-            features = self.segmenter.encode(images)
-        # The decoder stays in float32: it is cheap, and its logits' sign is the mask.
-        return [self._compose(features[i : i + 1].float(), found, size) for i, found in enumerate(boxes)]
+        with known_numbers(self.device):
+            with number_format(self.device, self.precision):
+                boxes = self.detect(images)
+                features = self.segmenter.encode(images)
+            # The decoder stays in float32: it is cheap, and its logits' sign is the mask.
+            painted = []
+            for i, found in enumerate(boxes):
+                masks = self._masks(features[i : i + 1].float(), found.box.to(self.device), size)
+                scores = found.text_score if self.settings.scored else None
+                painted.append(self._paint(masks, found, size, self.device, scores))
+        return self._read(boxes, painted)
 
     @torch.inference_mode()
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:

@@ -22,8 +22,8 @@ from ..common import OlivineError, read_text, sha256_file
 from ..common.tensors import read_tensors
 from .attention import compiled_deformable_attention, fuse_sam_attention
 from .catalogue import Needed, find_weights, require_weights, weights_digests
-from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
+from .encoders import TextMemory, cast_weights, in_threads
+from .grounded import Detector, GroundedSam, Segmenter, read_boxes, refuse_extra_tensors, require_packages
 from .prompts import Vocabulary
 from .settings import LabelSettings
 from .tokens import load_tokenizer
@@ -185,11 +185,10 @@ class DinoDetector:
     @torch.inference_mode()
     def detect(self, images: Sequence[NDArray[np.uint8]], caption: str) -> list[tuple[Tensor, Tensor]]:
         """See :class:`olivine.labelgen.grounded.Detector`."""
-        batch = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+        batch = torch.stack(in_threads(self.preprocess, images)).to(self.device)
         with compiled_deformable_attention(self.device):
             out = self.model(batch, captions=[caption] * len(images))
-        scores = out["pred_logits"].float().sigmoid().cpu()
-        return list(zip(out["pred_boxes"].float().cpu(), scores))
+        return read_boxes(out["pred_boxes"], out["pred_logits"])
 
 
 def build_sam(state: dict[str, Tensor], path: Path) -> Any:
@@ -275,7 +274,7 @@ class SamSegmenter:
     @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """See :class:`olivine.labelgen.grounded.Segmenter`."""
-        resized = np.stack([self._resize.apply_image(image) for image in images])
+        resized = np.stack(in_threads(self._resize.apply_image, images))
         batch = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
         return self.model.image_encoder(self.model.preprocess(batch))
 
@@ -334,6 +333,7 @@ class OriginalGroundedSam(GroundedSam):
         fill(detector, load_state(checkpoint), checkpoint, f"GroundingDINO with {self._config_path().name}")
         sam_checkpoint = self.files["sam"].path
         sam = build_sam(load_state(sam_checkpoint), sam_checkpoint)
+        cast_weights(sam.image_encoder, self.precision)
         s = self.settings
         return DinoDetector(detector, s.short_side, s.long_side, self.device), SamSegmenter(sam, self.device)
 

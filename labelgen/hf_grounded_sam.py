@@ -15,7 +15,7 @@ from ..common import OlivineError
 from .attention import compiled_deformable_attention
 from .catalogue import Needed, require_weights, weights_digests
 from .encoders import TextMemory
-from .grounded import Detector, GroundedSam, Segmenter, refuse_extra_tensors, require_packages
+from .grounded import Detector, GroundedSam, Segmenter, read_boxes, refuse_extra_tensors, require_packages
 from .pretrained import load_pretrained, pillow_processor
 from .prompts import Vocabulary
 from .settings import LabelSettings
@@ -58,7 +58,7 @@ class HfDinoDetector:
         text = self.tokenizer([caption] * len(images), return_tensors="pt").to(self.device)
         with compiled_deformable_attention(self.device):
             out = self.model(**seen, **text)
-        return list(zip(out.pred_boxes.float().cpu(), out.logits.float().sigmoid().cpu()))
+        return read_boxes(out.pred_boxes, out.logits)
 
 
 class HfSamSegmenter:

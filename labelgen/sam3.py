@@ -133,7 +133,8 @@ class Sam3(GroundedSam):
             torch.cat([f.boxes.text_score for f in found]),
             torch.cat([f.boxes.prompt for f in found]),
         )
-        labelled, painted = self._paint(self._full_size(found, size), boxes, size, self.device)
+        painted = self._paint(self._full_size(found, size), boxes, size, self.device)
+        labelled = self._read([boxes], [painted])[0]
         if not self.settings.scored:
             return labelled
         return replace(labelled, score=as_scores(_shown_semantic(found, boxes, painted, size), painted.label))

@@ -5,21 +5,16 @@ Nothing here knows a loss: what a method is given stands in :mod:`~olivine.train
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .batch import Batch, attach_to_places
+from .batch import attach_to_places
 from .group import Group
 from .method import Method
-from .prepare import prepare
+from .prepare import Prepared
 from .scan import scans_of
 from .voxelize import VoxelSettings
-
-if TYPE_CHECKING:
-    from .pixel_features import PixelFeatures
 
 Terms = dict[str, Tensor]
 
@@ -41,15 +36,11 @@ class Distiller(nn.Module):
         self.backbone, self.method = backbone, method
         self.voxels, self.group, self.seed, self.engine = voxels, group, seed, engine
 
-    def forward(
-        self, batch: Batch, pixels: PixelFeatures | None, class_count: Tensor, step: int, first_group: int
-    ) -> tuple[Tensor, Terms, dict[str, int]]:
+    def forward(self, ready: Prepared, step: int, first_group: int) -> tuple[Tensor, Terms, dict[str, int]]:
         """The losses of whole contrast groups.
 
         Args:
-            batch: frames on the CPU, a multiple of the group's (fewer only where the step has fewer).
-            pixels: the frozen encoder's features; None where the method needs none.
-            class_count: int64 [C] on the CPU, pairs of each class in the data set, label 0 included.
+            ready: their frames, a multiple of the group's (fewer only where the step has fewer).
             step: its number, for the draws.
             first_group: number of the first group within the step, over all processes and passes.
 
@@ -57,8 +48,7 @@ class Distiller(nn.Module):
             the loss, scalar with gradient: the mean over the groups; each term, unweighted, its mean over the groups
             that have it; counts: pairs, and groups without a pair.
         """
-        weight = next(self.backbone.parameters())
-        batch, clouds = prepare(batch, self.voxels, len(class_count), self.engine, weight)
+        batch, clouds = ready.batch, ready.clouds
         features = self.backbone.encode(clouds)
         if self.voxels.max_voxels is None:
             place = features.place.index_select(0, batch.pair_point)
@@ -80,7 +70,7 @@ class Distiller(nn.Module):
                 counts["groups_empty"] += 1
                 continue
             key = (self.seed, step, first_group + number)
-            group = Group(batch, frames, rows, place[rows], features, pixels, class_count, key, scans)
+            group = Group(batch, frames, rows, place[rows], features, ready.pixels, ready.class_count, key, scans)
             for name, term in self.method(group).items():
                 found.setdefault(name, []).append(term.value)
                 total = total + term.weight * term.value

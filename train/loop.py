@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, stop_signals, track, write_json
+from ..common.ahead import Ahead
 from ..common.settings import settings_to_plain
 from ..common.together import ending_together
 from ..pairs.shards import ShardSet
@@ -41,8 +42,8 @@ from .method import Reduce
 from .metrics_log import MetricsLog, memory_mib
 from .mixture import NORMALISED, ShardMixture, Shards, held_out_sets
 from .pixel_features import PixelFeatures, open_pixel_features
+from .prepare import Prepared, passes, prepare_pass
 from .run_folder import claim, identity_of
-from .sample import Sample
 from .schedule import build_optimizer, learning_rate
 from .settings import PretrainSettings
 from .sparse.modules import share_norms
@@ -111,11 +112,12 @@ class RunState:
 
 @dataclass
 class Pass:
-    """What one forward pass gave, see :meth:`~olivine.train.forward.Distiller.forward`."""
+    """What one forward pass gave, see :meth:`~olivine.train.forward.Distiller.forward`, and its frames' names."""
 
     loss: Tensor
     terms: Terms
     counts: dict[str, int]
+    frames: tuple[str, ...] = ()
 
 
 def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> PretrainSummary:
@@ -138,7 +140,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     reduce = partial(over_processes, fabric=fabric)
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
     stream = open_stream(settings, share, fabric.world_size)
-    with ending_together(fabric), stream, torch_state(settings, fabric.device), stop_signals() as stop:
+    ahead = Ahead[Prepared](fabric.device)
+    with ending_together(fabric), stream, torch_state(settings, fabric.device), stop_signals() as stop, ahead:
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
         class_count = pair_class_count(shards, settings)
@@ -181,49 +184,55 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         log = MetricsLog(out, state.step) if rank_zero else None
         resumed_from, saved_at, losses, interrupted = state.step, time.monotonic(), [], False
 
+        def waited_s() -> float:
+            return stream.waited_s if ahead.waited_s is None else ahead.waited_s
+
         def save(name: str) -> None:
             if rank_zero:
                 state.save(out / name, constant)
 
+        # On a GPU a thread makes the next pass ready while this one is computed.
         batches = stream.batches(state.step, steps)
+        prepared = ahead(passes(batches, share.per_pass, model, pixels, class_count))
         remaining = range(state.step, steps)
         for step in track(remaining, "pretrain", unit="step") if rank_zero else remaining:
+            begun = time.monotonic() - waited_s()
             try:
-                samples = next(batches)
+                ready = next(prepared)
             except OlivineError:
                 if not stop.requested:
                     raise
                 interrupted = True  # the signal that stops this process reached its workers first
                 break
-            begun = time.monotonic()
             rate = learning_rate(settings, step, steps, stream.count)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            passes: list[Pass] = []
+            done: list[Pass] = []
             for number in range(share.passes):
-                first = number * share.per_pass
-                batch = collate(samples[first : first + share.per_pass])
+                ready = next(prepared) if number else ready
+                first_group = (share.first + number * share.per_pass) // run.group
                 with fabric.no_backward_sync(wrapped, enabled=number + 1 < share.passes):
-                    done = Pass(*wrapped(batch, pixels, class_count, step, (share.first + first) // run.group))
-                    passes.append(done)
-                    fabric.backward(done.loss / share.passes)
+                    loss, terms, counts = wrapped(ready, step, first_group)
+                    done.append(Pass(loss, terms, counts, ready.batch.tokens))
+                    fabric.backward(loss / share.passes)
+            del ready, loss, terms  # their memory is free for the next ones
             gradient_norm = fabric.clip_gradients(
                 wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
             assert gradient_norm is not None
-            metrics, norm = metrics_of_step(passes, model.method.terms, gradient_norm, reduce, fabric.world_size)
+            metrics, norm = metrics_of_step(done, model.method.terms, gradient_norm, reduce, fabric.world_size)
             if not math.isfinite(metrics.get("loss", math.nan)):  # of any process: all end here
-                raise _not_finite("loss", passes, samples, step, out)
+                raise _not_finite("loss", done, step, out)
             if not math.isfinite(norm) and run.precision != "16-mixed":  # there the scaler skips such a step
-                raise _not_finite("gradient", passes, samples, step, out)
+                raise _not_finite("gradient", done, step, out)
             optimizer.step()
             model.method.after_step(step, reduce)
             state.step = step + 1
 
             row = {**metrics, **model.method.log(step, reduce)}
             row |= {"memory_mib": memory_mib(fabric.device), "lr": rate, "gradient_norm": norm}
-            row |= {"seconds": time.monotonic() - begun, "waited": stream.waited_s}
+            row |= {"seconds": time.monotonic() - waited_s() - begun, "waited": waited_s()}
             losses.append(row["loss"])
             epoch, before = state.step * run.batch // stream.count, step * run.batch // stream.count
             if log is not None:
@@ -266,7 +275,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         _mean(losses[-tenth:]),
         seconds,
         taken / seconds,
-        stream.waited_s / seconds,
+        waited_s() / seconds,
         (*model.method.summary(), *([shards.note] if isinstance(shards, ShardMixture) else [])),
     )
 
@@ -307,8 +316,8 @@ def _validate_on(
         # Its own frequencies: it may hold a class that the training frames do not.
         class_count = pair_class_count(stream.shards, settings)
         for step, samples in enumerate(stream.batches(0, steps)):
-            batch = collate(samples)
-            loss, terms, counts = model(batch, pixels, class_count, step, fabric.global_rank)
+            ready = prepare_pass(collate(samples), model, pixels, class_count)  # type: ignore[arg-type]
+            loss, terms, counts = model(ready, step, fabric.global_rank)
             if not counts["groups_empty"]:
                 for row, name in enumerate(names):
                     if name == "loss" or name in terms:
@@ -339,12 +348,12 @@ def metrics_of_step(
     return {name: value for name, value in row.items() if not math.isnan(value)}, last
 
 
-def _not_finite(what: str, passes: Sequence[Pass], samples: Sequence[Sample], step: int, out: Path) -> OlivineError:
+def _not_finite(what: str, passes: Sequence[Pass], step: int, out: Path) -> OlivineError:
     """The error for a loss or gradient that is not finite; its frames and terms are written out."""
     path = out / "non-finite.json"
     bad = next((one for one in passes if not bool(torch.isfinite(one.loss))), passes[-1])
     terms = {name: repr(float(value)) for name, value in bad.terms.items()}
-    frames = [sample.token for sample in samples]
+    frames = [token for one in passes for token in one.frames]
     write_json(path, {"what": what, "step": step, "frames": frames, "terms": terms, "counts": bad.counts})
     named = ", ".join(f"{name} {value}" for name, value in terms.items())
     return OlivineError(

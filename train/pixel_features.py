@@ -27,6 +27,8 @@ from .mixture import Shards
 from .settings import PretrainSettings
 from .transfer import to_device
 
+_AT_ONCE = 32  # images that go through the encoder together where all maps are made ahead
+
 
 class PixelFeatures:
     """A source of frozen features of a batch's images; a subclass gives the maps.
@@ -52,6 +54,16 @@ class PixelFeatures:
     def of(self, shards: ShardSet) -> PixelFeatures:
         """The source for the frames of other shards."""
         return self
+
+    def ahead(self, batch: Batch) -> PixelFeatures:
+        """The source of a batch that is on the device: on a GPU with all its maps made now, unless ``at_once`` is set.
+
+        There every image has its map, drawn or not, so that the encoder always has the same sizes.
+        """
+        if self._at_once or not batch.pair_frame.is_cuda:
+            return self
+        images = torch.arange(sum(batch.image_count))
+        return KnownMaps(self, batch, torch.cat([self.maps(batch, some) for some in images.split(_AT_ONCE)]))
 
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
         """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs; on the CPU, or they are waited for."""
@@ -138,6 +150,22 @@ class EncodedFeatures(PixelFeatures):
     def image_size(self, batch: Batch) -> tuple[int, int]:
         """See :class:`PixelFeatures`."""
         return batch.image.shape[1], batch.image.shape[2]
+
+
+class KnownMaps(PixelFeatures):
+    """The maps of all images of one batch, [I, E, h, w], which another source gave."""
+
+    def __init__(self, source: PixelFeatures, batch: Batch, maps: Tensor) -> None:
+        super().__init__(source.channels, source.identity, source._grid)
+        self._size, self._maps = source.image_size(batch), maps
+
+    def maps(self, batch: Batch, images: Tensor) -> Tensor:
+        """See :class:`PixelFeatures`."""
+        return self._maps.index_select(0, to_device(images, self._maps.device))
+
+    def image_size(self, batch: Batch) -> tuple[int, int]:
+        """See :class:`PixelFeatures`."""
+        return self._size
 
 
 class StoredFeatures(PixelFeatures):

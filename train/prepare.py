@@ -1,16 +1,72 @@
-"""What is checked and decided of a batch on the CPU, before it goes to the device: a step on a GPU must not wait for it."""
+"""What a pass needs besides weights: checks and decisions on the CPU, copies, voxels, kernel maps, an encoder's maps.
+
+On a GPU a thread does this for the next pass (:mod:`~olivine.common.ahead`) while the step computes with this one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..common.ahead import THREADED
 from .backbone import Clouds
-from .batch import Batch, check_labels
+from .batch import Batch, check_labels, collate
+from .sparse.engines import Plan, follow_plan, plan_of
 from .transfer import to_device
 from .voxelize import VoxelSettings, in_range, voxelize
+
+if TYPE_CHECKING:
+    from .forward import Distiller
+    from .pixel_features import PixelFeatures
+    from .sample import Sample
+
+
+class Prepared:
+    """A pass's frames on the device. (No dataclass, as :class:`~.backbone.Clouds`.)
+
+    Attributes:
+        batch: whole contrast groups; clouds: their voxels.
+        pixels: the frozen encoder's features; None where the method needs none.
+        class_count: int64 [C] on the CPU, pairs of each class in the data set, label 0 included.
+    """
+
+    def __init__(self, batch: Batch, clouds: Clouds, pixels: PixelFeatures | None, class_count: Tensor) -> None:
+        self.batch, self.clouds, self.pixels, self.class_count = batch, clouds, pixels, class_count
+
+
+def passes(
+    steps: Iterator[list[Sample]], size: int, model: Distiller, pixels: PixelFeatures | None, class_count: Tensor
+) -> Iterator[Prepared]:
+    """Each pass, of ``size`` frames, of each step. Where a thread prepares them, those from the third on have the kernel maps that the first one needed."""
+    plan: Plan | None = None
+    first: Clouds | None = None
+    number = 0
+    for samples in steps:
+        for start in range(0, len(samples), size):
+            if number == 2 and first is not None:  # only now nobody uses it any more: passes are made one ahead
+                plan, first = plan_of(first.tensor.manager), None
+            ready = prepare_pass(collate(samples[start : start + size]), model, pixels, class_count, plan)
+            if number == 0 and ready.clouds.points.device.type in THREADED:
+                first = ready.clouds
+            number += 1
+            yield ready
+            del ready
+
+
+@torch.no_grad()
+def prepare_pass(
+    batch: Batch, model: Distiller, pixels: PixelFeatures | None, class_count: Tensor, plan: Plan | None = None
+) -> Prepared:
+    """See :func:`prepare` and :meth:`~.pixel_features.PixelFeatures.ahead`; with ``plan`` kernel maps as well."""
+    weight = next(model.backbone.parameters())
+    batch, clouds = prepare(batch, model.voxels, len(class_count), model.engine, weight)
+    if plan is not None:
+        follow_plan(clouds.tensor.manager, clouds.tensor.voxels, plan)
+    return Prepared(batch, clouds, pixels and pixels.ahead(batch), class_count)
 
 
 def prepare(batch: Batch, settings: VoxelSettings, classes: int, engine: str, weight: Tensor) -> tuple[Batch, Clouds]:

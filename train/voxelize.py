@@ -114,7 +114,10 @@ def in_range(points: Tensor, settings: VoxelSettings) -> InRange:
         raise OlivineError(f"{count} points are not finite", where=where, remedy="remove them when the cloud is read")
     inside = torch.ones(len(points), dtype=torch.bool, device=points.device)
     if settings.crop:
-        low, high = (torch.tensor(b, device=points.device) for b in (settings.range_m[:3], settings.range_m[3:]))
+        low, high = (
+            torch.tensor(b, dtype=torch.float32, device=points.device)
+            for b in (settings.range_m[:3], settings.range_m[3:])
+        )
         inside = ((xyz >= low) & (xyz < high)).all(1)
     # No coordinate is larger than this; only where that is too large each point is looked at.
     edge = min(settings.size_m, settings.height_m or settings.size_m)
@@ -223,7 +226,7 @@ def _batch_of(points: Tensor, batch_index: Tensor | list[int] | tuple[int, ...] 
 def _grid_coordinate(points: Tensor, settings: VoxelSettings) -> Tensor:
     xyz = points[:, :3]
     if settings.from_corner:
-        xyz = xyz - to_device(torch.tensor(settings.range_m[:3]), points.device)
+        xyz = xyz - to_device(torch.tensor(settings.range_m[:3], dtype=torch.float32), points.device)
     x, y, z = xyz[:, 0], xyz[:, 1], xyz[:, 2]
     height = settings.height_m or settings.size_m
     if settings.grid == "cartesian":

@@ -22,13 +22,15 @@ HERE = Path(__file__).parent
 def _conftest(folder: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"conftest_of_{folder}", HERE.parent / folder / "conftest.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 _methods = _conftest("train/methods")
 streets, streets_with_regions = _methods.streets, _methods.streets_with_regions
+_labelgen = _conftest("labelgen")
+tiny_networks, tiny_folders, mm_folders = _labelgen.tiny_networks, _labelgen.tiny_folders, _labelgen.mm_folders
 
 
 def _include_folder(packages: Path) -> Path | None:

@@ -8,7 +8,7 @@
 #define E __attribute__((visibility("default")))
 typedef cudaError_t R;
 
-static long waits;
+static __thread long waits; /* of a thread */
 E long nullcuda_waits(void) { return waits; }
 
 /* The device. */

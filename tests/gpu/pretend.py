@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ NO_SHADOW = WAITING | {
 NO_SHADOW |= {"repeat_interleave", "cudnn_batch_norm", "cudnn_batch_norm_backward", "resize_", "_fused_sgd_"}
 
 
+#: CUDA's own, which a CPU has not.
+ATTENTIONS = {
+    name: getattr(torch.ops.aten, name).default
+    for name in (f"_scaled_dot_product_{kind}_attention" for kind in ("efficient", "flash", "cudnn"))
+}
+
+
 class Log:
     """What was counted: by source line, launches and waits; refusals that torch itself would make."""
 
@@ -76,12 +84,20 @@ class Log:
 
 
 log = Log()
+#: Of the thread that makes the next step ready.
+log_ahead = Log()
+#: Told of every kernel, where set: function, arguments, what it returned. See ``streams.py``.
+watcher: Callable[[Any, Any, Any, Any], None] | None = None
 _runtime = ctypes.CDLL(None)
 
 
 def event_waits() -> int:
-    """Waits for events and streams, which are calls of the runtime and of no operator."""
+    """Waits of this thread for events and streams, which are calls of the runtime and of no operator."""
     return int(_runtime.nullcuda_waits())
+
+
+def _log() -> Log:
+    return log_ahead if threading.current_thread().name == "one-ahead" else log
 
 
 def _line() -> str:
@@ -142,7 +158,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if any(x.is_cuda and not isinstance(x, Pretend) for x in tensors):  # torch.tensor(…, device="cuda") comes here made
         line = _line()
         if name == "lift_fresh":
-            log.waits[f"{line} torch.tensor on the device"] += 1
+            _log().waits[f"{line} torch.tensor on the device"] += 1
         args, kwargs = tree_map(lambda x: _wrap(x.cpu()) if _is_real(x) else x, (args, kwargs))
         if name == "lift_fresh":
             return args[0]
@@ -166,12 +182,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     host_args, host_kwargs = tree_map(_host, (args, kwargs))
     if host_kwargs.get("pin_memory"):
         host_kwargs["pin_memory"] = False
-    out = func(*host_args, **host_kwargs)
+    out = func(*host_args, **host_kwargs) if name not in ATTENTIONS else _attention(name, host_args, host_kwargs)
+    if watcher is not None:
+        watcher(func, args, kwargs, out)
     if pretend and device is not None and not to_cuda:
         return out  # a copy to the host
     if name == "copy_" and not isinstance(args[0], Pretend):
         return args[0]
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrap, out))
+
+
+def _attention(name: str, args: Any, kwargs: Any) -> Any:
+    """A fused attention of CUDA, as a CPU computes it, with nothing for its gradient."""
+    mask = args[3] if isinstance(args[3], torch.Tensor) else None
+    out = torch.nn.functional.scaled_dot_product_attention(*args[:3], attn_mask=mask, scale=kwargs.get("scale"))
+    nothing = torch.zeros(0)
+    return (out, *(nothing if "Tensor" in str(value.type) else 0 for value in ATTENTIONS[name]._schema.returns[1:]))
 
 
 def _is_real(value: Any) -> bool:
@@ -189,22 +215,22 @@ def _count(name: str, args: Any, kwargs: dict[str, Any], device: Any, to_cuda: b
         source = args[0] if name == "_to_copy" else args[1]
         target_on_gpu = isinstance(args[0], Pretend) if name == "copy_" else to_cuda or device is None
         if isinstance(source, Pretend) and target_on_gpu:
-            log.launches[f"{line} {name}"] += 1
+            _log().launches[f"{line} {name}"] += 1
             return
         held = args[0] if name == "copy_" and not target_on_gpu else source
         pinned = held.is_pinned() if not isinstance(held, Pretend) else False
         without_wait = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
         if not (pinned and without_wait):
             way = "to the device" if target_on_gpu else "to the host"
-            log.waits[f"{line} a copy {way}{'' if pinned else ', not pinned'}"] += 1
+            _log().waits[f"{line} a copy {way}{'' if pinned else ', not pinned'}"] += 1
         return
     indices = args[1] if name in ("index", "index_put_", "_index_put_impl_") else ()
     if any(isinstance(i, torch.Tensor) and not isinstance(i, Pretend) for i in indices):
-        log.waits[f"{line} {name} by indices on the CPU"] += 1
+        _log().waits[f"{line} {name} by indices on the CPU"] += 1
     if name in WAITING or _has_mask(name, args) or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-        log.waits[f"{line} {name}"] += 1
+        _log().waits[f"{line} {name}"] += 1
     if name not in FREE and not name.startswith("sym_"):
-        log.launches[f"{line} {name}"] += KERNELS.get(name, 1)
+        _log().launches[f"{line} {name}"] += KERNELS.get(name, 1)
 
 
 def _shadow(func: Any, name: str, args: Any, kwargs: Any, line: str) -> None:
@@ -234,7 +260,8 @@ class _Mode(TorchDispatchMode):
 def pretend_gpu(*, strict: bool = False) -> Iterator[Log]:
     """Within it ``cuda:0`` is the pretend device; its log starts empty."""
     assert torch.cuda.is_available(), "preload the null runtime"
-    log.__init__()  # type: ignore[misc]
+    for each in (log, log_ahead):
+        each.__init__()  # type: ignore[misc]
     log.strict = strict
     # A module's tensors cannot be filled with these, so .to() puts others in their place: once.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -248,6 +275,13 @@ def pretend_gpu(*, strict: bool = False) -> Iterator[Log]:
         return plain_to(self, *args, **kwargs)
 
     torch.nn.Module.to = to  # type: ignore[method-assign, assignment]
+    plain_run = threading.Thread.run
+
+    def run(self: threading.Thread) -> None:
+        with _Mode():  # a mode is a thread's own
+            plain_run(self)
+
+    threading.Thread.run = run  # type: ignore[method-assign]
     # Optimisers and norms take tensors of these types together.
     several = [
         sys.modules[f"torch.{name}"]._foreach_supported_types for name in ("utils._foreach_utils", "optim.optimizer")
@@ -259,6 +293,7 @@ def pretend_gpu(*, strict: bool = False) -> Iterator[Log]:
             yield log
     finally:
         torch.nn.Module.to = plain_to  # type: ignore[method-assign]
+        threading.Thread.run = plain_run  # type: ignore[method-assign]
         torch.__future__.set_overwrite_module_params_on_conversion(False)
         for types in several:
             types.remove(Pretend)

@@ -7,16 +7,23 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pretend
 import torch
+from streams import watched
 
+from olivine.common.ahead import Ahead
 from olivine.downstream.probe import linear_probe
 from olivine.downstream.settings import ProbeSettings
+from olivine.train import prepare
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
@@ -37,27 +44,45 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def run(preset: str, changes: list[str], folder: Path, device: str) -> dict[str, Any]:
-    """A run of a preset on a device: its rows, and what was counted in its last whole step, by source line."""
+    """A run of a preset on a device: its rows, and what was counted of its last whole step, by source line.
+
+    What the step's own thread did is counted apart from what was made ready for it (``ahead``). ``races`` are what the
+    sanitizer of streams found in the whole run.
+    """
     settings = load_settings(preset, [*changes, f"run.accelerator={device}"])
-    true, marks = Distiller.forward, []
+    true, true_prepare = Distiller.forward, prepare.prepare_pass
+    marks: dict[Any, list[Any]] = {pretend.log: [], pretend.log_ahead: []}
+
+    def mark(log: pretend.Log) -> None:
+        marks[log].append((log.waits + Counter({"an event": pretend.event_waits()}), log.launches.copy()))
 
     def forward(self: Any, *arguments: Any) -> Any:
-        waits = pretend.log.waits + Counter({"an event": pretend.event_waits()})
-        marks.append((waits, pretend.log.launches.copy()))
+        mark(pretend.log)
         return true(self, *arguments)
 
-    Distiller.forward = forward  # type: ignore[method-assign]
+    def prepare_pass(*arguments: Any) -> Any:
+        mark(pretend.log_ahead)
+        made = true_prepare(*arguments)
+        mark(pretend.log_ahead)
+        return made
+
+    Distiller.forward, prepare.prepare_pass = forward, prepare_pass  # type: ignore[method-assign, assignment]
+    found: dict[str, Any] = {"races": []}
     try:
-        with pretend.pretend_gpu(strict=True) if device == "cuda" else nullcontext():
+        if device == "cpu":
             pretrain(settings, folder)
+        else:
+            with pretend.pretend_gpu(strict=True), watched() as watch:
+                pretrain(settings, folder)
+            found |= {"races": watch.found, "streams": len(watch.kernels)}
     finally:
-        Distiller.forward = true  # type: ignore[method-assign]
+        Distiller.forward, prepare.prepare_pass = true, true_prepare  # type: ignore[method-assign]
+    found |= {"rows": rows(folder), "refused": dict(pretend.log.refused)}
     # From the forward pass of one step to that of the next each part of a step comes once.
-    waits, launches = (
-        {k: n for k, n in (last - first).items() if not k.startswith(APART)}
-        for first, last in zip(marks[-2], marks[-1])
-    )
-    return {"rows": rows(folder), "waits": waits, "launches": launches, "refused": dict(pretend.log.refused)}
+    for where, log in (("", pretend.log), ("ahead_", pretend.log_ahead)):
+        for kind, first, last in zip(("waits", "launches"), *marks[log][-2:]):
+            found[where + kind] = {k: n for k, n in (last - first).items() if not k.startswith(APART)}
+    return found
 
 
 def runs(wanted: dict[str, list[str]]) -> dict[str, Any]:
@@ -104,6 +129,81 @@ def bench(changes: list[str]) -> dict[str, Any]:
         settings = load_settings("cpu", [*changes, "run.devices=1", f"run.accelerator={device}"])
         with pretend.pretend_gpu(strict=True) if device == "cuda" else nullcontext():
             found[device] = measure(settings, 1, 1)
+    return found
+
+
+def labeler(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a labeler says of two images, by device, and what its second batch on the pretend GPU waits for.
+
+    Args:
+        arguments: ``name`` of the labeler, and its settings.
+    """
+    from olivine.labelgen import grounded
+    from olivine.labelgen.labeler import make_labeler
+    from olivine.labelgen.prompts import DEFAULT_VOCABULARY
+    from olivine.labelgen.settings import LabelSettings
+
+    paths = {key: Path(value) if "/" in str(value) else value for key, value in arguments.items() if key != "name"}
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 255, (90, 160, 3), dtype=np.uint8) for _ in range(2)]
+    found: dict[str, Any] = {}
+    for device in ("cpu", "cuda"):
+        settings = LabelSettings(arguments["name"], device=device, batch_size=2, boxes_per_call=32, **paths)
+        made: Any = make_labeler(arguments["name"], settings, DEFAULT_VOCABULARY, Path(), Path())
+        # Not strict: some of torch's own kernels of these networks read what the null device has not computed.
+        with pretend.pretend_gpu() if device == "cuda" else nullcontext():
+            made.prepare()
+            tasks: Any = [SimpleNamespace(path=Path("image")) for _ in images]
+            results = {device: made.label(tasks, images)}
+            before = pretend.log.waits.copy()
+            results[device] = made.label(tasks, images)
+            found |= {"waits": dict(pretend.log.waits - before), "events": pretend.event_waits()}
+            if device == "cuda":
+                before, grounded.known_numbers = pretend.log.waits.copy(), nullcontext
+                results["asking the GPU"] = made.label(tasks, images)
+                found["asked"] = sum((pretend.log.waits - before).values())
+        for name, result in results.items():
+            found[name] = []
+            for image in result.images:
+                if isinstance(image, Exception):
+                    raise image
+                found[name].append([image.label.tolist(), [[*d.box, d.score, d.area] for d in image.detections]])
+    return found
+
+
+def races(_: None) -> dict[str, list[str]]:
+    """What is found where a wait between the two streams is left out, or a tensor is dropped while it is in use."""
+    event_wait, stream_wait = torch.cuda.Event.wait, torch.cuda.Stream.wait_event
+    device, found = torch.device("cuda:0"), {}
+
+    def of(fault: str) -> list[str]:
+        dropped = threading.Event()
+
+        def items() -> Iterator[list[torch.Tensor]]:
+            for number in range(4):
+                if fault == "dropped" and number:
+                    dropped.wait(10)
+                    dropped.clear()
+                yield [torch.ones(5, device=device) * number]
+
+        if fault == "use before it is made":
+            torch.cuda.Event.wait = lambda self, stream=None: event_wait(self, stream) if stream else None
+        if fault == "next made before it is used":
+            torch.cuda.Stream.wait_event = lambda self, event: None
+        try:
+            with pretend.pretend_gpu(), watched() as watch, Ahead[Any](device) as ahead:
+                for item in ahead(items()):
+                    (item[0] + 1).mul_(2)
+                    if fault == "dropped":
+                        item.clear()
+                        dropped.set()
+            return watch.found
+        finally:
+            torch.cuda.Event.wait, torch.cuda.Stream.wait_event = event_wait, stream_wait
+            dropped.set()
+
+    for fault in ("none", "use before it is made", "next made before it is used", "dropped"):
+        found[fault] = of(fault)
     return found
 
 

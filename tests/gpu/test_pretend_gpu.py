@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from budgets import MOST
+from budgets import LABELER_WAITS, MOST, Budget
 
 QUICK = ("cpu", "paper")
 OTHERS = ("distil", "ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
 ENGINE = "train/sparse/"
+soak = partial(pytest.param, marks=pytest.mark.soak)
 
 
 def changes(preset: str, shards: Path) -> list[str]:
@@ -22,8 +25,7 @@ def changes(preset: str, shards: Path) -> list[str]:
     small += [
         "augment.crop_min_pairs=50",
         "augment.cuboid_min_pairs=50",
-        "image.at_once=64",
-        "run.steps=3",
+        "run.steps=4",
         "backbone.engine=torch",
     ]
     if preset in ("cpu", "paper", "ppkt", "voxelnet"):
@@ -53,13 +55,21 @@ def other_runs(on_pretend_gpu: Callable[..., Any], streets: Path, streets_with_r
 
 def check_numbers(preset: str, found: dict[str, Any]) -> None:
     by_device = found[preset]
-    assert len(by_device["cuda"]["rows"]) == 3
+    assert len(by_device["cuda"]["rows"]) == 4
     assert by_device["cuda"]["rows"] == by_device["cpu"]["rows"]
     assert by_device["cuda"]["refused"] == {}
 
 
+def check_streams(preset: str, found: dict[str, Any]) -> None:
+    of_cuda = found[preset]["cuda"]
+    assert of_cuda["streams"] == 2
+    assert of_cuda["races"] == []
+
+
 def check_budget(preset: str, found: dict[str, Any]) -> None:
-    for kind in ("waits", "launches"):
+    # Maps of the engine are made ahead too, and the step does not wait for them.
+    assert not [line for line in found[preset]["cuda"]["waits"] if line.startswith(ENGINE)]
+    for kind in Budget._fields:
         counted = {line: n for line, n in found[preset]["cuda"][kind].items() if not line.startswith(ENGINE)}
         most = getattr(MOST[preset], kind)
         said = "\n".join(f"{n:6} {line}" for line, n in sorted(counted.items(), key=lambda item: -item[1])[:40])
@@ -74,6 +84,19 @@ def test_a_run_has_the_numbers_of_the_cpu_on_one_device_by_deterministic_operato
 
 
 @pytest.mark.parametrize("preset", QUICK)
+def test_what_is_made_ahead_and_the_step_wait_for_each_other(preset: str, runs: dict[str, Any]) -> None:
+    check_streams(preset, runs)
+
+
+def test_a_wait_between_streams_that_is_left_out_is_found(on_pretend_gpu: Callable[..., Any]) -> None:
+    found = on_pretend_gpu("races", None)
+    assert found.pop("none") == []
+    assert len(found) == 3
+    for fault, lines in found.items():
+        assert lines, fault
+
+
+@pytest.mark.parametrize("preset", QUICK)
 def test_a_step_waits_and_launches_no_more_than_its_budget(preset: str, runs: dict[str, Any]) -> None:
     check_budget(preset, runs)
 
@@ -82,6 +105,7 @@ def test_a_step_waits_and_launches_no_more_than_its_budget(preset: str, runs: di
 @pytest.mark.parametrize("preset", OTHERS)
 def test_the_other_presets_too(preset: str, other_runs: dict[str, Any]) -> None:
     check_numbers(preset, other_runs)
+    check_streams(preset, other_runs)
     if preset in MOST:
         check_budget(preset, other_runs)
 
@@ -101,6 +125,36 @@ def test_bench_measures_there_what_it_measures_on_a_cpu(on_pretend_gpu: Callable
     for part in ("whole", "layer"):
         assert found["cuda"]["network"][part]["torch"]["backward_s"] > 0
     assert all(seconds > 0 for seconds in found["cuda"]["stages"].values())
+
+
+@pytest.fixture(scope="module")
+def labelers(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """By labeler the settings of networks at reduced size."""
+    networks, folders = request.getfixturevalue("tiny_networks"), request.getfixturevalue("tiny_folders")
+    mm: Path = request.getfixturevalue("mm_folders")
+    return {
+        "grounded-sam": {key: str(path) for key, path in asdict(networks).items()},
+        "hf-grounded-sam": {"detector_checkpoint": str(folders.detector), "sam_checkpoint": str(folders.sam)},
+        "mm-grounded-sam2": {"detector_checkpoint": str(mm / "detector"), "sam_checkpoint": str(mm / "sam")},
+    }
+
+
+@pytest.mark.parametrize("name", [name if name == "grounded-sam" else soak(name) for name in LABELER_WAITS])
+def test_a_batch_of_labels_waits_no_more_than_its_budget_and_is_the_cpus(
+    name: str, labelers: dict[str, dict[str, Any]], on_pretend_gpu: Callable[..., Any]
+) -> None:
+    size = {"short_side": 160, "long_side": 320, "precision": "float32"}
+    found = on_pretend_gpu("labeler", {"name": name, **labelers[name], **size})
+    assert found["cuda"] == found["asking the GPU"]  # to the last digit
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        assert ours[0] == theirs[0]
+        assert len(ours[1]) > 2
+        # The CPU samples in another order.
+        assert [value for box in ours[1] for value in box] == pytest.approx(
+            [v for box in theirs[1] for v in box], rel=1e-3
+        )
+    assert sum(found["waits"].values()) + found["events"] <= LABELER_WAITS[name], found["waits"]
+    assert found["asked"] > 100
 
 
 def test_faults_that_are_made_on_purpose_are_found(on_pretend_gpu: Callable[..., Any]) -> None:

@@ -290,6 +290,19 @@ def test_half_precision_encoders_stay_close_and_masks_agree_where_the_logit_is_c
     assert torch.equal(exact[clear] > 0, rounded[clear] > 0) and clear.float().mean() > 0.05
 
 
+def test_weights_that_are_cast_once_give_the_same_half_precision_features_to_the_last_digit(original, images):
+    from copy import deepcopy
+
+    from olivine.labelgen.encoders import cast_weights, number_format
+
+    segmenter = deepcopy(original.segmenter)
+    with torch.inference_mode(), number_format(original.device, "bfloat16"):
+        before = segmenter.encode(images)
+        cast_weights(segmenter.model.image_encoder, "bfloat16")
+        assert segmenter.model.image_encoder.blocks[0].mlp.lin1.weight.dtype == torch.bfloat16
+        assert torch.equal(segmenter.encode(images), before)
+
+
 def test_composing_keeps_what_painting_shows():
     masks = torch.zeros(2, 4, 4, dtype=torch.bool)
     masks[0, :3], masks[1, 2:] = True, True

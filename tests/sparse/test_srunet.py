@@ -13,6 +13,7 @@ from olivine.train.build import build_model
 from olivine.train.checkpoint import exported_heads
 from olivine.train.settings import load_settings
 from olivine.train.sparse import SparseTensor
+from olivine.train.sparse.engines import Plan
 from olivine.train.sparse.modules import Conv3d, ConvTranspose3d
 from olivine.train.voxelize import VoxelSettings, voxelize
 
@@ -23,6 +24,36 @@ def line_cloud(seed: int = 0, count: int = 400) -> SparseTensor:
     coordinate[:, 0] %= 2
     coordinate = torch.unique(coordinate, dim=0)
     return SparseTensor(torch.rand(len(coordinate), 1, generator=generator), coordinate)
+
+
+@pytest.mark.parametrize("name", ["srunet-small", "voxelnet"])
+def test_the_plan_of_one_cloud_makes_every_map_of_another_before_its_pass(name):
+    def cloud(seed: int) -> SparseTensor:
+        coordinate = line_cloud(seed).coordinate
+        coordinate[:, 1:] += 20
+        feature = torch.rand(len(coordinate), net.conv_in, generator=torch.Generator().manual_seed(seed))
+        return SparseTensor(feature, coordinate, shape=(48, 48, 48))
+
+    def results(tensor: SparseTensor) -> list[torch.Tensor]:
+        net.zero_grad()
+        out = net(tensor).feature
+        out.square().sum().backward()
+        return [out, *(p.grad.clone() for p in net.parameters())]
+
+    net = build_backbone(name)
+    net.conv_in = 4 if name == "voxelnet" else 1
+    first, plain, planned = cloud(0), cloud(1), cloud(1)
+    results(first)
+    planned.manager.follow(planned.voxels, first.manager.plan())
+    made, built = planned.manager.plan(), planned.manager.maps_built
+    assert built == first.manager.maps_built > 4
+
+    def described(plan: Plan) -> list[tuple[object, ...]]:
+        return [(m.way, m.source, m.shape, [d.__reduce__()[1] for d in m.derivations]) for m in plan]
+
+    assert all(torch.equal(a, b) for a, b in zip(results(planned), results(plain), strict=True))
+    assert planned.manager.maps_built == built
+    assert described(planned.manager.plan()) == described(made) == described(first.manager.plan())
 
 
 def test_the_table_of_names_and_shapes_is_that_of_olivines_checkpoint(srunet34_shapes, published_shapes):

@@ -176,10 +176,10 @@ def sigterm_in() -> Callable[[int], AbstractContextManager[None]]:
 
     @contextmanager
     def stop(at: int) -> Iterator[None]:
-        def forward(self, batch, pixels, class_count, step, first_group):  # type: ignore[no-untyped-def]
+        def forward(self, ready, step, first_group):  # type: ignore[no-untyped-def]
             if step == at:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return true_step(self, batch, pixels, class_count, step, first_group)
+            return true_step(self, ready, step, first_group)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Distiller, "forward", forward)

@@ -83,10 +83,10 @@ from olivine.train.settings import read_settings
 settings = read_settings(json.loads(sys.argv[1]), "test")
 true_step = Distiller.forward
 for out, killed_at in json.loads(sys.argv[2]):
-    def step(self, batch, pixels, class_count, step, first_group):
+    def step(self, ready, step, first_group):
         if step == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return true_step(self, batch, pixels, class_count, step, first_group)
+        return true_step(self, ready, step, first_group)
     Distiller.forward = step
     child = os.fork()
     if child == 0:

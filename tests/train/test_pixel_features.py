@@ -23,6 +23,7 @@ from olivine.train.encoder import ImageEncoder
 from olivine.train.encoders._store import store_maps
 from olivine.train.loop import pretrain
 from olivine.train.pixel_features import EncodedFeatures, StoredFeatures, open_pixel_features
+from olivine.train.prepare import prepare_pass
 from olivine.train.settings import PretrainSettings
 
 NO_CROP = ("augment.crop=false",)
@@ -48,7 +49,7 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     sums = statistics.class_sums(g, torch.arange(100) % classes, classes)
     statistics.update(sums, sums[:, -1].long())
     count = torch.as_tensor(records.class_count)
-    loss, terms, _ = model(collate(samples), pixels, count, 2, 0)
+    loss, terms, _ = model(prepare_pass(collate(samples), model, pixels, count), 2, 0)
     assert set(terms) == {"ppkt", "wcd", "scr"}
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -20,6 +20,7 @@ from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
 from olivine.train.methods._vmf_statistics import VmfStatistics
 from olivine.train.pixel_features import EncodedFeatures
+from olivine.train.prepare import prepare_pass
 from olivine.train.sampling import draw_without_replacement, generator_of, sampling_probability
 from olivine.train.settings import PretrainSettings, load_settings, preset_names
 from olivine.train.voxelize import voxelize
@@ -110,7 +111,7 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
     encoder = encoder_of(settings)
     model = model_of(settings, encoder.channels)
     statistics = model.method.statistics
-    loss, terms, _ = model(batch, encoder, class_count, 5, 0)
+    loss, terms, _ = model(prepare_pass(batch, model, encoder, class_count), 5, 0)
     g, g_category, pair_voxel = embeddings(batch, model, settings)
     kept = pair_voxel >= 0
     inside = batch.select_pairs(torch.nonzero(kept)[:, 0])
@@ -179,7 +180,7 @@ def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(
     def losses(step: int, group: int, seed: int = 0) -> list[float]:
         model.seed = seed
         with torch.no_grad():
-            return [float(v) for v in model(batch, encoder, class_count, step, group)[1].values()]
+            return [float(v) for v in model(prepare_pass(batch, model, encoder, class_count), step, group)[1].values()]
 
     first = losses(1, 0)
     assert first == losses(1, 0)
@@ -215,7 +216,7 @@ def test_every_switch_runs_and_every_trained_parameter_has_a_gradient(
     settings = load_settings("cpu", ["method.pairs=100", "run.batch=2", "run.group=1", "voxels.size_m=0.5", *changes])
     encoder = encoder_of(settings)
     model = model_of(settings, encoder.channels)
-    loss, terms, _ = model(batch, encoder, class_count, 19, 0)
+    loss, terms, _ = model(prepare_pass(batch, model, encoder, class_count), 19, 0)
     loss.backward()
     assert ("wcd" in terms) == settings.method.wcd
     assert ("scr" in terms) == settings.method.scr
@@ -242,7 +243,7 @@ def test_too_few_pairs_one_class_and_no_pair_at_all_are_counted(
     model = model_of(settings, encoder.channels)
 
     def counts(rows: Tensor) -> dict[str, float]:
-        loss, _, found = model(batch.select_pairs(rows), encoder, class_count, 19, 0)
+        loss, _, found = model(prepare_pass(batch.select_pairs(rows), model, encoder, class_count), 19, 0)
         loss.backward()
         assert bool(loss.isfinite())
         log = model.method.log(19, lambda value: value)

@@ -47,7 +47,10 @@ def angles(size: tuple[int, int], channels: int, device: torch.device) -> Tensor
 
     A patch's centre has a place in (−1, 1) along each side; quarter-channel c turns by 2π · place / BASE^(4c / channels).
     """
-    period = BASE ** (torch.arange(channels // 4, device=device) * 4 / channels)
-    row, column = (((torch.arange(n, device=device) + 0.5) / n * 2 - 1)[:, None] * 2 * math.pi / period for n in size)
+    period = BASE ** (torch.arange(channels // 4, dtype=torch.float32, device=device) * 4 / channels)
+    row, column = (
+        ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n * 2 - 1)[:, None] * 2 * math.pi / period
+        for n in size
+    )
     parts = row[:, None].expand(-1, size[1], -1), column[None].expand(size[0], -1, -1)
     return torch.cat(parts, 2).flatten(0, 1)

@@ -9,7 +9,7 @@ each such choice is a setting.
   the object's mean embedding at t + n, away from other objects', and the other way round. Both scans pass the same
   network, with gradients in both.
 - ``p2s``: each point is drawn to its own object's pooled embedding in the same scan.
-- ``classes`` (off by default): SuperFlow's term, :func:`~olivine.train.temporal.class_contrast`.
+- ``classes`` (off by default): SuperFlow's term, :func:`~._temporal.class_contrast`.
 
 A frame whose scene has no frame n after it trains the first term alone.
 """
@@ -27,7 +27,7 @@ from ...common.settings import check_ranges
 from ..group import Group
 from ..method import Context, Needs, Reduce, Term
 from ..objectives import info_nce, segment_contrast
-from ..temporal import class_contrast
+from ._temporal import class_contrast
 from .slidr import Slidr, SlidrSettings
 
 

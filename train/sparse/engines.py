@@ -7,9 +7,10 @@ weights never change.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ...common import OlivineError
 from .convolution import convolve
 from .coordinates import describe
 from .geometry import ConvolutionShape, CoordinateManager, CoordinateSet, SortedSet, Triple, check_start
+from .kernel_map import KernelMap
 
 #: Names of the engines: PyTorch alone (a CPU or CUDA), Triton kernels (an NVIDIA GPU from compute capability 8.0), and
 #: MinkowskiEngine where it is installed; ``auto`` takes the kernels where they run, and PyTorch elsewhere.
@@ -43,11 +45,34 @@ class EngineManager(Protocol):
         """Convolve [N, C_in] on ``voxels`` with a kernel [K, C_in, C_out]: [M, C_out] on the output's voxels."""
 
 
+@dataclass(frozen=True)
+class PlannedMap:
+    """A map that a network asks for.
+
+    Attributes:
+        way: the method of the manager that finds it.
+        source: the input's set of voxels: a number, in the order in which the network comes to them.
+        shape: of the convolution.
+        derivations: what is derived of the map, see :meth:`~.kernel_map.KernelMap.derivations`.
+    """
+
+    way: str
+    source: int
+    shape: ConvolutionShape
+    derivations: list[Callable[[Any], object]]
+
+
+Plan = list[PlannedMap]
+"""The maps that a network asks for, in this order."""
+
+
 @dataclass(eq=False)
 class TorchManager(CoordinateManager):
     """The default engine: geometry and convolutions of this package."""
 
     engine: str = "torch"
+    #: By way, source and shape of a convolution: source, target and map.
+    _asked: dict[tuple[str, int, ConvolutionShape], tuple[SortedSet, SortedSet, Any]] = field(default_factory=dict)
 
     def convolve(
         self, feature: Tensor, voxels: CoordinateSet, kernel: Tensor, shape: ConvolutionShape
@@ -55,15 +80,45 @@ class TorchManager(CoordinateManager):
         """See :class:`EngineManager`."""
         if not isinstance(voxels, SortedSet):
             raise OlivineError("the voxels belong to another engine", where=f"coordinate {describe(voxels.coordinate)}")
-        if shape.padding is not None:
-            target, kernel_map = self.padded(voxels, shape.kernel_size, shape.stride, shape.padding, shape.dilation)
-        else:
-            if shape.transposed:
-                target = self.finer(voxels, shape.stride, shape.kernel_size, shape.dilation)
-            else:
-                target = self.coarser(voxels, shape.stride)
-            kernel_map = self.map(voxels, target, shape.kernel_size, shape.dilation, transposed=shape.transposed)
+        target, kernel_map = self.find("_target_and_map", voxels, shape)
         return convolve(feature, kernel if kernel.ndim == 3 else kernel[None], kernel_map), target
+
+    def _target_and_map(self, voxels: SortedSet, shape: ConvolutionShape) -> tuple[SortedSet, KernelMap]:
+        if shape.padding is not None:
+            return self.padded(voxels, shape.kernel_size, shape.stride, shape.padding, shape.dilation)
+        if shape.transposed:
+            target = self.finer(voxels, shape.stride, shape.kernel_size, shape.dilation)
+        else:
+            target = self.coarser(voxels, shape.stride)
+        return target, self.map(voxels, target, shape.kernel_size, shape.dilation, transposed=shape.transposed)
+
+    def find(self, way: str, voxels: SortedSet, shape: ConvolutionShape) -> tuple[SortedSet, Any]:
+        """A convolution's output voxels and its map, found by a method of the manager where it is first asked for."""
+        key = (way, id(voxels), shape)
+        if key not in self._asked:
+            self._asked[key] = (voxels, *getattr(self, way)(voxels, shape))
+        return self._asked[key][1:]
+
+    def plan(self) -> Plan:
+        """What was asked for, in its order."""
+        number: dict[int, int] = {}
+        for source, target, _ in self._asked.values():
+            for voxels in (source, target):
+                number.setdefault(id(voxels), len(number))
+        return [
+            PlannedMap(way, number[source], shape, found[2].derivations())
+            for (way, source, shape), found in self._asked.items()
+        ]
+
+    def follow(self, voxels: SortedSet, plan: Plan) -> None:
+        """Find the maps of a plan and what is derived of them; ``voxels`` are the first ones."""
+        sets = [voxels]
+        for wanted in plan:
+            target, found = self.find(wanted.way, sets[wanted.source], wanted.shape)
+            if all(target is not known for known in sets):
+                sets.append(target)
+            for derive in wanted.derivations:
+                derive(found)
 
 
 def start_manager(
@@ -91,6 +146,17 @@ def start_manager(
 
     other = MinkowskiManager(size)
     return other, other.start(coordinate, stride, shape)
+
+
+def plan_of(manager: EngineManager) -> Plan | None:
+    """What a network asked of a manager; None for an engine that keeps its maps to itself."""
+    return manager.plan() if isinstance(manager, TorchManager) else None
+
+
+def follow_plan(manager: EngineManager, voxels: CoordinateSet, plan: Plan) -> None:
+    """Find the maps of a plan, which a manager of the same engine gave, before the network asks for them."""
+    assert isinstance(manager, TorchManager) and isinstance(voxels, SortedSet)
+    manager.follow(voxels, plan)
 
 
 def choose_engine(engine: str, device: torch.device) -> tuple[str, str]:

@@ -7,8 +7,9 @@ that end there (for a sum in a fixed order, so that results repeat bit for bit).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from . import loops
 from .coordinates import MAX_REACH, key_offset
 
 Triple = tuple[int, int, int]
+_DERIVED = ("groups", "gathered", "pairs_of_output", "pair_end")
 
 
 def kernel_offsets(kernel_size: Triple, dilation: Triple = (1, 1, 1), stride: Triple = (1, 1, 1)) -> list[Triple]:
@@ -111,6 +113,13 @@ class KernelMap:
     def pair_end(self) -> Tensor:
         """int64 [out]: pairs of each output row and of all rows before it."""
         return torch.bincount(self.out_index, minlength=self.out_count).cumsum(0)
+
+    def derivations(self) -> list[Callable[[KernelMap], object]]:
+        """What has been derived of this map so far: functions that derive the same of another one."""
+        derived = [name for name in _DERIVED if name in self.__dict__]
+        if "transposed" in self.__dict__:
+            derived += [f"transposed.{name}" for name in _DERIVED if name in self.transposed.__dict__]
+        return [attrgetter(name) for name in derived]
 
     @cached_property
     def transposed(self) -> KernelMap:

@@ -341,11 +341,13 @@ class Operators(TorchDispatchMode):
 def test_launches_of_srunet34_forward_and_back_stay_within_their_budget(monkeypatch):
     """Counts that may only fall: of our kernels, and of PyTorch's operators between them. Only the maps are computed."""
     launches: Counter[str] = Counter()
+    maps: Counter[str] = Counter()
     real_call = interpreter.GridExecutor.__call__
 
     def call(self, *args, **kwargs):
         launches[self.fn.__name__] += 1
         if "map_kernels" in self.fn.__module__:
+            maps[self.fn.__name__] += 1
             real_call(self, *args, **kwargs)
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", call)
@@ -356,6 +358,15 @@ def test_launches_of_srunet34_forward_and_back_stay_within_their_budget(monkeypa
         network(tensor).feature.sum().backward()
     assert launches.total() <= 610, launches
     assert operators.count.total() <= 350, operators.count
+
+    # The plan of this cloud makes all maps of another one, and nothing of them is left for its pass.
+    plan, coordinate = tensor.manager.plan(), random_coordinates(8, size=6)
+    tensor = SparseTensor(torch.ones(len(coordinate), 1), coordinate, engine="triton")
+    tensor.manager.follow(tensor.voxels, plan)
+    made = maps.copy()
+    assert made.total() > 60
+    network(tensor).feature.sum().backward()
+    assert maps == made
 
 
 def check_network(name: str, coordinate: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from olivine.train.group import Group, Pixels
 from olivine.train.loader import FrameStream, StreamSettings
 from olivine.train.loop import pretrain
 from olivine.train.method import Context, Needs
+from olivine.train.methods._temporal import class_contrast
 from olivine.train.methods.seal import Seal, SealSettings
 from olivine.train.settings import PretrainSettings, load_settings
-from olivine.train.temporal import class_contrast
 
 TAU = 0.07
 Array = NDArray[np.float64]

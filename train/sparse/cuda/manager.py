@@ -50,16 +50,18 @@ class TritonManager(TorchManager):
         if not suits(feature, kernel, len(kernel)) or not isinstance(voxels, SortedSet):
             return super().convolve(feature, voxels, kernel, shape)
         with torch.cuda.device_of(feature):
-            if shape.padding is not None:
-                target = self.padded_set(voxels, shape.kernel_size, shape.stride, shape.padding, shape.dilation)
-                cell_map = self._padded_map(voxels, target, shape, shape.padding)
-            elif shape.transposed:
-                target = self.finer(voxels, shape.stride, shape.kernel_size, shape.dilation)
-                cell_map = self._cell_map(target, voxels, shape.kernel_size, shape.dilation).back
-            else:
-                target = self.coarser(voxels, shape.stride)
-                cell_map = self._cell_map(voxels, target, shape.kernel_size, shape.dilation)
+            target, cell_map = self.find("_target_and_cells", voxels, shape)
             return convolve(feature, kernel, cell_map), target
+
+    def _target_and_cells(self, voxels: SortedSet, shape: ConvolutionShape) -> tuple[SortedSet, CellMap]:
+        if shape.padding is not None:
+            target = self.padded_set(voxels, shape.kernel_size, shape.stride, shape.padding, shape.dilation)
+            return target, self._padded_map(voxels, target, shape, shape.padding)
+        if shape.transposed:
+            target = self.finer(voxels, shape.stride, shape.kernel_size, shape.dilation)
+            return target, self._cell_map(target, voxels, shape.kernel_size, shape.dilation).back
+        target = self.coarser(voxels, shape.stride)
+        return target, self._cell_map(voxels, target, shape.kernel_size, shape.dilation)
 
     def _cell_map(self, source: SortedSet, target: SortedSet, kernel_size: Triple, dilation: Triple) -> CellMap:
         name = (id(source), id(target), kernel_size, dilation)

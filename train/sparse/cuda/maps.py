@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from operator import attrgetter
 
 import torch
 import triton
@@ -17,6 +18,7 @@ from .tiles import MAP_ROWS
 
 #: Cells of the largest kernel: they are the bits of an int32 that is not negative.
 MAX_CELLS = 31
+_DERIVED = ("_pair_end", "pair_start", "pairs", "_ordered")
 
 
 def coarser_keys(key: Tensor, strides: Sequence[Triple]) -> list[Tensor]:
@@ -126,6 +128,15 @@ class CellMap:
         ordered, order = torch.sort(mask, stable=True)
         return ordered, order
 
+    def derivations(self) -> list[Callable[[CellMap], object]]:
+        """See :meth:`~..kernel_map.KernelMap.derivations`."""
+        derived: list[Callable[[CellMap], object]] = []
+        for way, known in (("", self), ("back.", self.__dict__.get("back", self))):
+            if known is not self or not way:
+                derived += [attrgetter(way + name) for name in _DERIVED if name in known.__dict__]
+                derived += [partial(_make_blocks, way=f"{way}blocks", rows=rows) for rows in known._blocks]
+        return derived
+
     @property
     def order(self) -> Tensor:
         """int64 [M]: the output rows as blocks take them."""
@@ -149,6 +160,10 @@ class CellMap:
 
     def _grid(self, *more: int) -> tuple[int, ...]:
         return (triton.cdiv(self.rows_out, MAP_ROWS), *more)
+
+
+def _make_blocks(cell_map: CellMap, way: str, rows: int) -> None:
+    attrgetter(way)(cell_map)(rows)
 
 
 def find_map(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .group import Group
-from .objectives import info_nce, segment_mean
+from ..group import Group
+from ..objectives import info_nce, segment_mean
 
 
 def class_contrast(group: Group, after: int, head: nn.Module, temperature: float) -> Tensor | None:
