@@ -200,7 +200,7 @@ def save_encoder(encoder: Encoder, path: Path) -> None:
 
 def main(
     streets: Annotated[Path, typer.Argument(help="Folder of a synthetic data set made with a seed of its own.")],
-    encoder: Annotated[str, typer.Option(help="small, or small-vit.")] = "small",
+    encoder: Annotated[str, typer.Option("--encoder", help="small, or small-vit.")] = "small",
     out: Annotated[Path | None, typer.Option(help="The weights file (default: the package's).")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of training.")] = None,
 ) -> None:

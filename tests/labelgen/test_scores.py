@@ -73,7 +73,8 @@ def test_grounded_sam_scores_by_the_prompts_own_score_and_a_label_never_0() -> N
         torch.tensor([[0.0, 0, 3, 4], [1, 0, 4, 4]]), torch.tensor([0.9, 0.8]), torch.tensor([0.8, 0.001]),
         torch.tensor([DEFAULT_VOCABULARY.classes.index("road"), DEFAULT_VOCABULARY.classes.index("car")]),
     )  # fmt: skip
-    labelled = labeler._read([boxes], [labeler._paint(torch.zeros(1, 1, 1, 1), boxes, (4, 6))])[0]
+    masks = labeler._masks(torch.zeros(1, 1, 1, 1), boxes.box, (4, 6))
+    labelled = labeler._read([boxes], [labeler._paint(masks, boxes, (4, 6), boxes.box.device, boxes.text_score)])[0]
     assert labelled.label[0].tolist() == [ROAD, ROAD, CAR, CAR, 0, 0]
     road = round(255 * 0.8 / (1 + np.exp(-2.0)))
     assert labelled.score[0].tolist() == [road, road, 1, 1, 0, 0]

@@ -254,6 +254,7 @@ NEEDS = {
     "pretrain .*data/pairs/kitti/train": "a second data set (tests/train/test_mixture.py)",
     "study --merge": "finished studies (tests/study/test_study.py)",
     "study --config study-weak": "a day's labels and shards (make study-weak-ground)",
+    "study --config study-teachers": "labels and shards (make study-teachers-ground)",
 }
 
 
