@@ -206,9 +206,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="Folder of the features.")] = Path("embeddings"),
     columns: Annotated[
         str | None,
-        typer.Option(
-            help="Columns of files that name none (default: x,y,z,intensity, and ring in nuScenes' .pcd.bin files)."
-        ),
+        typer.Option(help="Columns of files that name none (default: x,y,z,intensity, and ring in .pcd.bin files)."),
     ] = None,
     intensity: Annotated[
         str, typer.Option(help="The column of the intensity; empty where there is none.")

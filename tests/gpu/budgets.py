@@ -29,5 +29,5 @@ FIRST = {
 }
 MOST = FIRST | {"paper": Budget(2, 1277, 1, 63), "cpu": Budget(2, 1707, 1, 62)}
 
-#: Waits of a labeler's batch of two images, with one layer of the detector's decoder; before, 482, 382 and 378.
-LABELER_WAITS = {"grounded-sam": 4, "hf-grounded-sam": 3, "mm-grounded-sam2": 3}
+#: Waits of a labeler's batch of two images, with two layers of the detector's decoder; before, with one, 482, 382 and 378.
+LABELER_WAITS = {"grounded-sam": 5, "hf-grounded-sam": 3, "mm-grounded-sam2": 3}

@@ -118,6 +118,7 @@ def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Cal
     assert 0 <= found["scores"][0] <= 1
 
 
+@pytest.mark.soak
 def test_bench_measures_there_what_it_measures_on_a_cpu(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
     found = on_pretend_gpu("bench", changes("cpu", streets))
     assert found["cuda"]["step"]["loss"] == found["cpu"]["step"]["loss"]

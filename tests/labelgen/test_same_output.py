@@ -148,6 +148,7 @@ def _save(config, state, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.soak
 @pytest.mark.frames("synthetic")
 def test_both_labelers_draw_the_same_maps_from_the_same_weights(
     tiny_networks, renamed: Path, keyframe_index, tmp_path: Path

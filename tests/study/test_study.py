@@ -529,6 +529,7 @@ def test_each_fine_tuning_of_several_has_its_labels_and_is_its_own_stage(monkeyp
 # -- the whole way, on streets
 
 
+@pytest.mark.soak  # `make demo` runs a study too
 def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(nuscenes_world, tmp_path, monkeypatch):
     from olivine.downstream.probe import ProbeSettings, linear_probe
     from olivine.train import encoder

@@ -139,7 +139,7 @@ def test_encoders_are_found_by_their_files_and_outside_by_a_dotted_path(outside:
         for family, patch in ((2, 14), (3, 16))
         for size in (f"b{patch}", f"l{patch}", f"s{patch}")
     ]
-    assert names_in("olivine.train.encoders") == [*vits, "resnet18", "resnet50", "small"]
+    assert names_in("olivine.train.encoders") == [*vits, "resnet18", "resnet50", "small", "small-vit"]
     assert find_encoder("small") is SmallEncoder
     torch.save({"gain": torch.full((1,), 2.0)}, outside / "gain.pth")
     image = random_image()

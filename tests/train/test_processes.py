@@ -83,7 +83,7 @@ def by_two(
     return folder, done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "both"])
+@pytest.mark.parametrize("name", ["run", pytest.param("both", marks=pytest.mark.soak)])
 def test_two_processes_of_one_group_are_one_process_of_two_groups(
     name: str, settings: PretrainSettings, both: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def losses(run: Path) -> dict[str, list[float]]:
     return {name: [float(row[f"loss_{name}"]) for row in rows] for name in ("region", "text")}
 
 
+@pytest.mark.soak
 def test_the_preset_trains_without_images_and_both_terms_fall(region_shards: Path, tmp_path: Path) -> None:
     assert not open_shards(region_shards / "train").has_image
     pretrain(settings_of(region_shards / "train"), tmp_path / "run")
