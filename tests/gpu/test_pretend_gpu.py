@@ -140,7 +140,7 @@ def labelers(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", [name if name == "grounded-sam" else soak(name) for name in LABELER_WAITS])
+@pytest.mark.parametrize("name", [soak(name) for name in LABELER_WAITS])
 def test_a_batch_of_labels_waits_no_more_than_its_budget_and_is_the_cpus(
     name: str, labelers: dict[str, dict[str, Any]], on_pretend_gpu: Callable[..., Any]
 ) -> None:

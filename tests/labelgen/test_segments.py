@@ -37,6 +37,7 @@ def test_slic_gives_slidrs_superpixels_for_any_labeler(make_world, tmp_path):
         assert np.array_equal(store.segment_map(camera), expected)
 
 
+@pytest.mark.soak
 def test_sams_automatic_masks_come_from_its_own_generator(make_world, tiny_networks, tmp_path, monkeypatch):
     from olivine.labelgen.grounded_sam import build_sam, load_state
 

@@ -128,6 +128,7 @@ def test_shards_of_one_scene_hold_what_one_shard_would(
     assert (three[2].cluster_previous >= 0).any() and (three[1].cluster_next >= 0).any()
 
 
+@pytest.mark.soak
 def test_the_bytes_do_not_depend_on_workers_or_on_a_second_run(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store({"a": 3, "b": 2})
     drive(store)

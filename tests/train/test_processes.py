@@ -57,17 +57,20 @@ def both(settings: PretrainSettings, make_shards: Callable[..., Path]) -> Pretra
 @pytest.fixture(scope="module")
 def by_two(
     settings: PretrainSettings,
-    both: PretrainSettings,
     make_shards: Callable[..., Path],
     small_settings: Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, str]:
-    """By two processes on this machine, through torchrun and gloo, which starts once: the run, then one on one shard.
+    """The run, then one on one shard; see :func:`in_two_processes`."""
+    runs = {"run": settings, "one-shard": small_settings(make_shards({"a": 4}))}
+    return in_two_processes(runs, tmp_path_factory.mktemp("two"))
+
+
+def in_two_processes(runs: dict[str, PretrainSettings], folder: Path) -> tuple[Path, str]:
+    """Runs by two processes on this machine, through torchrun and gloo, which starts once.
 
     The folder of their runs, and what they printed.
     """
-    folder = tmp_path_factory.mktemp("two")
-    runs = {"run": settings, "both": both, "one-shard": small_settings(make_shards({"a": 4}))}
     (folder / "program.py").write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     plain = json.dumps({name: settings_to_plain(value) for name, value in runs.items()})
@@ -83,13 +86,23 @@ def by_two(
     return folder, done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", pytest.param("both", marks=pytest.mark.soak)])
 def test_two_processes_of_one_group_are_one_process_of_two_groups(
-    name: str, settings: PretrainSettings, both: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
+    settings: PretrainSettings, by_two: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Over one set of shards, and over two with the thread that prepares passes."""
-    pretrain({"run": settings, "both": both}[name], tmp_path)
-    folders = tmp_path, by_two[0] / name
+    pretrain(settings, tmp_path)
+    check_same(tmp_path, by_two[0] / "run")
+
+
+@pytest.mark.soak
+def test_so_are_those_over_two_sets_with_the_thread_that_prepares_passes(
+    both: PretrainSettings, tmp_path: Path
+) -> None:
+    pretrain(both, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    check_same(tmp_path / "one", in_two_processes({"both": both}, tmp_path / "two")[0] / "both")
+
+
+def check_same(*folders: Path) -> None:
     one, two = (load_checkpoint(folder) for folder in folders)
     for part in ("backbone_state", "method_state"):
         for key, value in one[part].items():

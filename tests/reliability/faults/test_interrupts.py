@@ -53,7 +53,7 @@ def wait_for(pattern: str | None, case: Path, pid: int) -> None:
     raise AssertionError(f"no {pattern} after 60 s")
 
 
-@pytest.mark.parametrize("stage", LONG)
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.soak) if s == "synth" else s for s in LONG])
 @pytest.mark.parametrize("moment", ["at its start", "under way"])
 def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(stage, moment, machine, world):
     machine.clean()
