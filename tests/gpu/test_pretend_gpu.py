@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -148,9 +149,9 @@ def test_a_batch_of_labels_waits_no_more_than_its_budget_and_is_the_cpus(
     found = on_pretend_gpu("labeler", {"name": name, **labelers[name], **size})
     assert found["cuda"] == found["asking the GPU"]  # to the last digit
     for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
-        assert ours[0] == theirs[0]
+        # The CPU samples in another order: a pixel whose mask's logit is nearly 0 may fall on the other side.
+        assert np.mean(np.array(ours[0]) != np.array(theirs[0])) < 2e-3
         assert len(ours[1]) > 2
-        # The CPU samples in another order.
         assert [value for box in ours[1] for value in box] == pytest.approx(
             [v for box in theirs[1] for v in box], rel=1e-3
         )
