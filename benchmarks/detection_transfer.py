@@ -27,7 +27,7 @@ PRETRAIN = {
     "image.encoder": "small",
     "image.height": 112,
     "image.width": 208,
-    # The camera looks ahead: the cloud is neither turned nor mirrored, and what lies beyond the range is left out.
+    # The camera looks ahead: the cloud is neither rotated nor mirrored, and what lies beyond the range is left out.
     "voxels.range_m": RANGE,
     "augment.circle": [25.6, -5, 3],
     "augment.rotate": False,

@@ -13,7 +13,7 @@ import typer
 from ..common import OlivineError, check_output, check_replaceable
 from . import console, defaults
 from .defaults import DATA, RUNS
-from .options import Checkpoint, DryRun, Json, Labels, Overwrite, Scoring, unfold
+from .options import Checkpoint, DryRun, Json, Labels, Overwrite, Predictions, Scoring, Shown, unfold
 
 if TYPE_CHECKING:
     from ..downstream.settings import S, SegmentationSettings
@@ -399,12 +399,8 @@ def report(
     run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
     labels: Labels = None,
     dataset: Annotated[str | None, typer.Option(help="Take the labels and shards of this data set.")] = None,
-    shards: Annotated[
-        Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="What olivine predict wrote for these shards (default: the run's newest).")
-    ] = None,
+    shards: Shown = None,
+    predictions: Predictions = None,
     study: Annotated[
         Path | None, typer.Option(help="Folder of a study to show (default: the newest in runs/).")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 from ..common import OlivineError
 from . import console, defaults
 from .defaults import DATA
-from .options import Dataset, Json, Labels, Version
+from .options import Dataset, Json, Labels, Predictions, Root, Shown, Version
 
 if TYPE_CHECKING:
     from ..report.view import Scenes
@@ -27,17 +27,13 @@ def view(
     ] = None,
     labels: Labels = None,
     dataset: Dataset = None,
-    root: Annotated[Path | None, typer.Option(help="The data set's folder (default: data/<dataset>).")] = None,
+    root: Root = None,
     version: Version = None,
     split: Annotated[
         str | None, typer.Option(help="Only this split: train, val or test (shards: val; else all).")
     ] = None,
-    shards: Annotated[
-        Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="What olivine predict wrote for these shards (default: the run's newest).")
-    ] = None,
+    shards: Shown = None,
+    predictions: Predictions = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 shows it to the whole network.")
     ] = "127.0.0.1",

@@ -98,10 +98,8 @@ def linear_probe_corrupted(
 
     Also writes ``corruptions.json`` and ``corruptions.md``, one column for each result.
     """
-    results, ground = (
-        linear_probe(checkpoint, train, validation, out, settings, **options),
-        open_ground(train, validation),
-    )
+    ground = open_ground(train, validation, settings.labels)
+    results = linear_probe(checkpoint, train, validation, out, settings, **options)
     found = []
     for result in results:
         folder = Path(out) / ("pre-trained" if result.source else "random")
@@ -124,10 +122,8 @@ def finetune_corrupted(
 ) -> Result:
     """:func:`~olivine.downstream.finetune.finetune`, and its network on corrupted frames, written as of a probe."""
     result = finetune(checkpoint, train, validation, out, settings, random=random, network=network, **options)
-    source, ground = (
-        read_source(checkpoint, random=random, expected=network),
-        open_ground(train, validation, settings.labels),
-    )
+    source = read_source(checkpoint, random=random, expected=network)
+    ground = open_ground(train, validation, settings.labels)
     _write([score_corrupted(source, out, ground, settings, result)], Path(out), settings)
     return result
 

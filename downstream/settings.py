@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from ..common import OlivineError
-from ..common.settings import read_yaml, settings_from_plain
-from ..train.augment import NO_AUGMENTATION, AugmentSettings
+from ..common.settings import check_ranges, read_yaml, settings_from_plain
+from ..train.augment import NO_AUGMENTATION, SENSOR, AugmentSettings
 from ..train.settings import PretrainSettings, RunSettings
 
 S = TypeVar("S")
@@ -18,9 +18,6 @@ PRESETS: dict[str, dict[str, Any]] = {"uov": {"labels": "weak", "epochs": 5, "lr
 
 # Keys that change how a run is carried out but nothing of what it computes: a resumed run may change them.
 INCIDENTAL = ("accelerator", "devices", "nodes", "threads", "checkpoint_minutes", "memory")
-
-SENSOR = ("beams", "range_noise", "intensity_off", "scale")
-"""Settings that stand for another LiDAR; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class SegmentationSettings:
                 f"least_score is {self.least_score:g} and the labels are the truth",
                 remedy="add labels=weak, or leave it out",
             )
-        self.as_augmentation()  # its ranges are checked there
+        check_ranges("", self, **SENSOR)
         if not 0 < self.layer_decay <= 1:
             raise OlivineError(f"layer_decay is {self.layer_decay}", remedy="use over 0 and at most 1")
         if not 0 < self.fraction <= 100:

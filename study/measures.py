@@ -55,8 +55,8 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
     return Difference(mean, mean - half, mean + half, len(seeds), spread)
 
 
-def seeds_needed(spread: float, margin: float) -> int:
-    """The fewest seeds with which a true difference of ``margin`` is resolved with the probability POWER.
+def seeds_needed(spread: float, margin: float) -> int | None:
+    """The fewest seeds with which a true difference of ``margin`` is resolved with the probability POWER; None over 1,000.
 
     Args:
         spread: standard deviation of the differences paired by seed, in the margin's unit.
@@ -65,11 +65,11 @@ def seeds_needed(spread: float, margin: float) -> int:
     """
     from scipy.stats import nct, t
 
-    for seeds in range(2, 10_000):
+    for seeds in range(2, 1_001):
         edge = t.ppf(0.5 + CONFIDENCE / 2, seeds - 1)
         if spread == 0 or nct.sf(edge, seeds - 1, margin / spread * math.sqrt(seeds)) >= POWER:
             return seeds
-    return 10_000
+    return None
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from ..downstream.probe import linear_probe
 from ..downstream.results import Result
 from ..downstream.rounds import finetune_rounds
 from ..downstream.settings import INCIDENTAL as HOW
-from ..downstream.settings import SENSOR, SegmentationSettings
+from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
+from ..train.augment import SENSOR
 from ..train.build import backbone_arguments, build_encoder, seeded_backbone
 from ..train.checkpoint import save_checkpoint
 from ..train.encoders._store import store_maps
@@ -124,6 +125,12 @@ def open_ground(study: StudySettings) -> Ground:
     train, validation = (shards(folder / split) for split in ("train", "val"))
     if not train.point_classes:
         raise OlivineError("the shards have no point labels", where=folder, remedy=f"make others: {study.ground}")
+    if missing := [name for name in study.classes if name not in validation.point_classes]:
+        raise OlivineError(
+            f"classes names {missing[0]!r}, which the shards do not",
+            where=validation.path,
+            remedy=f"use some of {', '.join(validation.point_classes)}",
+        )
     given = [settings.data for settings in study.rows.values() if settings is not None]
     if any(data.several for data in given):
         raise OlivineError(

@@ -121,7 +121,12 @@ def power_table(study: StudySettings, measures: Measures, points: float) -> str:
             lines.append([claim_name(claim), "", "0" if found is None else str(found.pairs), "two seeds or more"])
         else:
             lines.append(
-                [claim_name(claim), f"{found.spread:.2f}", str(found.pairs), f"{seeds_needed(found.spread, points)}"]
+                [
+                    claim_name(claim),
+                    f"{found.spread:.2f}",
+                    str(found.pairs),
+                    f"{seeds_needed(found.spread, points) or 'over 1,000'}",
+                ]
             )
     head = ["claim", "std of the difference", "seeds", f"seeds for {points:g} points at {100 * POWER:.0f} %"]
     return "\n".join(markdown(head, lines)) + "\n"

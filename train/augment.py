@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ..pairs.shards import FrameRecord
 
 
+SENSOR: dict[str, Any] = {"beams": (0, 1, "[)"), "scale": (0, 1, "[)"), "range_noise": (0, 10), "intensity_off": (0, 1)}
+"""Settings that stand for another LiDAR, and their ranges; 0 is off. Probe and fine-tuning have the same."""
+
+
 @dataclass(frozen=True)
 class AugmentSettings:
     """What is done to a training frame; validation frames are only resized (see :func:`without_augmentation`).
@@ -79,8 +83,7 @@ class AugmentSettings:
         Raises:
             OlivineError: one is out of its range, or the circle holds nothing.
         """
-        check_ranges("augment", self, scale=(0, 1, "[)"), cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
-        check_ranges("augment", self, beams=(0, 1, "[)"), range_noise=(0, 10), intensity_off=(0, 1))
+        check_ranges("augment", self, **SENSOR, cuboid=(0, 1), flip_image=(0, 1), crop_min_share=(0, 1))
         check_ranges("augment", self, crop_min_pairs=(0, 1 << 40), cuboid_min_pairs=(0, 1 << 40))
         for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
             low, high = getattr(self, name)

@@ -113,7 +113,7 @@ def test_a_claim_compares_a_row_with_itself_in_another_stage():
 def test_seeds_are_those_of_published_power_tables():
     """Two-sided paired t-test, 5 %, 80 %: 10 pairs for an effect of one standard deviation, 34 for half of one."""
     assert [seeds_needed(2.0, margin) for margin in (2.0, 1.0, 4.0)] == [10, 34, 5]
-    assert seeds_needed(0.0, 1.0) == 2
+    assert seeds_needed(0.0, 1.0) == 2 and seeds_needed(100.0, 1.0) is None
 
 
 def test_a_claim_may_be_an_interaction_and_over_the_studys_own_classes():
@@ -148,13 +148,13 @@ def test_an_interval_over_scenes_and_seeds_is_that_of_confusions_drawn_again_by_
     draws = np.random.default_rng(0)
     times, seeds = draws.multinomial(5, np.full(5, 0.2), 2000), draws.integers(0, 2, (2000, 2))
     values = []
-    for drawn, of_seeds in zip(times[:200], seeds[:200]):
+    for drawn, of_seeds in zip(times, seeds):
         again = np.tensordot(drawn, confusions, (0, 2))
         gain = [
             100 * (scores(again[1, seed], names).mean_iou - scores(again[0, seed], names).mean_iou) for seed in of_seeds
         ]
         values.append(np.mean(gain))
-    assert found == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1.5)
+    assert found == pytest.approx(np.quantile(values, [0.025, 0.975]))
     first = scores(confusions[1, 0].sum(0), names).iou
     assert Measures.of(rows, ("car", "tree")).classes["whole", "probe"][0] == pytest.approx(
         50 * (first["car"] + first["tree"])

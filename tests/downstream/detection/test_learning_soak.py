@@ -21,6 +21,7 @@ from olivine.train.settings import load_settings
 pytestmark = pytest.mark.soak
 
 STREETS, FRAMES = 11, 3
+# With streets 0, 3 and 7 held out cars rise by 9.6 (bev) and 0.8 (3d), and the test fails: docs/detection.md has both.
 HELD_OUT = (8, 9, 10)
 RANGE_M = (0.0, -12.8, -5.0, 25.6, 12.8, 3.0)
 SMALL = DetectionSettings(
