@@ -73,9 +73,10 @@ types: setup
 test: lint unit
 
 # Each process of pytest has one thread of its own: threads of several that wait for each other by spinning stand still.
-# One process more than cores: many tests wait for a process of their own.
+# One process more than cores: many tests wait for a process of their own. These read the package's compiled files,
+# also where the environment asks Python to write none: each would compile the package anew.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count(), 4) + 1)') --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not soak' -n $$($(BIN)/python -c 'import os; print(min(os.cpu_count(), 4) + 1)') --dist loadfile --no-loadscope-reorder
 
 soak: setup $(VENV)/.installed-cluster
 	$(BIN)/python -m pytest -m soak -rs
