@@ -20,24 +20,27 @@ _CONFIDENCE = "confidence/{token}.bin"
 _PREDICT_AGAIN = "run olivine predict again"
 
 
-def training_frames(shards: ShardSet, percent: float) -> list[int]:
-    """The frames of a published fraction of the training set, as positions in it.
+def training_frames(shards: ShardSet, percent: float, part: int = 0) -> list[int]:
+    """The frames of a fraction of the training set, as positions in it: the published ones, or another part of it.
 
     With k = 100 / percent, by what the benchmark counts: the k-th, 2k-th, … scene in the data set's order, or every k-th
-    frame, from the first.
+    frame, from the first. Part p has the scenes p places after those, the last part's neighbour being the first scene,
+    or the frames p places later: k parts without a frame in common.
 
     Raises:
-        OlivineError: a fraction without a whole k, or one that leaves no frame.
+        OlivineError: a fraction without a whole k, a part that is not below k, or one that leaves no frame.
     """
     every = round(100 / percent)
     if abs(100 / percent - every) > 1e-6 * every:
         raise OlivineError(
             f"{percent:g} % is not every k-th of the training set", where="fraction", remedy="use 1, 5, 10, 25 or 100"
         )
+    if not 0 <= part < every:
+        raise OlivineError(f"no part {part} of {every}", where="part", remedy=f"use 0 to {every - 1}")
     if shards.benchmark.fraction_of == "frames":
-        return list(range(0, len(shards), every))
+        return list(range(part, len(shards), every))
     scenes = list(shards.scenes.values())
-    chosen = [frame for scene in scenes[every - 1 :: every] for frame in scene]
+    chosen = [frame for scene in scenes[(every - 1 + part) % every :: every] for frame in scene]
     if not chosen:
         enough = next((p for p in (5, 10, 25, 50) if 100 // p <= len(scenes)), 100)
         raise OlivineError(

@@ -102,7 +102,7 @@ def segment(
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
-    frames = training_frames(ground.train, settings.fraction)
+    frames = training_frames(ground.train, settings.fraction, settings.part)
     dataset, classes = ground.train.dataset, ground.classes
     plan = Plan(frames, settings.length(), settings.batch_of(ground.train.benchmark.batch, len(frames), world))
     kind = "probe" if settings.frozen else "finetune"

@@ -27,6 +27,7 @@ class SegmentationSettings:
     Attributes:
         fraction: percent of the training frames, by the benchmark's published rule; see
             :func:`~olivine.downstream.benchmarks.training_frames`.
+        part: which part of the training frames the fraction is: 0 the published one, 1 the scenes or frames after, and so on.
         labels: what is learnt from: the points' ground truth, or their weak labels, for which the training frames need no
             annotation (see :mod:`olivine.downstream.weak`). The ground truth is scored on in either case.
         head: ``new``, or the ``checkpoint``'s own to start from, where that is a fine-tuning on the same classes, as UOV's
@@ -51,6 +52,7 @@ class SegmentationSettings:
     """
 
     fraction: float = 100.0
+    part: int = 0
     labels: Literal["truth", "weak"] = "truth"
     head: Literal["new", "checkpoint"] = "new"
     least_score: float = 0.0

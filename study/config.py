@@ -10,7 +10,8 @@ set: {run.steps: 300}              # for every row
 probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
 probes: 3                          # heads of seeds of their own whose mean is a run's score; 1 without
 classes: [car, vegetation]         # those with points enough, whose mean tables and claims with "over: classes" take
-finetune: {fraction: 1}            # none without; or several, each a stage with a name of its own:
+finetune: {fraction: 1, streets: 2}  # on so many parts of the labels, others for each seed; none without
+# Several, each a stage with a name of its own:
 # finetune: {weak: {labels: weak}, voted: {labels: weak, shards: ../voted, rounds: 1}, truth: {rows: [random, whole]}}
 rows:
   random: null                     # weights from the seed, not pre-trained
@@ -67,12 +68,15 @@ class Finetuning:
         settings: of the training.
         shards: folder of the labels that it learns from and is scored on, from the study's ``shards`` on; "" for those.
         rounds: of the network's own labels, see :func:`~olivine.downstream.rounds.finetune_rounds`.
+        streets: parts of the labels (see ``SegmentationSettings.part``) that each seed is fine-tuned on, in turn and on
+            others than the seed before; their mean is a run's score. 0 for the published part, for every seed.
     """
 
     settings: FinetuneSettings
     shards: str = ""
     rounds: int = 0
     rows: tuple[str, ...] = ()
+    streets: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class _Apart:
     shards: str = ""
     rounds: int = 0
     rows: tuple[str, ...] = ()
+    streets: int = 0
 
 
 @dataclass(frozen=True)
@@ -248,12 +253,18 @@ def _finetunings(value: Any, where: str) -> dict[str, Finetuning]:
         if str(name) in ("pretrain", "probe") or slug(str(name)) != str(name):
             raise OlivineError("cannot be a stage's name", where=place, remedy="use another, of letters and digits")
         change = dict(one)
-        apart = {key: change.pop(key) for key in ("shards", "rounds", "rows") if key in change}
+        apart = {key: change.pop(key) for key in ("shards", "rounds", "rows", "streets") if key in change}
         kept = settings_from_plain(_Apart, apart, place)
         settings = settings_from_plain(FinetuneSettings, change, place)
-        found[str(name)] = Finetuning(settings, kept.shards, kept.rounds, kept.rows)
+        found[str(name)] = Finetuning(settings, kept.shards, kept.rounds, kept.rows, kept.streets)
         if kept.rounds < 0 or (kept.rounds and found[str(name)].settings.labels != "weak"):
             raise OlivineError(f"{kept.rounds} rounds", where=place, remedy="rounds are for labels: weak, from 1 on")
+        if kept.streets < 0 or (kept.streets and settings.fraction == 100):
+            raise OlivineError(
+                f"{kept.streets} streets of {settings.fraction:g} %",
+                where=place,
+                remedy="streets are for a smaller fraction",
+            )
     return found
 
 

@@ -178,7 +178,8 @@ def plan_study(study: StudySettings, ground: Ground, seeds: Sequence[int], rows:
                     yield Run(name, seed, stage, {"pretrain": before, stage: decisive, **ground.digests()})
                 elif stage != "pretrain" and name in (study.finetune[stage].rows or (name,)):
                     how = study.finetune[stage]
-                    decisive = _decisive(how.settings) | ({"rounds": how.rounds} if how.rounds else {})
+                    apart = {"rounds": how.rounds, "streets": how.streets}
+                    decisive = _decisive(how.settings) | {key: value for key, value in apart.items() if value}
                     digests = ground.digests(how.shards)
                     yield Run(name, seed, stage, {"pretrain": before, "finetune": decisive, **digests})
 
@@ -196,7 +197,7 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
-    unnamed = {*HOW, "seed", *(name for name in SENSOR if not getattr(settings, name))}
+    unnamed = {*HOW, "seed", *(name for name in (*SENSOR, "part") if not getattr(settings, name))}
     return {key: value for key, value in asdict(settings).items() if key not in unnamed}
 
 
@@ -323,6 +324,10 @@ def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
     facts.append(f"Weights of the terms: {'; '.join(weights_of_terms(study))}. Every setting stands in settings.md.")
     if study.probes > 1:
         facts.append(f"A run's linear probe is the mean of {study.probes} heads.")
+    for stage, how in study.finetune.items():
+        if how.streets:
+            of = f"{how.settings.fraction:g} % of the labels"
+            facts.append(f"{stage}: the mean over {how.streets} different parts of {of}, others for each seed.")
     if study.classes:
         facts.append(f"“{len(study.classes)} classes” are {', '.join(study.classes)}.")
     labels = {row.stage: row.result["labels_mean_iou"] for row in rows if "labels_mean_iou" in row.result}
@@ -353,7 +358,12 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
             probe = replace(study.probe, seed=run.seed + number * _APART)
             results.append(linear_probe(*where, place, probe, random=False)[0])
     else:
-        results = [_finetune(study.finetune[run.stage], Path(study.shards), folder, scored, run.seed)]
+        how = study.finetune[run.stage]
+        places = [scored / f"street-{number}" for number in range(how.streets)] or [scored]
+        results = [
+            _finetune(how, Path(study.shards), folder, place, run.seed, run.seed * how.streets + number)
+            for number, place in enumerate(places)
+        ]
     weak = results[0].labels_mean_iou
     return mean_result(results) | ({} if weak is None else {"labels_mean_iou": weak})
 
@@ -363,7 +373,7 @@ _APART = 1_000_003
 
 
 def mean_result(results: Sequence[Result]) -> dict[str, Any]:
-    """Scores of one network's probes as plain values: their means, and the scenes' counts added up."""
+    """Scores of one network's probes or fine-tunings as plain values: their means, and the scenes' counts added up."""
     plain = [asdict(one.scores) for one in results]
     mean = {key: _mean([one[key] for one in plain]) for key in plain[0]}
     scenes: dict[str, dict[str, list[int]]] = {name: {} for name in results[0].by_scene}
@@ -384,10 +394,11 @@ def _mean(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _finetune(how: Finetuning, shards: Path, folder: Path, scored: Path, seed: int) -> Result:
-    """One fine-tuning; of rounds the last counts."""
+def _finetune(how: Finetuning, shards: Path, folder: Path, scored: Path, seed: int, street: int) -> Result:
+    """One fine-tuning, on the ``street``-th part of the labels; of rounds the last counts."""
     where = (folder, shards / how.shards / "train", shards / how.shards / "val", scored)
-    settings = replace(how.settings, seed=seed)
+    part = (how.settings.part + street) % round(100 / how.settings.fraction)
+    settings = replace(how.settings, seed=seed, part=part)
     if how.rounds:
         return finetune_rounds(*where, settings, rounds=how.rounds)[-1]
     return finetune(*where, settings)

@@ -407,6 +407,16 @@ def test_semantickitti_subsets_are_every_kth_frame_from_the_first():
     assert training_frames(stand_in("semantickitti", 2, 150), 100) == list(range(300))
 
 
+@pytest.mark.parametrize(("dataset", "percent"), [("nuscenes", 1), ("nuscenes", 25), ("semantickitti", 5)])
+def test_the_parts_of_a_fraction_are_the_whole_set_without_a_frame_twice(dataset, percent):
+    shards = stand_in(dataset, 200, 3)
+    parts = [training_frames(shards, percent, part) for part in range(100 // percent)]
+    assert parts[0] == training_frames(shards, percent)
+    assert sorted(frame for part in parts for frame in part) == list(range(600))
+    with pytest.raises(OlivineError, match=rf"part: no part {len(parts)} of {len(parts)}.*Use 0 to {len(parts) - 1}"):
+        training_frames(shards, percent, len(parts))
+
+
 def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_world, checkpoint, tmp_path):
     with pytest.raises(
         OlivineError, match=r"1 % leaves no frame: it is every 100th scene, and there are 8\. .* from 25 % on"

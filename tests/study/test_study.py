@@ -526,6 +526,25 @@ def test_each_fine_tuning_of_several_has_its_labels_and_is_its_own_stage(monkeyp
     assert done == [parts[0], (*parts[1], 2), parts[0]]
 
 
+def test_a_seed_is_fine_tuned_on_streets_of_its_own_and_every_row_on_the_same(monkeypatch, tmp_path, ground):
+    plain = {**PLAIN, "finetune": {"fraction": 25, "streets": 2}}
+    study = study_from_plain(plain, "streets.yaml")
+    done = []
+    monkeypatch.setattr(study_module, "finetune", lambda *a: done.append((a[-1].seed, a[-1].part, a[-2])) or _Done())
+    places = {}
+    for run in plan_study(study, ground, (0, 1, 2), ("base", "whole")):
+        if run.stage == "finetune":
+            study_module._do(study, ground, run, tmp_path)
+            places.setdefault(run.seed, []).append([part for _, part, _ in done])
+            assert {seed for seed, _, _ in done} == {run.seed}
+            assert len({place for _, _, place in done}) == 2
+            assert run.configuration["finetune"]["streets"] == 2
+            done.clear()
+    assert places == {0: [[0, 1]] * 2, 1: [[2, 3]] * 2, 2: [[0, 1]] * 2}  # of four quarters
+    with pytest.raises(OlivineError, match=r"2 streets of 100 %.*smaller fraction"):
+        study_from_plain({**plain, "finetune": {"streets": 2}}, "streets.yaml")
+
+
 # -- the whole way, on streets
 
 
