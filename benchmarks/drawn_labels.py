@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from olivine.pairs.shards import ShardSet, open_shards
-from olivine.readers import dataset_class
 from olivine.train.backbone import Backbone, Clouds, Features
 from olivine.train.batch import collate
-from olivine.train.build import label_names, pair_class_count
+from olivine.train.build import classes_of_pairs
 from olivine.train.forward import Distiller
 from olivine.train.group import Group
 from olivine.train.loader import FrameStream, StreamSettings
@@ -129,7 +128,10 @@ def figures(table: np.ndarray, rows: int | slice) -> tuple[float, float]:
 @torch.no_grad()
 def count(shards: ShardSet, settings: PretrainSettings, steps: int | None = None) -> Count:
     """Count the pairs of each draw over the first steps of a run on weak labels; without a number over one epoch."""
-    truth_of, labels = prompt_of_truth(shards), label_names(shards, settings)
+    truth_of, (labels, class_count) = (
+        torch.from_numpy(shards.prompt_of(shards.point_classes)).long(),
+        classes_of_pairs(shards, settings),
+    )
     network, modes = NoNetwork(), {mode: Counting(settings, mode, labels) for mode in MODES}
     passes = [
         (method, Distiller(network, method, settings.voxels, settings.run.group, settings.seed))
@@ -144,7 +146,6 @@ def count(shards: ShardSet, settings: PretrainSettings, steps: int | None = None
         settings.augment,
         columns=(*needs, "point_label"),
     )
-    class_count = pair_class_count(shards, settings)
     stored = augmented = inside = 0
     with FrameStream(shards.path, stream_settings) as stream:
         steps = steps or -(-stream.count // settings.run.batch)
@@ -158,15 +159,6 @@ def count(shards: ShardSet, settings: PretrainSettings, steps: int | None = None
                 _, _, counts = distiller(prepare_pass(batch, distiller, None, class_count), step, 0)
             inside += counts["pairs"]
     return Count(modes, stored, augmented, inside, steps * settings.run.batch, steps)
-
-
-def prompt_of_truth(shards: ShardSet) -> Tensor:
-    """The prompt class of each point class, int64 [256], 0 = none."""
-    prompts = {name: k + 1 for k, name in enumerate(shards.classes)}
-    table = torch.zeros(256, dtype=torch.int64)
-    for k, name in enumerate(shards.point_classes):
-        table[k + 1] = prompts.get(dataset_class(shards.dataset).prompt_of(name) or "", 0)
-    return table
 
 
 if __name__ == "__main__":

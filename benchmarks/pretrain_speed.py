@@ -38,7 +38,7 @@ from olivine.readers.index import write_index
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.backbone import Clouds
 from olivine.train.batch import Batch, attach_to_places, collate
-from olivine.train.build import build_model, columns_of, label_names, pair_class_count
+from olivine.train.build import build_model, classes_of_pairs, columns_of
 from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
 from olivine.train.methods._vmf_statistics import VmfStatistics
@@ -135,9 +135,9 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
     size = (settings.image.height, settings.image.width)
     columns = columns_of(settings)
     batch = collate([make_sample(record, 0, size, settings.augment, generator_of(0, e, 0), columns) for e in (0, 1)])
-    class_count = pair_class_count(shards, settings)
+    names, class_count = classes_of_pairs(shards, settings)
     encoder = encoder_of(settings, fold=way == "ours", dtype=dtype if way == "ours" else "float32")
-    model = build_model(settings, encoder.channels, label_names(shards, settings), 4)
+    model = build_model(settings, encoder.channels, names, 4)
     statistics = model.method.statistics
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)

@@ -16,7 +16,7 @@ from ..common import OlivineError, memory_error, track
 from ..common.ahead import Ahead
 from ..train.backbone import Backbone, Clouds
 from ..train.batch import collate
-from ..train.build import build_model, label_names, needs_of, open_stream, open_text, pair_class_count
+from ..train.build import build_model, classes_of_pairs, needs_of, open_stream, open_text
 from ..train.devices import make_fabric, share_of_step, torch_state
 from ..train.loop import Pass, metrics_of_step
 from ..train.metrics_log import forget_peak_memory, memory_mib
@@ -104,7 +104,7 @@ def measure(settings: PretrainSettings, warm_up: int, steps: int) -> dict[str, A
     with open_stream(settings, share, 1) as stream, torch_state(settings, device), _names_what_to_lower(settings):
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, device) if needs_of(settings).encoder else None
-        class_count, names = pair_class_count(shards, settings), label_names(shards, settings)
+        names, class_count = classes_of_pairs(shards, settings)
         channels = 0 if pixels is None else pixels.channels
         model = build_model(settings, channels, names, total, open_text(settings, shards)).to(device)
         wrapped, optimizer = fabric.setup(model, build_optimizer(settings, model))

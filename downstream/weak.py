@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
-from ..pairs.shards import COLUMNS, ShardSet
+from ..pairs.shards import COLUMNS, ShardSet, plain_name
 
 
 class WeakLabels:
@@ -78,17 +78,13 @@ def class_of_prompt(
     Args:
         table_of: the prompt of each point class, by the data set's file.
     """
-    plain = [_plain(name) for name in point_classes]
-    known = {_plain(name): prompt for name, prompt in table_of.items()}
+    plain = [plain_name(name) for name in point_classes]
+    known = {plain_name(name): prompt for name, prompt in table_of.items()}
     of_class = [known.get(name) for name in plain]
     table = np.zeros(len(prompts) + 1, np.uint8)
     for k, prompt in enumerate(prompts, 1):
-        if _plain(prompt) in plain:
-            table[k] = plain.index(_plain(prompt)) + 1
+        if plain_name(prompt) in plain:
+            table[k] = plain.index(plain_name(prompt)) + 1
         elif prompt in of_class:
             table[k] = of_class.index(prompt) + 1
     return table
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").lower()

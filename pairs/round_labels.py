@@ -70,8 +70,7 @@ def compare_rounds(shards: ShardSet, run: PathLike) -> list[RoundAgreement]:
     classes = rounds[0].classes
     weak = ["", *shards.classes]
     # Labels of points as numbers that can be compared: the vote's prompts, and the prompt of each point class.
-    known = {_plain(name): prompt for name, prompt in shards.benchmark.prompts.items()}
-    prompt_of = np.array([0, *(_number(known.get(_plain(c)), c, weak) for c in classes)])
+    prompt_of = shards.prompt_of(classes)
     names = [*([WEAK] if shards.has_vote else []), *(part.folder.name for part in rounds)]
     size = 1 + max(len(classes), len(shards.classes))
     given, same = (np.zeros((len(names) - 1, size), np.int64) for _ in range(2))
@@ -127,15 +126,3 @@ class _Labels:
         if not whole or label.max(initial=0) > len(self.classes):
             raise OlivineError("has changed since it was written", where=path, remedy=self._again)
         return label
-
-
-def _number(prompt: str | None, name: str, weak: list[str]) -> int:
-    """Which weak label a point class is, 0 for none: that of its own name, or its prompt in the data set's table."""
-    plain = [_plain(label) for label in weak]
-    if _plain(name) in plain:
-        return plain.index(_plain(name))
-    return weak.index(prompt) if prompt in weak else 0
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").lower()

@@ -42,19 +42,12 @@ class PairScore:
 
 
 def label_of_class(shards: ShardSet) -> NDArray[np.uint8]:
-    """The weak label that each point class is, uint8 [classes + 1], 0 where it is none; place 0 is "ignored".
-
-    A class is the label of its name, or else the one that the data set's table gives to it.
+    """The weak label that each point class is, as :meth:`ShardSet.prompt_of` says.
 
     Raises:
         OlivineError: no label is a class of the points, or the points have none.
     """
-    plain = [_plain(name) for name in shards.classes]
-    prompts = {_plain(name): _plain(prompt) for name, prompt in shards.benchmark.prompts.items()}
-    table = np.zeros(len(shards.point_classes) + 1, np.uint8)
-    for k, name in enumerate(shards.point_classes, 1):
-        found = next((p for p in (_plain(name), prompts.get(_plain(name))) if p in plain), None)
-        table[k] = 0 if found is None else plain.index(found) + 1
+    table = shards.prompt_of(shards.point_classes)
     if not (shards.has_point_label and table.any()):
         what = "no weak label is a class of the points" if shards.has_point_label else "the points have no labels"
         raise OlivineError(what, where=shards.path, remedy="name shards of a data set with point labels")
@@ -104,7 +97,3 @@ def score_pairs(path: PathLike) -> PairScore:
         calibration_error=None if calibration is None else calibration.error,
         calibration=calibration,
     )
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").lower()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError, PathLike, Whole, demand, digest, inside, parse_json
 from ..labelgen.text_table import TextTable, check_text, read_text_table
 from ..readers.benchmark import Benchmark
+from ..readers.benchmark import plain_name as plain_name
 from ..readers.frame import check_lens
 from ..readers.index import has_offset
 from .chunks import ChunkedArray, damaged
@@ -296,6 +297,15 @@ class ShardSet(Sequence[FrameRecord]):
             OlivineError: the set was built before there was such a file, or it is damaged.
         """
         return read_benchmark(self.path)
+
+    def prompt_of(self, point_classes: Sequence[str]) -> NDArray[np.uint8]:
+        """The weak label that each of some point classes is, uint8 [classes + 1]: of its name, or by the data set's table.
+
+        0 where this set has no such label. The first place is that of points without a class.
+        """
+        label = {plain_name(name): k for k, name in enumerate(self.classes, 1)}
+        names = [(plain_name(c), plain_name(self.benchmark.prompt_of(c) or "")) for c in point_classes]
+        return np.array([0, *(label.get(own, label.get(prompt, 0)) for own, prompt in names)], np.uint8)
 
     @property
     def split(self) -> str:

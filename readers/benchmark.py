@@ -9,6 +9,11 @@ from ..common import OlivineError, Whole, demand
 from ..common.settings import settings_to_plain
 
 
+def plain_name(name: str) -> str:
+    """A class's name as data sets, prompts and their tables may all spell it."""
+    return name.replace("_", " ").replace("-", " ").lower()
+
+
 @dataclass(frozen=True)
 class Submission:
     """The files that predictions are handed in as.
@@ -58,6 +63,11 @@ class Benchmark:
     prompts: dict[str, str] = field(default_factory=dict)
     submission: Submission | None = None
     intensity_max: float | None = None
+
+    def prompt_of(self, point_class: str) -> str | None:
+        """The prompt that a point class is, None where it is none; blanks, ``-`` and ``_`` are the same."""
+        plain = {plain_name(key): prompt for key, prompt in self.prompts.items()}
+        return plain.get(plain_name(point_class))
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike
 from ..common.plugins import find, names_in
-from .benchmark import Benchmark
+from .benchmark import Benchmark, plain_name
 from .frame import Box, Frame
 
 PACKAGE = "olivine.readers"
@@ -183,16 +183,12 @@ class Dataset(ABC):
                 where=f"class {cls.__name__} in {cls.__module__}",
                 remedy="give that class a table `prompts` of its point classes",
             )
-        plain = {_plain(key): prompt for key, prompt in cls.prompts.items()}
-        return plain.get(_plain(point_class))
+        plain = {plain_name(key): prompt for key, prompt in cls.prompts.items()}
+        return plain.get(plain_name(point_class))
 
     def make_frame(self, **fields: Any) -> Frame:
         """A frame of this data set; ``fields`` are those of :class:`Frame` but for what the data set itself says."""
         return Frame(dataset=self.name, version=self.version, root=self.root, reader=reader_of(type(self)), **fields)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").lower()
 
 
 def dataset_names() -> list[str]:

@@ -266,7 +266,7 @@ BASE = ("points", "pair_point", "pair_camera", "pair_uv", "image_size")
 def stored_columns(columns: Iterable[str], labels: str = "weak", base: Iterable[str] = BASE) -> tuple[str, ...]:
     """What is read of a stored frame to make a sample with ``columns`` besides ``base``."""
     named = dict.fromkeys((*base, *columns))
-    if labels == "truth" and named.pop("pair_label", "absent") != "absent":
+    if labels != "weak" and named.pop("pair_label", "absent") != "absent":
         named["point_label"] = None
     if "pair_weak_label" in named:
         named["pair_label"] = None
@@ -289,7 +289,7 @@ def make_sample(
         frame: its position in the set.
         size: (height, width) of the images wanted.
         columns: wanted besides :data:`BASE`, see :data:`~.sample.COLUMNS`.
-        labels: ``weak``, or ``truth``: the pairs carry their points' ground truth.
+        labels: ``weak``, or else the pairs carry their points' label.
 
     Raises:
         OlivineError: an image cannot be decoded, or there is no ground truth.
@@ -350,7 +350,7 @@ def _columns(
     for name in names:
         if name == "pair_point":
             value = (np.cumsum(stays) - 1)[record.pair_point[pair_kept]]
-        elif name == "pair_label" and labels == "truth":
+        elif name == "pair_label" and labels != "weak":
             if record.point_label is None:
                 raise OlivineError("has no ground truth", where=record.token, remedy="use --set data.labels=weak")
             value = record.point_label[record.pair_point[pair_kept]]

@@ -116,20 +116,20 @@ def open_text(settings: PretrainSettings, shards: Shards) -> TextTable | None:
     return text
 
 
-def pair_class_count(shards: Shards, settings: PretrainSettings) -> Tensor:
-    """Pairs of each class over the data set, label 0 first, int64 [C].
+def classes_of_pairs(shards: Shards, settings: PretrainSettings) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the classes of the pairs' labels, "none" first, and the pairs of each over the data set, int64 [C].
 
     With ``data.labels=truth`` the classes are the points' and their counts unknown: zeros (the draws then take the
-    frequency of the group at hand).
+    frequency of the group at hand). ``true prompts`` are counted as the weak labels are.
 
     Raises:
         OlivineError: ground truth asked for where the shards hold none.
     """
-    if settings.data.labels == "weak":
-        return torch.as_tensor(shards.class_count, dtype=torch.int64)
-    if not shards.point_classes:
+    if settings.data.labels != "weak" and not shards.point_classes:
         raise OlivineError("the shards hold no ground truth", where=shards.path, remedy="use --set data.labels=weak")
-    return torch.zeros(len(shards.point_classes) + 1, dtype=torch.int64)
+    if settings.data.labels == "truth":
+        return ("none", *shards.point_classes), torch.zeros(len(shards.point_classes) + 1, dtype=torch.int64)
+    return ("none", *shards.classes), torch.as_tensor(shards.class_count, dtype=torch.int64)
 
 
 def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEncoder:
@@ -139,11 +139,6 @@ def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEnco
     encoder = ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, name)).to(device)
     encoder.check_size(image.height, image.width)
     return encoder
-
-
-def label_names(shards: Shards, settings: PretrainSettings) -> tuple[str, ...]:
-    """Names of the classes of the pairs' labels, "none" first."""
-    return ("none", *(shards.classes if settings.data.labels == "weak" else shards.point_classes))
 
 
 def backbone_arguments(settings: PretrainSettings) -> dict[str, Any]:
@@ -171,7 +166,7 @@ def build_model(
 
     Args:
         pixel_channels: of the image encoder; 0 without one.
-        labels: see :func:`label_names`.
+        labels: see :func:`classes_of_pairs`.
         steps: of the run.
         text: of the shards' regions; None where the method needs none.
     """

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ class StreamSettings:
         part: (first, last) positions of this process within a step's batch.
         size: (height, width) of the images.
         columns: of the samples, see :func:`~.augment.make_sample`; nothing else is read or decoded.
-        labels: ``weak`` or ``truth``.
+        labels: as ``data.labels``.
         scans: other scans of each frame, by how many frames of its scene they come after it, and their ``scan_columns``;
             see :func:`~.augment.make_scan`.
     """
@@ -237,16 +237,19 @@ def frame_after(shards: ShardSet | ShardMixture, frame: int, after: int) -> int 
     return None
 
 
-def _read(shards: ShardSet | ShardMixture, frame: int, columns: tuple[str, ...]) -> FrameRecord:
+def _read(shards: ShardSet | ShardMixture, frame: int, columns: tuple[str, ...], labels: str) -> FrameRecord:
     record = shards.read(frame, columns)
     if isinstance(shards, ShardSet):
         network_intensity(record.points, shards, False)
+        if labels == "true prompts" and record.point_label is not None:
+            label = shards.prompt_of(shards.point_classes)[record.point_label]
+            record = replace(record, point_label=label)  # type: ignore[type-var]
     return record
 
 
 def _make(shards: ShardSet | ShardMixture, settings: StreamSettings, epoch: int, frame: int) -> Sample:
     generator = generator_of(settings.seed, epoch, frame)
-    record = _read(shards, frame, stored_columns(settings.columns, settings.labels))
+    record = _read(shards, frame, stored_columns(settings.columns, settings.labels), settings.labels)
     size, augment, labels = settings.size, settings.augment, settings.labels
     sample = make_sample(record, frame, size, augment, generator, settings.columns, labels)
     for number, after in enumerate(settings.scans, 1):
@@ -254,7 +257,7 @@ def _make(shards: ShardSet | ShardMixture, settings: StreamSettings, epoch: int,
         sample.scans[after] = None
         if other is not None:
             generator = generator_of(settings.seed, epoch, frame, number)
-            record = _read(shards, other, settings.stored_of_scans)
+            record = _read(shards, other, settings.stored_of_scans, labels)
             columns = scan_columns(settings.scan_columns)
             sample.scans[after] = make_scan(record, other, augment, generator, columns, labels)
     return sample

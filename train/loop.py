@@ -27,12 +27,11 @@ from .batch import collate
 from .build import (
     backbone_arguments,
     build_model,
-    label_names,
+    classes_of_pairs,
     needs_of,
     open_stream,
     open_text,
     open_validation,
-    pair_class_count,
 )
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
 from .devices import anywhere, make_fabric, over_processes, share_of_step, torch_state
@@ -144,7 +143,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     with ending_together(fabric), stream, torch_state(settings, fabric.device), stop_signals() as stop, ahead:
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
-        class_count = pair_class_count(shards, settings)
+        names, class_count = classes_of_pairs(shards, settings)
         data: dict[str, Any] = {
             "digest": shards.digest,
             "classes": list(shards.classes),
@@ -160,7 +159,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         text = open_text(settings, shards)
         if settings.data.validation:
             held_out_sets(settings.data.validation, shards)  # what does not fit is refused now, not after an epoch
-        model = build_model(settings, channels, label_names(shards, settings), steps, text).to(fabric.device)
+        model = build_model(settings, channels, names, steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         state = RunState(model, optimizer)
         if rank_zero:  # only now, when everything else has been found right
@@ -314,7 +313,7 @@ def _validate_on(
         if isinstance(stream.shards, ShardSet):
             pixels = pixels and pixels.of(stream.shards)
         # Its own frequencies: it may hold a class that the training frames do not.
-        class_count = pair_class_count(stream.shards, settings)
+        _, class_count = classes_of_pairs(stream.shards, settings)
         for step, samples in enumerate(stream.batches(0, steps)):
             ready = prepare_pass(collate(samples), model, pixels, class_count)  # type: ignore[arg-type]
             loss, terms, counts = model(ready, step, fabric.global_rank)

@@ -32,14 +32,15 @@ class DataSettings:
         shards: folder of shards to train on; several as a list, or with weights as ``{FOLDER: 1, FOLDER: 0.5}``: how often an
             epoch takes each frame; see :mod:`~olivine.train.mixture`.
         validation: folder of held-out shards, several as a list, or None for no validation.
-        labels: the weak labels of the pairs, or the points' ground truth (an upper bound).
+        labels: the weak labels of the pairs, the points' ground truth (an upper bound), or that in the weak labels' own
+            classes: ``true prompts``.
         workers: processes that make samples; 0 makes them in the training process. Changes no result.
         prefetch: steps that workers are ahead.
     """
 
     shards: str | tuple[str, ...] | dict[str, float] | None = None
     validation: str | tuple[str, ...] | None = None
-    labels: Literal["weak", "truth"] = "weak"
+    labels: Literal["weak", "truth", "true prompts"] = "weak"
     workers: int = 4
     prefetch: int = 2
 
@@ -56,6 +57,8 @@ class DataSettings:
                         f"data.{name}: {folder} has the weight {weight:g}", remedy="use a number over 0, at most 1000"
                     )
 
+        if self.labels == "true prompts" and self.several:
+            raise OlivineError("data.labels is true prompts, over several sets", remedy="use data.labels=truth")
         if isinstance(self.shards, str) and isinstance(self.validation, tuple):
             raise OlivineError(
                 "data.validation names several sets, data.shards one", remedy="name one of each, or several of each"

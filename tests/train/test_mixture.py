@@ -22,7 +22,7 @@ from olivine.downstream.embed import Embedder
 from olivine.downstream.network import read_source
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import NO_AUGMENTATION, AugmentSettings
-from olivine.train.build import open_stream, pair_class_count
+from olivine.train.build import classes_of_pairs, open_stream
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.devices import Share
 from olivine.train.loader import FrameStream, StreamSettings, frame_after
@@ -186,7 +186,7 @@ def test_the_sets_weights_weigh_the_class_frequencies(sets: tuple[Path, Path], s
     settings = small_settings(sets[0], "data.shards=" + json.dumps({str(sets[0]): 2, str(sets[1]): 0.5}))
     counts = [dict(zip(part.classes, part.class_count[1:])) for part in map(open_shards, sets)]
     mixture = of(sets, 2.0, 0.5)
-    for name, found in zip(mixture.classes, pair_class_count(mixture, settings)[1:].tolist()):
+    for name, found in zip(mixture.classes, classes_of_pairs(mixture, settings)[1][1:].tolist()):
         assert abs(found - 2 * counts[0].get(name, 0) - 0.5 * counts[1].get(name, 0)) <= 0.5
 
 

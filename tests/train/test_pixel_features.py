@@ -18,7 +18,7 @@ from olivine.pairs.feature_maps import FeatureMaps
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.batch import collate
-from olivine.train.build import build_model, columns_of, label_names
+from olivine.train.build import build_model, classes_of_pairs, columns_of
 from olivine.train.encoder import ImageEncoder
 from olivine.train.encoders._store import store_maps
 from olivine.train.loop import pretrain
@@ -43,7 +43,10 @@ def step(settings: PretrainSettings, shards: Path) -> tuple[Tensor, dict[str, Te
     assert ("image" in columns) == (settings.image.stored is None)
     samples = [make_sample(records[i], i, size, settings.augment, generator_of(3, 1, i), columns) for i in (4, 1)]
     assert len(samples[0].points) < len(records[4].points)  # a cuboid was dropped: rows and places differ
-    model, classes = build_model(settings, pixels.channels, label_names(records, settings), 4), len(records.class_count)
+    model, classes = (
+        build_model(settings, pixels.channels, classes_of_pairs(records, settings)[0], 4),
+        len(records.class_count),
+    )
     statistics = model.method.statistics
     g = torch.nn.functional.normalize(torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     sums = statistics.class_sums(g, torch.arange(100) % classes, classes)

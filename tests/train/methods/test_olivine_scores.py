@@ -13,6 +13,7 @@ from torch import nn
 
 from olivine.common import OlivineError
 from olivine.pairs.shards import open_shards
+from olivine.readers.nuscenes import NuScenesDataset
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
 from olivine.train.methods import olivine
@@ -147,5 +148,17 @@ def test_a_run_on_the_ground_truth_draws_by_the_weak_labels(streets: Path, quick
     weak, truth = (torch.cat(parts).long() for parts in zip(*seen))
     shards = open_shards(streets)
     assert int(weak.max()) <= len(shards.classes) < int(truth.max()) <= len(shards.point_classes)
+    # The truth in the weak labels' own classes: the same draw, counted alike, and each point's class by its prompt.
+    seen.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Olivine, "draw_by_label", remember)
+        pretrain(quick("cpu", streets, "data.labels=true prompts", *changes[1:]), tmp_path / "prompts")
+    again, prompt = (torch.cat(parts).long() for parts in zip(*seen))
+    assert torch.equal(again, weak)
+    for k, name in enumerate(shards.point_classes, 1):
+        of_class = {shards.classes[p - 1] if p else None for p in prompt[truth == k].tolist()}
+        assert of_class <= {
+            NuScenesDataset.prompt_of(name) if NuScenesDataset.prompt_of(name) in shards.classes else None
+        }
     with pytest.raises(OlivineError, match=r"pair_pixel_label.*build-pairs --consolidate"):
         pretrain(quick("cpu", streets, "method.draw_labels=before the vote", *changes[2:]), tmp_path / "voted")
