@@ -117,6 +117,7 @@ def labelgen(
     min_area: Annotated[int, typer.Option(help="Drop masks under this many pixels.")] = 0,
     max_components: Annotated[int, typer.Option(help="Drop masks of more pieces; 0 for no limit.")] = 0,
     segments: Annotated[str, typer.Option(help="Segment maps too: none, masks, sam, slic or regions.")] = "none",
+    view: Annotated[str, typer.Option(help="What the labeler sees of an image: whole, mirrored or halves.")] = "whole",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[str, typer.Option(help="Images at once: auto or a number.")] = "auto",
@@ -185,6 +186,7 @@ def labelgen(
         min_area=min_area,
         max_components=max_components,
         segments="regions" if labeler in REGION_LABELERS and segments == "none" else segments,
+        view=view,
         device=device,
         precision=precision,
         batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
@@ -354,6 +356,9 @@ def build_pairs(
     tracks: Annotated[
         bool, typer.Option("--tracks", help="With --consolidate: follow annotated boxes. It uses annotation.")
     ] = False,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="With --consolidate: a label folder that votes too; may be given again.")
+    ] = None,
     visibility: Annotated[str, typer.Option(help="none, or occlusion: drop pairs a nearer surface hides.")] = "none",
     distance: Annotated[str, typer.Option(help="Of the density: 3d or plane.")] = "3d",
     bandwidth: Annotated[str, typer.Option(help="Of the density: silverman, scott or metres.")] = "silverman",
@@ -389,6 +394,8 @@ def build_pairs(
         raise OlivineError(f"--around {around}", where="olivine build-pairs", remedy=remedy)
     if tracks and not consolidate:
         raise OlivineError("--tracks", where="olivine build-pairs", remedy="add --consolidate")
+    if also and not consolidate:
+        raise OlivineError(f"--also {also[0]}", where="olivine build-pairs", remedy="add --consolidate")
     place = defaults.choose_executor(units.executor, units.address, workers, workers or cores())
     settings = PairSettings(
         image_scale=image_scale if image_scale == "auto" else defaults.number("--image-scale", image_scale),
@@ -405,7 +412,7 @@ def build_pairs(
         workers=workers or cores(),
     )
     labels, why = defaults.choose_labels(labels, dataset)
-    store = open_store(labels)
+    store = open_store(labels).with_votes_of(also or ())
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset
     console.note(f"labels: {labels} ({why})", as_json or bool(units.plan))

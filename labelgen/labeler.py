@@ -14,7 +14,7 @@ from ..common import OlivineError
 from ..readers.frame import Camera, Frame
 from .prompts import Vocabulary
 from .regions import RegionLabeler, Regions
-from .settings import SCORED_LABELERS, LabelSettings
+from .settings import NETWORKS, REGION_LABELERS, SCORED_LABELERS, LabelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +145,9 @@ def make_labeler(
     """
     if settings.scored and name not in SCORED_LABELERS:
         raise OlivineError(f"--labeler {name} gives no scores", remedy=f"use one of {', '.join(SCORED_LABELERS)}")
+    if settings.view != "whole" and name in ("oracle", "import", *REGION_LABELERS):
+        remedy = f"leave it out, or use one of {', '.join(NETWORKS)}"
+        raise OlivineError(f"--labeler {name} gives no labels of --view {settings.view}", remedy=remedy)
     if settings.scores_from is not None and name != "import":
         raise OlivineError(f"--scores-from is for imported label maps, not for {name}", remedy="write --scores alone")
     if settings.oracle_scores != "calibrated" and not (settings.scored and name == "oracle"):

@@ -18,6 +18,7 @@ from ..readers.frame import Camera, Frame
 from .labeler import ImageTask, Labelled, choose_labeler, make_labeler
 from .prompts import load_vocabulary
 from .settings import LabelSettings
+from .views import seen_as
 
 NEED_FRAMES = ("oracle", "import", "regions")
 """Labelers that know an image by its place in the data set and not by its pixels."""
@@ -80,7 +81,7 @@ def preview_labels(task: ImageTask, root: Path, settings: LabelSettings, out: Pa
     """
     vocabulary = load_vocabulary(settings.prompts)
     name, _ = choose_labeler(settings.labeler, root)
-    labeler = make_labeler(name, settings, vocabulary, root)
+    labeler = seen_as(make_labeler(name, settings, vocabulary, root), settings)
     labeler.prepare()
     with open_image(task.path, size=(task.camera.width, task.camera.height)) as opened:
         image = np.asarray(opened.convert("RGB"))

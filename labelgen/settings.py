@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..common import OlivineError, weights_folder
 
-_NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
-LABELERS = ("auto", *_NETWORKS, "oracle", "import", "regions", "sam-clip")
+NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
+LABELERS = ("auto", *NETWORKS, "oracle", "import", "regions", "sam-clip")
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
-SCORED_LABELERS = (*_NETWORKS, "oracle", "import")
+SCORED_LABELERS = (*NETWORKS, "oracle", "import")
 """Those that can say how sure they are."""
 _CHOICES = {
     "labeler": LABELERS,
@@ -22,6 +22,7 @@ _CHOICES = {
     "overlap": ("layered", "reference"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "segments": ("none", "masks", "sam", "slic", "regions"),
+    "view": ("whole", "mirrored", "halves"),
     "oracle_scores": ("calibrated", "over"),
 }
 
@@ -60,6 +61,8 @@ class LabelSettings:
         boxes_per_call: boxes in one mask-decoder call; 0 for the device's default.
         segments: also store each pixel's segment: ``masks``, ``sam``, ``slic`` or ``none``; ``regions`` store a phrase
             and a feature of each too.
+        view: of an image that the labeler sees: ``whole``, ``mirrored``, or ``halves`` one after the other; see
+            :mod:`olivine.labelgen.views`.
     """
 
     labeler: str = "auto"
@@ -95,6 +98,7 @@ class LabelSettings:
     batch_size: int | str = "auto"
     boxes_per_call: int = 0
     segments: str = "none"
+    view: str = "whole"
 
     def __post_init__(self) -> None:
         for key, allowed in _CHOICES.items():
@@ -104,6 +108,11 @@ class LabelSettings:
                     f"{value!r} is not a choice of --{key.replace('_', '-')}",
                     remedy=f"choose one of {', '.join(allowed)}",
                 )
+        if self.view != "whole" and self.segments != "none":
+            raise OlivineError(
+                f"--view {self.view} with --segments {self.segments}",
+                remedy="maps of another view only vote: leave out --segments",
+            )
         for key in ("box_threshold", "text_threshold"):
             if not 0 <= getattr(self, key) <= 1:
                 raise OlivineError(

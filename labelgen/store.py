@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,38 @@ class LabelStore:
         manifest: as written.
         classes: names of the values 1..K.
         digest: SHA-256 of the manifest's content.
+        also: stores whose labels of the same images vote beside these, see :meth:`with_votes_of`.
     """
 
     root: Path
     manifest: dict[str, Any] = field(repr=False)
     classes: tuple[str, ...]
     digest: str
+    also: tuple[LabelStore, ...] = ()
+
+    def with_votes_of(self, others: Sequence[PathLike]) -> LabelStore:
+        """This store, with other label folders that vote in a consolidation: other views of the images, other labelers.
+
+        Raises:
+            OlivineError: a folder is no store, is named twice, or has other classes or another data set's images.
+        """
+        also = tuple(open_store(path) for path in others)
+        for number, other in enumerate(also):
+            if any(other.root.resolve() == one.root.resolve() for one in (self, *also[:number])):
+                raise OlivineError("votes twice", where=other.root, remedy="name each label folder once")
+            for what in ("classes", "data"):
+                mine, theirs = self.manifest.get(what), other.manifest.get(what)
+                if mine != theirs:
+                    raise OlivineError(
+                        f"its labels cannot vote beside those of {self.root}: {what} {theirs}, there {mine}",
+                        where=other.root,
+                        remedy="label the same data set with the same prompts",
+                    )
+        return replace(self, also=also)
+
+    def absolute(self) -> LabelStore:
+        """The same folders for other machines and processes, which have other working folders."""
+        return replace(self, root=self.root.absolute(), also=tuple(one.absolute() for one in self.also))
 
     @property
     def ground(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
 from .units import Unit, kinds_of
+from .views import seen_as
 
 
 @dataclass
@@ -65,7 +66,7 @@ class LabelWork:
         """The labeler, its inputs checked, and the vocabulary."""
         vocabulary = load_vocabulary(self.settings.prompts)
         labeler = make_labeler(self.name, self.settings, vocabulary, self.root, self.labels)
-        return add_segments(labeler, self.settings), vocabulary
+        return seen_as(add_segments(labeler, self.settings), self.settings), vocabulary
 
     def worker(self) -> SceneLabeler:
         """What does the scenes."""

@@ -96,7 +96,7 @@ def build_pairs(
             disk is full. What is finished stays.
     """
     # Absolute: other machines and processes have other working folders.
-    out, store = Path(out).absolute(), replace(store, root=store.root.absolute())
+    out, store = Path(out).absolute(), store.absolute()
     index = store.index() if index is None else index
     i, n = part
     if not 0 <= i < n:
@@ -135,7 +135,7 @@ def build_pairs(
         "build-pairs",
         partial(UnitBuilder, out, store, settings, recipe, overwrite),
         noun="frame",
-        paths=(out, store.root, index.root),
+        paths=(out, store.root, *(one.root for one in store.also), index.root),
         packages=packages_of(settings),
         lost=lambda writer: _clean(out, writer),
     )
@@ -220,9 +220,11 @@ def recipe_of(store: LabelStore, index: FrameIndex, settings: PairSettings, spli
     # What is off is not named, so that sets from before it existed are still the same sets.
     regions = {"regions": store.text.identity()} if settings.regions else {}
     scores = {"pair_score": score_name(store, settings)} if store.scores else {}
+    also = {"labels_that_vote_too": [one.digest for one in store.also]} if store.also else {}
     return {
         **regions,
         **scores,
+        **also,
         "schema": SCHEMA,
         "dataset": index.dataset,
         "version": index.version,
@@ -245,6 +247,10 @@ def score_name(store: LabelStore, settings: PairSettings) -> str:
 
 
 def _check_labels(store: LabelStore, settings: PairSettings) -> None:
+    if store.also and not settings.consolidate:
+        raise OlivineError(
+            "its labels are to vote, and there is no vote", where=store.also[0].root, remedy="add --consolidate"
+        )
     if settings.segments and store.manifest.get("settings", {}).get("segments", "none") == "none":
         raise OlivineError(
             "the label store has no segment maps",

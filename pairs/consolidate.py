@@ -55,7 +55,7 @@ class _Votes:
         place: float64 [M, 3], metres in the world.
         label: uint8 [M].
         weight: float64 [M].
-        camera: uint8 [M], the image that votes.
+        image: integer [M], that votes: of the frame's, store by store.
         box: int16 [M], row of ``tracks`` whose box holds the point, -1 for none.
         point_box: int16 [N], the same of each point of the frame.
         tracks: of the frame's annotated boxes; empty where they are not used.
@@ -65,7 +65,7 @@ class _Votes:
     place: NDArray[np.float64]
     label: NDArray[np.uint8]
     weight: NDArray[np.float64]
-    camera: NDArray[np.uint8]
+    image: NDArray[np.integer]
     box: NDArray[np.int16]
     point_box: NDArray[np.int16]
     tracks: tuple[str, ...]
@@ -78,7 +78,7 @@ class SceneVotes:
     Args:
         frames: all of the scene's, in time order.
         window: n, of the frames t - n to t + n.
-        store: the label maps.
+        store: the label maps; those of the stores beside it (``store.also``) vote as further images.
         min_depth: metres, as the pairs are made with.
         settings: see :class:`ConsolidationSettings`.
         tracks: use annotated boxes: a point in one votes for the same spot of the box in the other frame, and for
@@ -126,8 +126,8 @@ class SceneVotes:
         place = np.concatenate([v.place for v in votes]) - origin
         label, box = (np.concatenate([getattr(v, name) for v in votes]) for name in ("label", "box"))
         weight = np.concatenate([v.weight * (self._settings.own_frame if v is here else 1.0) for v in votes])
-        cameras = max(len(frame.cameras) for frame in self._frames[first:last])
-        image = np.concatenate([cameras * number + v.camera.astype(np.int64) for number, v in enumerate(votes)])
+        images = max(len(frame.cameras) for frame in self._frames[first:last]) * (1 + len(self._store.also))
+        image = np.concatenate([images * number + v.image.astype(np.int64) for number, v in enumerate(votes)])
         own, settings, classes = move(xyz, pose) - origin, self._settings, len(self._store.classes)
         doubled = np.digitize(_length(xyz), settings.doubled)
         share = np.zeros((len(own), classes + 1))
@@ -161,14 +161,15 @@ class SceneVotes:
                 self._check_speed(self._frames[number - 1], frame)
             points = frame.points()
             point, camera, uv = project_points(points, frame.cameras, self._min_depth)
-            label, score = np.zeros(len(point), np.uint8), np.full(len(point), 255, np.uint8)
-            for c, view in enumerate(frame.cameras):
-                mine = slice(*np.searchsorted(camera, (c, c + 1)))
-                label[mine] = look_up(self._store.label_map(view, frame.scene), uv[mine])
-                if (sure := self._store.score_map(view, frame.scene)) is not None:
-                    score[mine] = look_up(sure, uv[mine])
+            stores = (self._store, *self._store.also)
+            told = [_labels_at(store, frame, camera, uv) for store in stores]
+            label, score = (np.concatenate(part) for part in zip(*told))
             xyz = points[:, :3].astype(np.float64)
-            votes = visible_pairs(points, frame.cameras, point, camera, uv) & (label > 0) & (score > 0)
+            seen = visible_pairs(points, frame.cameras, point, camera, uv)
+            image = np.concatenate(
+                [len(frame.cameras) * number + camera.astype(np.int64) for number in range(len(stores))]
+            )
+            point, votes = np.tile(point, len(stores)), np.tile(seen, len(stores)) & (label > 0) & (score > 0)
             above = height_over_ground(xyz, self._settings.ground_cell) > self._settings.ground_height
             votes &= ~(above[point] & np.isin(label, self._store.ground))
             voter = point[votes]
@@ -178,7 +179,7 @@ class SceneVotes:
                 place=move(xyz, pose)[voter],
                 label=label[votes],
                 weight=weight,
-                camera=camera[votes],
+                image=image[votes],
                 box=box[voter],
                 point_box=box,
                 tracks=tuple(b.track for b in boxes),
@@ -212,6 +213,19 @@ class SceneVotes:
                 where=f"frame {after.token} of {after.scene}",
                 remedy="mend the data set's poses, cut the scene there, or build without --consolidate",
             )
+
+
+def _labels_at(
+    store: LabelStore, frame: Frame, camera: NDArray[Any], uv: NDArray[Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What a store says at the pairs of a frame: label and score, uint8 [M]; score 255 where it has none."""
+    label, score = np.zeros(len(uv), np.uint8), np.full(len(uv), 255, np.uint8)
+    for c, view in enumerate(frame.cameras):
+        mine = slice(*np.searchsorted(camera, (c, c + 1)))
+        label[mine] = look_up(store.label_map(view, frame.scene), uv[mine])
+        if (sure := store.score_map(view, frame.scene)) is not None:
+            score[mine] = look_up(sure, uv[mine])
+    return label, score
 
 
 def count_votes(
@@ -375,7 +389,7 @@ def _along_tracks(votes: _Votes, here: _Votes) -> _Votes:
     now = dict(zip(here.tracks, here.box_to_world))
     motion = np.array([now.get(t, m) @ np.linalg.inv(m) for t, m in zip(votes.tracks, votes.box_to_world)])
     keep = (votes.box < 0) | np.array([t in now for t in votes.tracks])[votes.box]
-    kept = {name: getattr(votes, name)[keep] for name in ("place", "label", "weight", "camera", "box")}
+    kept = {name: getattr(votes, name)[keep] for name in ("place", "label", "weight", "image", "box")}
     moved, m = kept["box"] >= 0, motion[kept["box"]]
     x, y, z = kept["place"].T
     along = np.stack([m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] * z + m[:, i, 3] for i in range(3)], axis=1)

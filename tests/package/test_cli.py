@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["build-pairs", "--around", "3"], "--around 3. Add --consolidate"),
         (["build-pairs", "--consolidate", "--around", "0"], "give at least 1"),
         (["build-pairs", "--tracks"], "--tracks. Add --consolidate"),
+        (["build-pairs", "--also", "elsewhere"], "--also elsewhere. Add --consolidate"),
         (["probe"], "no run in runs/. Run olivine pretrain first"),
         (["report"], "run olivine labelgen first"),
         (["view"], "no data set in data/. Link one"),

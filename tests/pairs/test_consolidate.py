@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +298,44 @@ def test_ground_has_no_vote_above_the_ground(make_store: MakeStore, tmp_path: Pa
         voted = record.point_weak > 0
         assert 20 < voted.sum() < len(voted) and high[record.pair_point].any()
         assert voted[record.pair_point][~high[record.pair_point]].mean() > 0.7
+
+
+def test_another_folder_of_labels_votes_beside_the_first_as_further_images(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """The counts are those of the plain sum over both; with exact labels it repairs nearly all, with itself nothing."""
+    store = make_store({"a": 2})
+    street(store)
+    other = tmp_path / "exact"
+    shutil.copytree(store.root, other)
+    for frame in store.index().frames():
+        for camera in frame.cameras:
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, 3) * np.ones((camera.height, 1))
+            (other / f"{camera.key}.png").write_bytes(encode_label_map(label.astype(np.uint8), store.classes))
+    both = store.with_votes_of([other])
+    build_pairs(store, tmp_path / "alone", VOTED, split="train")
+    build_pairs(both, tmp_path / "both", VOTED, split="train")
+    alone, joined = open_shards(tmp_path / "alone"), open_shards(tmp_path / "both")
+    assert right(joined, "pair_pixel_label") == right(alone, "pair_pixel_label") < 0.85
+    assert right(joined, "pair_label") > right(alone, "pair_label")
+    assert joined.manifest["recipe"]["labels_that_vote_too"] == [store.digest]  # the made-up stores have one manifest
+    assert "labels_that_vote_too" not in alone.manifest["recipe"]
+    assert not check_shards(tmp_path / "both").failures
+    with pytest.raises(OlivineError, match="labels_that_vote_too"):
+        build_pairs(both, tmp_path / "alone", VOTED, split="train")
+
+
+def test_labels_that_cannot_vote_beside_others_are_refused_in_one_line(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 1})
+    with pytest.raises(OlivineError, match=r"votes twice.*Name each label folder once"):
+        store.with_votes_of([store.root])
+    other = tmp_path / "other"
+    shutil.copytree(store.root, other)
+    write_json(other / "manifest.json", {"schema": "1.0", "classes": ["one", "two"], "settings": {}})
+    with pytest.raises(OlivineError, match=r"cannot vote beside those of .*classes.*same prompts"):
+        store.with_votes_of([other])
+    with pytest.raises(OlivineError, match=r"there is no vote.*--consolidate"):
+        build_pairs(replace(store, also=(store,)), tmp_path / "out", PairSettings(), split="train")
 
 
 def moving_car(store: LabelStore) -> Callable[[Frame], list[Box]]:
