@@ -38,7 +38,7 @@ from ..downstream.settings import INCIDENTAL as HOW
 from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
 from ..train.augment import SENSOR
-from ..train.build import backbone_arguments, build_encoder, seeded_backbone
+from ..train.build import backbone_arguments, build_encoder, needs_of, seeded_backbone
 from ..train.checkpoint import save_checkpoint
 from ..train.encoders._store import store_maps
 from ..train.loop import pretrain
@@ -409,7 +409,7 @@ def _pretrain(
 ) -> dict[str, Any]:
     train = ground.train_of(settings)
     settings = replace(settings, seed=seed, data=replace(settings.data, shards=str(train.path)))
-    if study.features == "stored":
+    if study.features == "stored" and needs_of(settings).encoder:
         encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         stored = store_maps(train, settings, encoder, out / "features")[0].folder
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))

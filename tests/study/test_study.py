@@ -255,6 +255,21 @@ def test_a_row_on_shards_of_its_own_is_pre_trained_on_those_and_probed_on_the_st
     assert digests == {"base": "pairs train", "other": "regions train"}
 
 
+def test_maps_are_stored_for_the_rows_that_read_images_alone(monkeypatch, tmp_path, ground):
+    rows = {"base": {"image.encoder": "small"}, "UOV-TMP": {"method.name": "uov-tmp"}}
+    study = study_from_plain({**PLAIN, "rows": rows, "tables": [], "claims": []}, "small.yaml")
+    stored, trained = [], {}
+    monkeypatch.setattr(study_module, "store_maps", lambda *a: stored.append(a) or [SimpleNamespace(folder="maps")])
+    monkeypatch.setattr(
+        study_module, "pretrain", lambda s, _: trained.update({s.method.name: s.image.stored}) or _Done()
+    )
+    ground.train.path = tmp_path
+    for run in plan_study(study, ground, (0,)):
+        if run.stage == "pretrain":
+            study_module._do(study, ground, run, tmp_path)
+    assert trained == {"olivine": "maps", "uov-tmp": None} and len(stored) == 1
+
+
 @dataclass(frozen=True)
 class _Done:
     """What stands for the summary of a pre-training and of a probe."""
