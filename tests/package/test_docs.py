@@ -247,14 +247,15 @@ NEEDS = {
     "import-weights": "another program's weights (tests/downstream/test_weights.py)",
     "labelgen --labeler sam-clip": "published weights (tests/labelgen/test_sam_clip.py)",
     "labelgen --labeler regions": "another program's regions (tests/labelgen/test_regions.py)",
+    "labelgen --view": "published weights (tests/labelgen/test_views.py)",
+    "build-pairs --consolidate --also": "labels of another view (tests/pairs/test_consolidate.py)",
     "build-pairs --regions": "label maps with regions (tests/pairs/test_regions.py)",
     "detect --(predict|evaluate)": "a trained detector, or its files (tests/downstream/detection)",
     "export --(layout openpcdet|for second)": "a run of --config voxelnet (tests/downstream/test_weights.py)",
     "export .*--layout openpcdet": "the same",
     "pretrain .*data/pairs/kitti/train": "a second data set (tests/train/test_mixture.py)",
     "study --merge": "finished studies (tests/study/test_study.py)",
-    "study --config study-weak": "a day's labels and shards (make study-weak-ground)",
-    "study --config study-teachers": "labels and shards (make study-teachers-ground)",
+    "study --config study-(weak|teachers|tuning|full)": "hours (make study-weak-ground, and so on)",
 }
 
 
