@@ -196,7 +196,7 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
-    unnamed = {*HOW, "seed", *(name for name in SENSOR if not getattr(settings, name))}
+    unnamed = {*HOW, "seed", *(name for name in (*SENSOR, "drop_path") if not getattr(settings, name))}
     return {key: value for key, value in asdict(settings).items() if key not in unnamed}
 
 
