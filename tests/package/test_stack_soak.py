@@ -66,9 +66,10 @@ class Stack:
 
     def python(self, name: str) -> Path:
         """An environment's interpreter; pip makes what is not there yet."""
-        if name in PYTHONS:
-            return PYTHONS[name]
         place = self.folder / name
+        if name in PYTHONS:
+            place.mkdir(exist_ok=True)
+            return PYTHONS[name]
         python = place / "venv" / "bin" / "python"
         if not place.exists():
             venv.create(place / "venv")
