@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from ..common import Failure, package_versions
 from . import console
@@ -37,6 +38,9 @@ PACKAGES = (
     ("viser", "viser", "view", "view"),
     ("ray", "ray", "--executor ray", "cluster"),
 )
+
+
+_WITHOUT_NUMPY1 = (3, 13)  # the first Python that numpy below 2 has no release for
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,8 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     apart = not quick and _import_problem(*(module for name, module, *_ in packages if versions[name] != "absent"))
     for name, module, purpose, extra in packages:
         if versions[name] == "absent":
-            wanted = f"olivine[{extra}]" if extra else "olivine"
             state = "missing" if extra else "broken"
-            yield Finding(name, state, f"not installed ({purpose})", f"pip install '{wanted}'")
+            yield Finding(name, state, f"not installed ({purpose})", _install(extra))
             continue
         problem = _import_problem(module) if apart else None
         if problem:
@@ -86,8 +89,17 @@ def examine(quick: bool = False) -> Iterator[Finding]:
     )
 
 
+def _install(extra: str | None) -> str:
+    if extra == "nuscenes" and sys.version_info >= _WITHOUT_NUMPY1:  # the devkit asks for numpy below 2
+        return "pip install --no-deps nuscenes-devkit, and the packages that docs/install.md names under it"
+    return f"pip install 'olivine[{extra}]'" if extra else "pip install 'olivine'"
+
+
 def _not_supported(name: str, version: str) -> Iterator[Finding]:
     """What a package says itself that it does not run with, and what this version of it has not."""
+    python, of_python = ".".join(map(str, sys.version_info[:3])), metadata.metadata(name).get("Requires-Python")
+    if of_python and not SpecifierSet(of_python).contains(python):
+        yield Finding(name, "ok", f"is for Python {of_python}, this is {python}", "use such a Python, if it fails")
     for text in metadata.requires(name) or ():
         wanted = Requirement(text)
         found = package_versions([wanted.name])[wanted.name]
@@ -95,7 +107,10 @@ def _not_supported(name: str, version: str) -> Iterator[Finding]:
         if here and found != "absent" and not wanted.specifier.contains(found, prereleases=True):
             # Not broken: it may only say so out of caution.
             said = f"asks for {wanted.name}{wanted.specifier}, {found} is installed"
-            yield Finding(name, "ok", said, f"pip install '{wanted.name}{wanted.specifier}', if it fails")
+            remedy = f"pip install '{wanted.name}{wanted.specifier}', if it fails"
+            if wanted.name == "numpy" and not wanted.specifier.contains("2") and sys.version_info >= _WITHOUT_NUMPY1:
+                said, remedy = f"{said}; numpy below 2 has no release for Python {python}", ""
+            yield Finding(name, "ok", said, remedy)
     if name == "transformers" and int(version.split(".")[0]) < 5:
         yield Finding("sam3", "missing", f"transformers {version} has no SAM 3", "pip install 'transformers>=5'")
 

@@ -139,6 +139,9 @@ def pretrain(
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)
     console.note(f"sparse engine: {_engine_of(settings)}", as_json)
+    if settings.image.stored is not None and settings.augment.crop:
+        lost = "the encoder saw them no larger than that, and what is around them (exact: augment.crop=false)"
+        console.note(f"image features: crops are looked up in stored maps of whole images; {lost}", as_json)
     from ..train.loop import pretrain as run
 
     summary = run(settings, out, resume=resume)

@@ -23,6 +23,7 @@ from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ..train.devices import anywhere, over_processes, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
+from ..train.sampling import generator_of
 from ..train.sparse.modules import share_norms
 from .data import Examples
 from .losses import segmentation_loss
@@ -130,7 +131,12 @@ def fit(
     constant = {**constant, "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"])}
     log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
-    with ending_together(fabric), torch_state(settings.as_run(), fabric.device), stop_signals() as stop:
+    with (
+        ending_together(fabric),
+        torch_state(settings.as_run(), fabric.device),
+        torch.random.fork_rng(devices=[]),
+        stop_signals() as stop,
+    ):
         for step in track(range(started, steps), title, unit="steps") if rank_zero else range(started, steps):
             begun, epoch = time.monotonic(), plan.epoch(step)
             factor = 0.5 * (1 + math.cos(math.pi * min(epoch, plan.epochs) / plan.epochs))
@@ -138,6 +144,8 @@ def fit(
                 group["lr"] = rate * factor
             batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
             wrapped_optimizer.zero_grad()
+            # For what a backbone draws itself (stochastic depth), so that a run that goes on draws the same.
+            torch.set_rng_state(generator_of(settings.seed, step, fabric.global_rank).get_state())
             loss = segmentation_loss(wrapped(batch.inputs), batch.label)
             fabric.backward(loss)
             # Only now a GPU is waited for: all that the step asks of it is under way.

@@ -47,10 +47,22 @@ class Source:
     classes: tuple[str, ...] = ()
     normalised: bool = False
 
-    def build(self, seed: int) -> Backbone:
-        """The network, with random weights of the seed where there are no others."""
-        options = find_backbone(self.arguments["name"]).finetune_options
-        network = build_backbone(**{**self.arguments, **options}, seed=seed)
+    def build(self, seed: int, drop_path: float = 0.0) -> Backbone:
+        """The network, with random weights of the seed where there are no others.
+
+        Raises:
+            OlivineError: stochastic depth asked of a network that has none.
+        """
+        name = self.arguments["name"]
+        network = build_backbone(**{**self.arguments, **find_backbone(name).finetune_options}, seed=seed)
+        if drop_path > 0:
+            if not hasattr(network, "drop_path"):
+                raise OlivineError(
+                    f"drop_path is {drop_path:g} and {name} has no stochastic depth",
+                    where=self.path,
+                    remedy="leave it out, or take a WaffleIron",
+                )
+            network.drop_path = drop_path  # type: ignore[assignment]
         if self.state is not None:
             load_state(network, self.state, self.path)
         return network
@@ -127,7 +139,9 @@ def _source(
     notes: tuple[str, ...] = (),
 ) -> Source:
     name = "random weights" if state is None else "pre-trained"
-    identity = {"sha256": sha256, "backbone": arguments, "voxels": voxels}
+    # As run.json gives it back, or a run would not know its own.
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+    identity = {"sha256": sha256, "backbone": plain, "voxels": voxels}
     settings = settings_from_plain(VoxelSettings, voxels, str(path))
     return Source(name, str(path), identity, arguments, state, settings, notes)
 

@@ -114,7 +114,7 @@ def segment(
     if predictions is not None:
         writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
 
-    backbone = source.build(settings.seed).to(device)
+    backbone = source.build(settings.seed, settings.drop_path).to(device)
     head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
     per_point, augment = backbone.per_point, settings.as_augmentation()
     weak = WeakLabels(ground.train, classes, settings.least_score) if settings.labels == "weak" else None

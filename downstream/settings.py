@@ -39,6 +39,8 @@ class SegmentationSettings:
             of the frames, so that small sets get steps enough.
         lr, backbone_lr: at the start, of the head and of the backbone; 0 freezes the backbone in evaluation mode.
         layer_decay: the backbone's last layer has ``backbone_lr``, each layer before it so many times that of the next.
+        drop_path: stochastic depth of a WaffleIron: the probability that in training a cloud's tokens skip half a block,
+            drawn for each step, cloud and half block (ScaLR fine-tunes with 0.2); 0 is off, as with a frozen backbone.
         augment: rotation about z and flips of x and y, drawn for each frame and epoch.
         beams, range_noise, intensity_off, scale: what stands for another LiDAR, drawn for each frame and epoch; as in
             :class:`~olivine.train.augment.AugmentSettings`, 0 is off.
@@ -62,6 +64,7 @@ class SegmentationSettings:
     lr: float = 0.05
     backbone_lr: float = 0.0
     layer_decay: float = 1.0
+    drop_path: float = 0.0
     augment: bool = False
     beams: float = 0.0
     range_noise: float = 0.0
@@ -98,7 +101,11 @@ class SegmentationSettings:
                 f"least_score is {self.least_score:g} and the labels are the truth",
                 remedy="add labels=weak, or leave it out",
             )
-        check_ranges("", self, **SENSOR)
+        check_ranges("", self, **SENSOR, drop_path=(0, 1, "[)"))
+        if self.drop_path > 0 and self.frozen:
+            raise OlivineError(
+                f"drop_path is {self.drop_path:g} and the backbone is frozen", remedy="leave it out, or fine-tune"
+            )
         if not 0 < self.layer_decay <= 1:
             raise OlivineError(f"layer_decay is {self.layer_decay}", remedy="use over 0 and at most 1")
         if not 0 < self.fraction <= 100:

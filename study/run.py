@@ -197,7 +197,8 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
-    unnamed = {*HOW, "seed", *(name for name in (*SENSOR, "part") if not getattr(settings, name))}
+    younger = (*SENSOR, "part", "drop_path")  # of which rows that may be kept know nothing
+    unnamed = {*HOW, "seed", *(name for name in younger if not getattr(settings, name))}
     return {key: value for key, value in asdict(settings).items() if key not in unnamed}
 
 

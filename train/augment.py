@@ -213,6 +213,7 @@ class Images:
         uv: float32 [M, 2], the pairs' new pixels.
         kept: bool [M], which pairs lie in their image's crop (and were there before).
         mirrored: bool [C], which images are flipped.
+        crop: float64 [C, 4]: left, top, width and height as fractions of the image, mirrored where it is flipped.
     """
 
     image: NDArray[np.uint8] | None
@@ -220,6 +221,7 @@ class Images:
     uv: NDArray[np.float32]
     kept: NDArray[np.bool_]
     mirrored: NDArray[np.bool_]
+    crop: NDArray[np.float64]
 
 
 def augment_images(
@@ -242,6 +244,7 @@ def augment_images(
     image = np.empty((cameras, *size, 3), np.uint8) if "image" in columns else None
     segment = np.empty((cameras, *size), np.int32) if "segment" in columns else None
     uv, kept, mirrored = np.empty_like(record.pair_uv), pair_kept.copy(), np.zeros(cameras, bool)
+    crops = np.empty((cameras, 4))
     # Pairs are ordered by camera.
     edge = np.searchsorted(record.pair_camera, np.arange(cameras + 1))
     for c in range(cameras):
@@ -251,12 +254,14 @@ def augment_images(
         if settings.crop:
             crop = choose_crop(record.pair_uv[mine][kept[mine]], width, height, settings, generator)
         mirrored[c] = flip = bool(generator.random() < settings.flip_image)
+        left = width - crop[0] - crop[2] if flip else crop[0]
+        crops[c] = left / width, crop[1] / height, crop[2] / width, crop[3] / height
         if image is not None:
             decode_crop(record.image[c], crop, flip, image[c])
         if segment is not None:
             segment[c] = decode_segments(record.segment[c], crop, flip, size)
         move_pairs(record.pair_uv[mine], *crop, *size, settings.round_pixels, flip, uv[mine], kept[mine])
-    return Images(image, segment, uv, kept, mirrored)
+    return Images(image, segment, uv, kept, mirrored, crops)
 
 
 #: Columns that every sample has; a method's needs come on top.
@@ -303,7 +308,7 @@ def make_sample(
         stays[stays] = drop_cuboid(*left, len(record.image_size), settings, generator)
     images = augment_images(record, stays[record.pair_point], size, settings, generator, columns)
     made: dict[str, Any] = {"points": points, "image_mirrored": images.mirrored, "pair_uv": images.uv}
-    made |= {"image": images.image, "segment": images.segment}
+    made |= {"image": images.image, "segment": images.segment, "image_crop": images.crop}
     return Sample(frame, record.token, _columns(record, (*BASE, *columns), made, stays, images.kept, labels))
 
 

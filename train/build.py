@@ -33,8 +33,8 @@ def needs_of(settings: PretrainSettings) -> Needs:
 def columns_of(settings: PretrainSettings) -> tuple[str, ...]:
     """What the loader delivers for a run besides clouds and the pairs' points and pixels."""
     needs, stored = needs_of(settings), settings.image.stored is not None
-    images = ("image_mirrored" if stored else "image",) if needs.encoder else ()
-    return (*needs.columns, *images)
+    of_stored = ("image_mirrored", "image_crop") if settings.augment.crop else ("image_mirrored",)
+    return (*needs.columns, *(() if not needs.encoder else of_stored if stored else ("image",)))
 
 
 def open_stream(settings: PretrainSettings, share: Share, world: int) -> FrameStream:

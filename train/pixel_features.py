@@ -1,27 +1,25 @@
 """Where the frozen encoder's features come from: the encoder itself, or a folder in which its maps are kept.
 
-Without crops of the images the encoder says the same about an image in every epoch of every run: :mod:`.encoders._store`
-asks it once (``olivine features``), and :class:`StoredFeatures` reads the maps of the images that a step draws pairs of. A mirrored
-image has a map of its own: an encoder's map of it is not the mirrored map.
+The encoder says the same about a whole image in every epoch of every run: :mod:`.encoders._store` asks it once
+(``olivine features``), and :mod:`.encoders._stored` reads the maps of the images that a step draws pairs of. A mirrored
+image has a map of its own: an encoder's map of it is not the mirrored map. A crop has none: its pixels are looked up in
+the whole image's map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..common import OlivineError, PathLike, sha256_file
-from ..pairs.feature_maps import find_maps
+from ..common import OlivineError
 from ..pairs.shards import ShardSet, open_shards
 from .backbone import unit_rows
 from .batch import Batch
 from .build import build_encoder
-from .encoder import ImageEncoder, find_encoder, weights_file
+from .encoder import ImageEncoder
 from .feature_map import FeatureGrid, features_at_pixels, sample_features
 from .mixture import Shards
 from .settings import PretrainSettings
@@ -48,7 +46,7 @@ class PixelFeatures:
         raise NotImplementedError
 
     def image_size(self, batch: Batch) -> tuple[int, int]:
-        """(height, width) of the images that the pairs' pixels lie in."""
+        """(height, width) of the images that the pairs' pixels lie in, and that the maps are of."""
         raise NotImplementedError
 
     def of(self, shards: ShardSet) -> PixelFeatures:
@@ -67,15 +65,13 @@ class PixelFeatures:
 
     def __call__(self, batch: Batch, pairs: Tensor) -> Tensor:
         """Features float32 [M, E] of chosen pairs, int64 [M], rows of the batch's pairs; on the CPU, or they are waited for."""
-        chosen, host = pairs.cpu(), batch.host
+        chosen, size = pairs.cpu(), self.image_size(batch)
+        camera, uv = (column.index_select(0, chosen) for column in (batch.host.pair_camera, batch.host.pair_uv))
+        if "image_crop" in batch.columns:
+            uv = in_whole_image(uv, batch.host.image_crop.index_select(0, camera), size)
+        uv = to_device(uv, batch.pair_frame.device)
         return features_at_pixels(
-            lambda images: self.maps(batch, images),
-            self.channels,
-            self.image_size(batch),
-            host.pair_camera.index_select(0, chosen),
-            to_device(host.pair_uv.index_select(0, chosen), batch.pair_frame.device),
-            self._grid,
-            self._at_once,
+            lambda images: self.maps(batch, images), self.channels, size, camera, uv, self._grid, self._at_once
         )
 
     def mean_by_segment(
@@ -102,11 +98,12 @@ class PixelFeatures:
         cells = torch.zeros(len(features), 1, device=number.device)
         for i, segment in enumerate(number):
             row_of_image = torch.tensor([images.start + i])
+            crop = batch.image_crop[images.start + i] if "image_crop" in batch.columns else None
             feature_map = self.maps(batch, row_of_image)[0].permute(1, 2, 0)
             embedding = head(feature_map.to(next(head.parameters()).dtype))
-            sums = sums + checkpoint(_sums_by_segment, embedding, segment, count, self._grid, use_reentrant=False)
+            sums = sums + checkpoint(_sums_by_segment, embedding, segment, crop, count, self._grid, use_reentrant=False)
             if encoder:
-                row = _at_cells(segment, feature_map.shape[:2]).flatten()
+                row = _at_cells(segment, feature_map.shape[:2], crop).flatten()
                 kept = torch.nonzero(row >= 0)[:, 0]
                 value = feature_map.flatten(0, 1).index_select(0, kept)
                 features = features.to(torch.promote_types(features.dtype, value.dtype))
@@ -115,19 +112,38 @@ class PixelFeatures:
         return sums / (pixels[:, None].to(sums.dtype) + 1e-6), features / (cells + 1e-6)
 
 
-def _at_cells(segment: Tensor, size: Sequence[int]) -> Tensor:
-    """The segment at each cell of a smaller map, by nearest as the public code resizes: [H, W] → [h, w]."""
+def in_whole_image(uv: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels [M, 2] of crops that were resized to ``size`` = (height, width), in the whole images of that size.
+
+    Args:
+        crop: of each pixel's image, float64 [M or 1, 4]: left, top, width and height as fractions of the whole image.
+    """
+    return ((uv + 0.5) * crop[:, 2:] + crop[:, :2] * crop.new_tensor(size).flip(0) - 0.5).float()
+
+
+def _at_cells(segment: Tensor, size: Sequence[int], crop: Tensor | None) -> Tensor:
+    """The segment at each cell of an image's smaller map, by nearest as the public code resizes: [H, W] → [h, w].
+
+    With ``crop`` the segments are of a crop and the map of the whole image, whose other cells have none.
+    """
     rows, columns = (
         torch.arange(n, device=segment.device) * whole // n for n, whole in zip(size, segment.shape, strict=True)
     )
+    if crop is not None:
+        height, width = segment.shape
+        rows = ((rows + 0.5 - crop[1] * height) / crop[3]).floor().long()
+        columns = ((columns + 0.5 - crop[0] * width) / crop[2]).floor().long()
+        segment = nn.functional.pad(segment, (1, 1, 1, 1), value=-1)  # what lies outside
+        rows, columns = rows.clamp(-1, height) + 1, columns.clamp(-1, width) + 1
     return segment.index_select(0, rows).index_select(1, columns)
 
 
-def _sums_by_segment(embedding: Tensor, segment: Tensor, count: int, grid: FeatureGrid) -> Tensor:
+def _sums_by_segment(embedding: Tensor, segment: Tensor, crop: Tensor | None, count: int, grid: FeatureGrid) -> Tensor:
     """Sum of the unit embeddings of each segment's pixels: [h, w, p], int64 [H, W] → [S, p]."""
     height, width = segment.shape
     v, u = torch.meshgrid(*(torch.arange(n, device=segment.device) for n in (height, width)), indexing="ij")
     uv = torch.stack([u.flatten(), v.flatten()], 1)
+    uv = uv if crop is None else in_whole_image(uv, crop[None], (height, width))
     kept = torch.nonzero(segment.flatten() >= 0)[:, 0]
     feature_map = embedding.permute(2, 0, 1)[None]
     value = sample_features(feature_map, torch.zeros_like(kept), uv[kept], (height, width), grid)
@@ -168,69 +184,6 @@ class KnownMaps(PixelFeatures):
         return self._size
 
 
-class StoredFeatures(PixelFeatures):
-    """Maps that ``olivine features`` wrote, read as they are asked for; the encoder's weights are not needed.
-
-    Args:
-        folder: of the maps, or the folder that holds it.
-        settings: of the run; its images must not be cropped.
-        shards: the run's frames.
-
-    Raises:
-        OlivineError: the run crops its images, or mirrors them where no mirrored maps are stored; or the folder holds other
-            maps or not all of them.
-    """
-
-    def __init__(self, folder: PathLike, settings: PretrainSettings, shards: ShardSet) -> None:
-        self._folder, self._settings, self._shards, image = folder, settings, shards, settings.image
-        if settings.augment.crop:
-            raise OlivineError(
-                "stored feature maps are of whole images, and the run crops its images (a crop of a map is coarser than "
-                "the map of a crop)",
-                where="image.stored",
-                remedy="set augment.crop=false",
-            )
-        wanted: dict[str, Any] = {
-            "shards": shards.digest,
-            "encoder": image.encoder,
-            "images": [image.height, image.width],
-        }
-        file = None if image.weights is None else weights_file(find_encoder(image.encoder), image.weights)
-        if file is not None:
-            wanted["weights"] = "random" if image.weights == "random" else sha256_file(file)
-        if settings.augment.flip_image:
-            wanted["mirrored"] = True
-        self._maps = find_maps(folder, wanted)
-        missing = next((n for n in range(len(shards.shard_ranges)) if not self._maps.has(n)), None)
-        if missing is not None:
-            raise OlivineError(
-                f"holds no maps of shard {missing}", where=self._maps.folder, remedy="run olivine features again"
-            )
-        found = self._maps.identity
-        identity = {"kind": found["encoder"], "digest": found["weights"], "stored": found["dtype"]}
-        super().__init__(self._maps.channels, identity, image.feature_grid, image.at_once)
-
-    def of(self, shards: ShardSet) -> StoredFeatures:
-        """See :class:`PixelFeatures`."""
-        return StoredFeatures(self._folder, self._settings, shards)
-
-    def maps(self, batch: Batch, images: Tensor) -> Tensor:
-        """See :class:`PixelFeatures`."""
-        edges = np.cumsum((0, *batch.image_count))
-        found = []
-        for row, mirrored in zip(images.tolist(), batch.host.image_mirrored.index_select(0, images).tolist()):
-            number = int(np.searchsorted(edges, row, "right")) - 1
-            frame = batch.frames[number]
-            shard = next(n for n, frames in enumerate(self._shards.shard_ranges) if frame in frames)
-            place = frame - self._shards.shard_ranges[shard].start
-            found.append(torch.from_numpy(self._maps.read(shard, place, int(row - edges[number]), bool(mirrored))))
-        return to_device(torch.stack(found), batch.pair_frame.device).permute(0, 3, 1, 2)
-
-    def image_size(self, batch: Batch) -> tuple[int, int]:
-        """See :class:`PixelFeatures`."""
-        return self._settings.image.height, self._settings.image.width
-
-
 def open_pixel_features(settings: PretrainSettings, shards: Shards, device: torch.device) -> PixelFeatures:
     """The source that the settings name: ``image.stored``, or the encoder.
 
@@ -246,6 +199,8 @@ def open_pixel_features(settings: PretrainSettings, shards: Shards, device: torc
             where="image.stored",
             remedy="leave it out, so that the encoder runs, or train on one set",
         )
+    from .encoders._stored import StoredFeatures
+
     stored = StoredFeatures(image.stored, settings, shards)
     if isinstance(settings.data.validation, str):
         stored.of(open_shards(settings.data.validation))

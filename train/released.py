@@ -93,8 +93,8 @@ def _settings_of_run(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings, all of them written out: what was not a setting then has the value that it had."""
     off = {"beams": 0.0, "range_noise": 0.0, "intensity_off": 0.0}
     if "backbone" not in settings:  # a fine-tuning's or a probe's
-        absent = {"labels": "truth", "head": "new", "least_score": 0.0, "sure": 0.9, "layer_decay": 1.0, "scale": 0.0}
-        return {**absent, **off, **settings}
+        absent = {"labels": "truth", "head": "new", "sure": 0.9, "layer_decay": 1.0, "part": 0}
+        return {**absent, **dict.fromkeys(("least_score", "scale", "drop_path"), 0.0), **off, **settings}
     plain = modern(settings)
     method = plain.setdefault("method", {})
     method.setdefault("name", "olivine")

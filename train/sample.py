@@ -42,6 +42,8 @@ COLUMNS: dict[str, Column] = {
     "pair_weak_label": Column("pair_weak_label", "uint8", "pairs"),
     # Whether augmentation flipped the image.
     "image_mirrored": Column("image_mirrored", "bool", "images"),
+    # What is left of it: (left, top, width, height) as fractions of the whole image, mirrored where it is.
+    "image_crop": Column("image_crop", "float64", "images"),
 }
 
 

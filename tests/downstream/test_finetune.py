@@ -115,7 +115,7 @@ def test_rates_of_layers_fall_with_depth_and_no_parameter_is_left_out():
 
 def test_a_run_from_before_layer_rates_and_heads_of_checkpoints_goes_on(whole, nuscenes_world, checkpoint, monkeypatch):
     identity = json.loads((whole[0] / "run.json").read_text())
-    for name, value in (("layer_decay", 1.0), ("head", "new"), ("least_score", 0.0)):
+    for name, value in (("layer_decay", 1.0), ("head", "new"), ("least_score", 0.0), ("drop_path", 0.0)):
         assert identity["settings"].pop(name) == value
     (whole[0] / "run.json").write_text(json.dumps(identity))
     monkeypatch.setattr(fit, "segmentation_loss", None)  # nothing is trained again
@@ -152,6 +152,34 @@ def test_a_run_stopped_at_a_step_and_resumed_ends_with_the_same_bits(
     columns = ("step", "epoch", "loss", "lr")
     steps = [[[row[c] for c in columns] for row in rows(f / "steps.csv")] for f in (expected, found)]
     assert steps[0] == steps[1]
+
+
+def test_stochastic_depth_is_drawn_again_where_a_run_goes_on(nuscenes_world, tmp_path, monkeypatch):
+    changes = ["backbone.name=waffle-iron-small", "backbone.depth=2", "backbone.channels=8"]
+    changes += ["voxels.first_channel=0", "voxels.feature_channels=4"]
+    network = load_settings("cpu", changes)
+
+    def run(out, **options):
+        settings = replace(SHORT, epochs=1, **options)
+        finetune(None, *nuscenes_world.splits, tmp_path / out, settings, random=True, network=network)
+        return tensors(tmp_path / out)
+
+    torch.manual_seed(0)
+    whole, without = run("whole", drop_path=0.3), run("without")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped", drop_path=0.3)
+    torch.manual_seed(7)
+    found = run("stopped", drop_path=0.3)
+    assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
+    assert not all(torch.equal(whole[name], without[name]) for name in whole)
+    assert not any("drop" in name for name in whole)  # nothing of it is in a checkpoint
+
+
+def test_stochastic_depth_is_refused_where_there_is_none(nuscenes_world, checkpoint, tmp_path):
+    with pytest.raises(OlivineError, match=r"drop_path is 0.2 and srunet-small has no stochastic depth"):
+        finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", replace(SHORT, drop_path=0.2))
 
 
 def test_what_is_finished_is_not_done_again(whole, nuscenes_world, checkpoint, monkeypatch):
@@ -519,6 +547,8 @@ def test_wrong_settings_are_refused_with_their_name():
         (["batch=0"], "batch is 0"),
         (["lr=-1"], "lr is -1"),
         (["layer_decay=0"], "layer_decay is 0"),
+        (["drop_path=1"], "drop_path is 1"),
+        (["drop_path=0.2", "backbone_lr=0"], "drop_path is 0.2 and the backbone is frozen"),
     ):
         with pytest.raises(OlivineError, match=message):
             settings_of(FinetuneSettings, changes)

@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -135,10 +136,23 @@ def test_doctor_says_what_a_package_does_not_support(monkeypatch):
         "numpy<1; extra == 'old'",
     ]
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    about = {"Requires-Python": ">=3.8,<3.13"}
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: about)
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 12, 3)))
     (finding,) = doctor._not_supported("nuscenes-devkit", "1.2.0")
     assert (finding.topic, finding.state) == ("nuscenes-devkit", "ok")
     assert finding.text == "asks for numpy<2.0.0,>=1.22.0, 2.4.6 is installed"
     assert finding.remedy == "pip install 'numpy<2.0.0,>=1.22.0', if it fails"
+    assert doctor._install("nuscenes") == "pip install 'olivine[nuscenes]'"
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 13, 5)))
+    python, numpy = doctor._not_supported("nuscenes-devkit", "1.2.0")
+    assert python.text == "is for Python >=3.8,<3.13, this is 3.13.5"
+    assert (
+        numpy.text.endswith("2.4.6 is installed; numpy below 2 has no release for Python 3.13.5") and not numpy.remedy
+    )
+    assert doctor._install("nuscenes").startswith("pip install --no-deps nuscenes-devkit")
+    assert doctor._install("kitti") == "pip install 'olivine[kitti]'"
+    about.clear()
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: None)
     assert [f.topic for f in doctor._not_supported("transformers", "4.57.6")] == ["sam3"]
     assert not list(doctor._not_supported("transformers", "5.24.0"))

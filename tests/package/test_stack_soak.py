@@ -2,6 +2,11 @@
 
 An environment is a folder with the packages that differ; a .pth file shows it all others of the environment that the tests
 run in. pip takes the newest version of each range, so this also tells when a new one breaks something.
+
+    OLIVINE_PYTHONS=/opt/venv312/bin/python:/opt/venv313/bin/python make soak
+
+runs the same, and the tests of readers, pairs and training, with other interpreters too: of environments that hold
+olivine's dependencies and pytest.
 """
 
 from __future__ import annotations
@@ -33,7 +38,22 @@ SHORT = (
         "readers/test_nuscenes.py",
     ),
 )
+# What other Pythons run besides: readers and pairs whole, training where it meets other packages.
+PLAIN = (
+    *("readers", "pairs", "train/test_step.py", "train/test_pixel_features.py", "train/test_waffle_iron.py"),
+    *("train/test_loader.py", "train/test_processes.py", "train/test_vit_encoders.py", "downstream/test_finetune.py"),
+)
 LABELERS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam-clip", "sam-siglip")
+
+
+def pythons_of(variable: str) -> dict[str, Path]:
+    """The interpreters that a variable of the environment names, by their versions, as ``python3.13``."""
+    code = "import sys; print(f'python{sys.version_info[0]}.{sys.version_info[1]}')"
+    paths = [Path(path) for path in os.environ.get(variable, "").split(os.pathsep) if path]
+    return {subprocess.check_output([path, "-c", code], text=True).strip(): path for path in paths}
+
+
+PYTHONS = pythons_of("OLIVINE_PYTHONS")
 
 
 class Stack:
@@ -47,6 +67,9 @@ class Stack:
     def python(self, name: str) -> Path:
         """An environment's interpreter; pip makes what is not there yet."""
         place = self.folder / name
+        if name in PYTHONS:
+            place.mkdir(exist_ok=True)
+            return PYTHONS[name]
         python = place / "venv" / "bin" / "python"
         if not place.exists():
             venv.create(place / "venv")
@@ -95,13 +118,18 @@ def test_an_environment_has_the_versions_that_its_name_says(stack: Stack, name: 
     print(found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PYTHONS)
+def test_other_pythons_pass_the_tests_of_readers_pairs_and_training(stack: Stack, name: str) -> None:
+    assert " passed" in stack.tests(name, *PLAIN)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *PYTHONS])
 def test_the_labelers_pass_their_tests(stack: Stack, name: str) -> None:
     printed = stack.tests(name, *SHORT)
     assert ("has no SAM 3" in printed) == name.startswith("transformers4"), printed[-1000:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PYTHONS])
 def test_the_pipeline_runs(stack: Stack, name: str, tmp_path: Path) -> None:
     def olivine(*arguments: object) -> None:
         stack.run(name, "-m", "olivine", *arguments, cwd=tmp_path)
@@ -117,10 +145,10 @@ def test_the_pipeline_runs(stack: Stack, name: str, tmp_path: Path) -> None:
 
 
 def test_all_environments_draw_the_same_maps_from_the_same_weights(stack: Stack) -> None:
-    for name in NAMES:
+    for name in (*NAMES, *PYTHONS):
         stack.tests(name, "labelgen/stack_maps.py")
     for labeler in LABELERS:
-        maps = {name: np.load(stack.folder / name / f"{labeler}.npy") for name in NAMES}
+        maps = {name: np.load(stack.folder / name / f"{labeler}.npy") for name in (*NAMES, *PYTHONS)}
         first = maps[NAMES[0]]
         for name, other in maps.items():
             # Other versions add in another order: a mask's border may move by a pixel.

@@ -21,8 +21,9 @@ from olivine.train.batch import collate
 from olivine.train.build import build_model, classes_of_pairs, columns_of
 from olivine.train.encoder import ImageEncoder
 from olivine.train.encoders._store import store_maps
+from olivine.train.encoders._stored import StoredFeatures
 from olivine.train.loop import pretrain
-from olivine.train.pixel_features import EncodedFeatures, StoredFeatures, open_pixel_features
+from olivine.train.pixel_features import EncodedFeatures, in_whole_image, open_pixel_features
 from olivine.train.prepare import prepare_pass
 from olivine.train.settings import PretrainSettings
 
@@ -74,6 +75,106 @@ def test_a_step_with_stored_maps_is_a_step_with_the_encoder_on_the_same_views(
     for name, gradient in gradients.items():
         error = torch.linalg.vector_norm(gradient - expected_gradients[name])
         assert error <= 100 * tolerance * torch.linalg.vector_norm(expected_gradients[name]) + 1e-6, name
+
+
+def test_a_crop_of_the_whole_image_is_the_whole_image(small_shards: Path, small_settings: Make, tmp_path: Path) -> None:
+    changes = ["augment.crop_area=[1, 1]", "augment.crop_aspect=[1.7777, 1.7778]", "run.group=2"]
+    changes += ["augment.cuboid_min_pairs=1", "augment.cuboid=0.9"]
+    settings = small_settings(small_shards, *changes)
+    folder = stored(small_shards, settings, tmp_path, mirrored=True)
+    expected, expected_gradients = step(settings, small_shards)
+    loss, gradients = step(small_settings(small_shards, *changes, f"image.stored={folder}"), small_shards)
+    assert abs(loss - expected) <= 1e-6 * abs(expected)
+    for name, gradient in gradients.items():
+        error = torch.linalg.vector_norm(gradient - expected_gradients[name])
+        assert error <= 1e-4 * torch.linalg.vector_norm(expected_gradients[name]) + 1e-6, name
+
+
+POINTWISE = """
+import torch
+from olivine.train.encoder import Encoder
+
+class Pointwise(Encoder):
+    channels, stride = 4, 1
+    mean, std = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([[1, 0, 0], [0, 1, 0], [-2, 1, 0], [1, 3, 1.0]])[:, :, None, None])
+            self.conv.bias.zero_()
+
+    def forward(self, x):
+        return self.conv(x)
+"""
+
+
+def ramp(data: bytes, crop: tuple[int, int, int, int], flip: bool, out: np.ndarray) -> None:
+    """A crop, resized, of an image whose colours are twice its pixels' coordinates: exact where these are whole."""
+    left, top, width, height = crop
+    u = 2 * (left + (np.arange(out.shape[1]) + 0.5) * width / out.shape[1] - 0.5)
+    v = 2 * (top + (np.arange(out.shape[0]) + 0.5) * height / out.shape[0] - 0.5)
+    out[..., 0], out[..., 1], out[..., 2] = (u[::-1] if flip else u)[None, :], v[:, None], 7
+    assert np.array_equal(out[0, :, 0], u[::-1] if flip else u) and np.array_equal(out[:, 0, 1], v)
+
+
+def test_features_in_a_crop_are_those_of_the_whole_image_at_the_same_places(
+    small_shards: Path, small_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that sees single pixels, on an image that halving leaves what it is: then nothing is lost by a crop."""
+    (tmp_path / "pointwise.py").write_text(POINTWISE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("olivine.train.augment.decode_crop", ramp)
+    # Crops of 64 x 36 whole pixels of images of 128 x 72, at any place: the network's own size.
+    changes = ["image.encoder=pointwise:Pointwise", "image.weights=random", "image.height=36", "image.width=64"]
+    changes += ["augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.7777, 1.7778]", "augment.crop_min_pairs=0"]
+    settings, shards = small_settings(small_shards, *changes), open_shards(small_shards)
+    encoder = ImageEncoder("pointwise:Pointwise", "random")
+    folder = store_maps(shards, settings, encoder, tmp_path / "maps", "float32", mirrored=True)[0].folder
+    reading = small_settings(small_shards, *changes, f"image.stored={folder}")
+    sources = EncodedFeatures(encoder, "patch"), StoredFeatures(folder, reading, shards)
+    batches = [
+        collate(
+            [make_sample(shards[i], i, (36, 64), s.augment, generator_of(3, 2, i), columns_of(s)) for i in range(5)]
+        )
+        for s in (settings, reading)
+    ]
+    encoded, whole = batches
+    assert "image" not in whole.columns and "image_crop" not in encoded.columns
+    for name in ("points", "pair_point", "pair_camera", "pair_uv", "pair_label"):
+        assert torch.equal(getattr(encoded, name), getattr(whole, name)), name  # the same pairs at the same pixels
+    assert sorted(whole.image_mirrored.unique().tolist()) == [False, True]
+    place = in_whole_image(whole.pair_uv, whole.image_crop[whole.pair_camera], (36, 64))
+    assert len(whole.image_crop[:, :2].unique(dim=0)) == 10
+    inside = torch.nonzero(((place >= 0) & (place <= torch.tensor([63, 35]))).all(1))[:, 0]  # not clamped at the border
+    assert len(inside) > 500
+    crop, whole_map = (source(batch, inside) for source, batch in zip(sources, batches))
+    assert float((crop - whole_map).abs().max()) <= 1e-6 * float(crop.abs().max())
+    assert float(crop.std(0).min()) > 10
+    # The same of segments' means, in images whose crop does not touch the border.
+    number = torch.arange(8).repeat_interleave(8).expand(36, 64)[None] - 1
+    head, (height, width) = torch.nn.Linear(4, 3), (36, 64)
+    for image in range(10):
+        left, top, w, h = whole.image_crop[image].tolist()
+        if min(left, top, 1 - left - w, 1 - top - h) == 0:
+            continue
+        (mean, _), (other, feature) = (
+            source.mean_by_segment(batch, slice(image, image + 1), number, 7, head, encoder=True)
+            for source, batch in zip(sources, batches)
+        )
+        torch.testing.assert_close(other, mean, rtol=1e-5, atol=1e-6)
+        # The encoder's own mean is over the cells of the whole image's map that lie in the crop, 32 x 18 of them.
+        members: list[list[Tensor]] = [[] for _ in range(7)]
+        whole_image_map = sources[1].maps(whole, torch.tensor([image]))[0]
+        for row in range(height):
+            for column in range(width):
+                v, u = (row + 0.5 - top * height) / h, (column + 0.5 - left * width) / w
+                if 0 <= v < height and 0 <= u < width and number[0, int(v), int(u)] >= 0:
+                    members[number[0, int(v), int(u)]].append(whole_image_map[:, row, column])
+        assert sum(map(len, members)) == 18 * 28
+        expected = torch.stack([torch.stack(rows).mean(0) for rows in members])
+        torch.testing.assert_close(feature, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_maps_are_the_encoders_of_each_image_and_of_the_mirrored_one(
@@ -158,7 +259,7 @@ def test_maps_that_do_not_fit_the_run_are_refused_in_one_line(
             StoredFeatures(of, small_settings(small_shards, *changes), shards)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 
-    refused(r"the run crops its images.*Set augment.crop=false")
+    refused(r"mirrored is False there and True here")
     refused(r"mirrored is False there and True here", *NO_CROP)
     refused(r"images is \[40, 72\] there and \[44, 72\] here", *WHOLE, "image.height=44")
     refused(r"encoder is small there and resnet18 here", *WHOLE, "image.encoder=resnet18")
@@ -211,13 +312,17 @@ def test_the_command_makes_a_store_that_pretrain_takes(
     monkeypatch.chdir(tmp_path)
     size = ["--config", "cpu", "--set", "image.height=40", "--set", "image.width=72", "--set", "run.accelerator=cpu"]
 
+    said: list[str] = []
+
     def olivine(*arguments: str) -> dict[str, Any]:
         monkeypatch.setattr("sys.argv", ["olivine", *arguments, *size, "--json"])
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code
-        said: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-        return said
+        out, beside = capsys.readouterr()
+        said.append(beside)
+        found: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return found
 
     first = olivine("features", "--mirrored")
     assert (first["frames"], first["frames_made"]) == (10, 5)  # the two splits are the same shards here
@@ -232,4 +337,7 @@ def test_the_command_makes_a_store_that_pretrain_takes(
         "method.pairs=100",
     ]
     run = olivine("pretrain", *(word for change in changes for word in ("--set", change)))
+    assert run["step"] == 1 and "crops" not in said[-1]
+    run = olivine("pretrain", "--name", "crops", *(word for change in changes[1:] for word in ("--set", change)))
     assert run["step"] == 1
+    assert said[-1].count("crops are looked up in stored maps of whole images; the encoder saw them no larger") == 1

@@ -232,7 +232,9 @@ def test_a_method_asks_for_what_its_settings_read_and_no_more() -> None:
 
     assert columns() == {"pair_label", "pair_density", "image"}
     assert columns("method.mode=category", "method.frequency=frame") == {"pair_label", "class_count", "image"}
-    assert columns("method.density=batch", "image.stored=somewhere") == {"pair_label", "image_mirrored"}
+    stored = ("method.density=batch", "image.stored=somewhere")
+    assert columns(*stored) == {"pair_label", "image_mirrored", "image_crop"}
+    assert columns(*stored, "augment.crop=false") == {"pair_label", "image_mirrored"}
     assert columns("method.wcd=false") == {"pair_label", "image"}
 
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from olivine.common import OlivineError
 from olivine.train.build import build_encoder
+from olivine.train.checkpoint import load_checkpoint
 from olivine.train.encoder import Encoder, ImageEncoder, find_encoder
 from olivine.train.encoders._dinov2 import DINOv2
 from olivine.train.encoders._dinov3 import DINOv3
 from olivine.train.feature_map import FeatureGrid, sample_features
-from olivine.train.settings import PretrainSettings
+from olivine.train.loop import pretrain
+from olivine.train.settings import PretrainSettings, load_settings
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -236,3 +238,22 @@ def test_patch_is_the_grid_of_tokens_to_a_tenth_of_a_pixel_and_align_corners_is_
     wrong = sample_features(feature_map, torch.zeros(500, dtype=torch.int64), uv, (height, width), "align_corners") - uv
     scale = (side - patch) / (side - 1)
     torch.testing.assert_close(wrong, margin + uv * scale - uv, rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("preset", ["scalr", "olivine-dinov2"])
+def test_a_preset_with_dinov2_trains_at_reduced_size(preset: str, small_shards: Path, tmp_path: Path) -> None:
+    changes = [f"data.shards={small_shards}", f"image.encoder={HERE}:SmallV2", "image.weights=random"]
+    changes += ["image.height=42", "image.width=70", "run.batch=2", "run.group=1", "run.steps=8", "run.accelerator=cpu"]
+    changes += ["data.workers=0", "voxels.size_m=0.5", "optimizer.lr=0.01", "optimizer.schedule_per=step"]
+    changes += {
+        "scalr": ["backbone.depth=2", "backbone.channels=16", "optimizer.warmup=0"],
+        "olivine-dinov2": ["backbone.name=srunet-small", "method.pairs=100", "augment.crop_min_pairs=50"],
+    }[preset]
+    torch.manual_seed(0)
+    summary = pretrain(load_settings(preset, changes), tmp_path / "run")
+    assert summary.step == 8 and summary.last_loss < summary.first_loss
+    saved = load_checkpoint(tmp_path / "run")["settings"]
+    assert (saved["method"]["name"], saved["backbone"]["name"], saved["image"]["feature_grid"]) == {
+        "scalr": ("distil", "waffle-iron", "align_corners"),
+        "olivine-dinov2": ("olivine", "srunet-small", "patch"),
+    }[preset]

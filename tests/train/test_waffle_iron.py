@@ -117,6 +117,39 @@ def test_gradients_reach_every_parameter_and_repeat_bit_for_bit() -> None:
     assert all(torch.equal(grad[0][name], grad[1][name]) for name in grad[0])
 
 
+def test_stochastic_depth_leaves_out_half_blocks_cloud_by_cloud_and_keeps_the_mean() -> None:
+    clouds, found = clouds_of([scatter(60, i) for i in range(40)]), set()
+    built, edges = network(seed=3, depth=1).train(), torch.bincount(clouds.voxels.coordinate[:, 0]).tolist()
+    block = built.waffleiron
+    gains = {"spatial": block.spatial_mix[0].scale.weight, "channel": block.channel_mix[0].scale.weight}
+    ways = {}
+    # What is left out has a gain of 0, what is kept one of 1 / 0.75.
+    for spatial, channel in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        saved = {name: weight.detach().clone() for name, weight in gains.items()}
+        with torch.no_grad():
+            gains["spatial"].mul_(spatial / 0.75)
+            gains["channel"].mul_(channel / 0.75)
+            ways[spatial, channel] = built.encode(clouds).raw().split(edges)
+            for name, weight in saved.items():
+                gains[name].copy_(weight)
+    built.drop_path = 0.25
+    torch.manual_seed(1)
+    with torch.no_grad():
+        drawn, again = (built.encode(clouds).raw().split(edges) for _ in range(2))
+    for number, feature in enumerate(drawn):
+        (way,) = (way for way, made in ways.items() if torch.allclose(made[number], feature, rtol=1e-4, atol=1e-5))
+        found.add(way)
+    assert found == set(ways)  # clouds of one batch differ, and so do the halves of a block
+    assert not all(torch.equal(a, b) for a, b in zip(drawn, again))
+    built.waffleiron = network(seed=3, depth=40).waffleiron
+    built.settings = network(depth=40).settings
+    drops = torch.stack([gain[:, 0] for gain in built.gains(torch.arange(200)) or ()])  # 80 halves, 200 clouds
+    assert drops.unique().tolist() == [0, pytest.approx(1 / 0.75)]
+    assert abs(float(drops.mean()) - 1) < 4 * (0.25 / 0.75 / drops.numel()) ** 0.5
+    assert built.eval().gains(torch.arange(200)) is None
+    assert network().train().gains(torch.arange(200)) is None  # off unless it is asked for
+
+
 def test_without_intensity_it_does_not_matter() -> None:
     settings = VoxelSettings(size_m=0.4, first_channel=0, feature_channels=3)
     built = network(in_channels=3).eval()

@@ -7,7 +7,9 @@ shapes of the public code, so that its checkpoints load (``downstream/layouts.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -97,6 +99,10 @@ def _scale(channels: int) -> nn.Conv1d:
     return nn.Conv1d(channels, channels, 1, bias=False, groups=channels)
 
 
+def _add(x: Tensor, residual: Tensor, gain: Tensor | None) -> Tensor:
+    return x + (residual if gain is None else residual * gain.to(residual.dtype))
+
+
 class ChannelMix(nn.Module):
     """An MLP on each token beside the identity."""
 
@@ -106,11 +112,11 @@ class ChannelMix(nn.Module):
         self.mlp = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.ReLU(), nn.Conv1d(channels, channels, 1))
         self.scale = _scale(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C] → [N, C]."""
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """[N, C] → [N, C]; ``gain`` [N, 1] of what is added, see :meth:`WaffleIron.gains`."""
         first, relu, last = self.mlp
         mixed = _linear(relu(_linear(self.norm(x), first)), last)  # type: ignore[arg-type]
-        return x + mixed * self.scale.weight.flatten()
+        return _add(x, mixed * self.scale.weight.flatten(), gain)
 
 
 class SpatialMix(nn.Module):
@@ -126,10 +132,10 @@ class SpatialMix(nn.Module):
         )
         self.scale = _scale(channels)
 
-    def forward(self, x: Tensor, plane: Plane) -> Tensor:
-        """[N, C] → [N, C]."""
+    def forward(self, x: Tensor, plane: Plane, gain: Tensor | None = None) -> Tensor:
+        """[N, C] → [N, C]; ``gain`` [N, 1] of what is added, see :meth:`WaffleIron.gains`."""
         cells = self.ffn(plane.flatten(self.norm(x)))
-        return x + plane.inflate(cells) * self.scale.weight.flatten()
+        return _add(x, plane.inflate(cells) * self.scale.weight.flatten(), gain)
 
 
 class Plane:
@@ -164,10 +170,12 @@ class Blocks(nn.Module):
         self.channel_mix = nn.ModuleList(ChannelMix(channels, norm) for _ in range(depth))
         self.spatial_mix = nn.ModuleList(SpatialMix(channels, norm) for _ in range(depth))
 
-    def forward(self, x: Tensor, planes: list[Plane]) -> Tensor:
-        """[N, C] → [N, C]."""
+    def forward(self, x: Tensor, planes: list[Plane], gains: Iterator[Tensor | None] | None = None) -> Tensor:
+        """[N, C] → [N, C]; ``gains``: of each block's two halves in turn, see :meth:`WaffleIron.gains`."""
+        gains = repeat(None) if gains is None else gains
         for number, (spatial, channel) in enumerate(zip(self.spatial_mix, self.channel_mix)):
-            x = channel(spatial(x, planes[number % len(planes)]))
+            x = spatial(x, planes[number % len(planes)], next(gains))
+            x = channel(x, next(gains))
         return x
 
 
@@ -178,6 +186,9 @@ class WaffleIron(Backbone):
         in_channels: of a voxel's feature: 4 for (x, y, z, intensity), 3 for (x, y, z), a network without intensity.
         seed: of the initial weights, or the generator that they are drawn from.
         **options: see :class:`WaffleIronSettings`.
+
+    Attributes:
+        drop_path: probability that training leaves out what half a block adds to a cloud's tokens (stochastic depth).
 
     Raises:
         OlivineError: another number of input channels.
@@ -197,6 +208,7 @@ class WaffleIron(Backbone):
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         self.settings = self.Settings(**options)
         self.feature_channels = channels = self.settings.channels
+        self.drop_path = 0.0
         self.embed = Embedding(in_channels + 1, channels)
         self.waffleiron = Blocks(channels, self.settings.depth, self.settings.norm)
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
@@ -230,8 +242,20 @@ class WaffleIron(Backbone):
         if self.embed.norm.num_features == 5:
             columns.insert(0, (feature[:, 3:4] - self.settings.intensity_mean) / self.settings.intensity_std)
         tokens = self.embed(torch.cat(columns, 1), nearest(xyz, cloud, self.settings.neighbors))
-        found: Tensor = self.waffleiron(tokens, self.planes(xyz, cloud))
+        found: Tensor = self.waffleiron(tokens, self.planes(xyz, cloud), self.gains(cloud))
         return found
+
+    def gains(self, cloud: Tensor) -> Iterator[Tensor] | None:
+        """Of each block's two halves in turn the factor of what it adds to each token, [N, 1]: 0 for clouds that leave
+        it out, and 1 / (1 − p) for the others, so that the mean stays. None where nothing is left out.
+
+        PyTorch's generator of the CPU draws them, for each cloud on its own; who trains seeds it.
+        """
+        if not self.training or self.drop_path == 0:
+            return None
+        clouds, halves = int(cloud[-1]) + 1 if len(cloud) else 0, 2 * self.settings.depth
+        kept = (torch.rand(halves, clouds) >= self.drop_path).to(cloud.device)
+        return (half.index_select(0, cloud)[:, None] for half in kept / (1 - self.drop_path))
 
     def planes(self, xyz: Tensor, cloud: Tensor) -> list[Plane]:
         """The cells of points on the three planes."""
