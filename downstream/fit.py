@@ -24,6 +24,7 @@ from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ..train.devices import anywhere, over_processes, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
+from ..train.sparse.engines import MapsAhead
 from ..train.sparse.modules import share_norms
 from .data import Examples
 from .losses import Truth, segmentation_loss
@@ -132,8 +133,12 @@ def fit(
     log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
 
+    maps = MapsAhead()
+
     def make_batch(step: int) -> tuple[Clouds | Tensor, Truth]:
         batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
+        if isinstance(batch.inputs, Clouds):
+            maps(batch.inputs.tensor)
         return batch.inputs, Truth.of(batch.label)
 
     # The thread is the innermost: it has ended before anything else is left.

@@ -16,6 +16,7 @@ from ...common.settings import settings_from_plain, settings_to_plain
 from ...train.checkpoint import checkpoint_file, load_checkpoint, progress_of
 from ...train.devices import make_fabric
 from ...train.run_folder import claim
+from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
 from ..fit import Plan
 from ..network import Source
@@ -175,9 +176,13 @@ def write_results(
     fabric.barrier()
     mine = scenes[fabric.global_rank :: fabric.world_size]
 
+    maps = MapsAhead()
+
     def make(scene: Scene) -> Batch:
         empty = Sample(scene.points(), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
-        return make_batch([empty], [scene.name], settings.voxel_settings(), settings.test_voxels, fabric.device)
+        batch = make_batch([empty], [scene.name], settings.voxel_settings(), settings.test_voxels, fabric.device)
+        maps(batch.clouds.tensor)
+        return batch
 
     with Ahead[Batch](fabric.device) as ahead:
         batches = ahead(map(make, mine))

@@ -15,6 +15,7 @@ from ...common.ahead import Ahead
 from ...train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ...train.devices import over_processes, torch_state
 from ...train.metrics_log import MetricsLog
+from ...train.sparse.engines import MapsAhead
 from ...train.sparse.modules import share_norms
 from ..fit import Plan
 from .anchors import Targets, assign
@@ -97,11 +98,14 @@ def fit(
     def members(step: int) -> list[tuple[int, int]]:
         return plan.members(step, settings.seed, fabric.global_rank, fabric.world_size)
 
+    maps = MapsAhead()
+
     def make_batches() -> Iterator[tuple[Batch, Targets]]:
         for step in range(started, steps):
             for next_step in range(step, min(step + _AHEAD, steps)):
                 scenes.prepare(members(next_step))
             batch = scenes.batch(members(step))
+            maps(batch.clouds.tensor)
             yield batch, assign(network.anchors, batch.boxes, batch.kinds, settings.anchors)
 
     def save(step: int) -> None:
