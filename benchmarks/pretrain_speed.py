@@ -9,7 +9,12 @@ do not come with the package has random ones: they change no time.
 
 Each way runs in a process of its own, so that its peak memory is its own.
 
+First what reads every pair is timed alone, on one contrast group of the preset: L_kl with its gradient, the class sums of
+the warm-up, and the matrix that the embeddings' effective rank is found from; from the gathered embeddings of all pairs,
+and from how many pairs of each class each voxel has, as the step does it.
+
     python benchmarks/pretrain_speed.py [--config cpu|paper] [--steps 3] [--threads 2] [--dtype float32|bfloat16]
+    python benchmarks/pretrain_speed.py --terms [--config cpu|paper] [--groups 1]     # the first part alone
 """
 
 from __future__ import annotations
@@ -41,13 +46,15 @@ from olivine.train.batch import Batch, attach_to_places, collate
 from olivine.train.build import build_model, classes_of_pairs, columns_of
 from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
+from olivine.train.group import Points
 from olivine.train.methods._vmf_statistics import VmfStatistics
+from olivine.train.objectives import class_sums, consistency
 from olivine.train.pixel_features import EncodedFeatures
 from olivine.train.prepare import prepare_pass
 from olivine.train.sampling import draw_without_replacement, sampling_probability
 from olivine.train.sampling import generator_of as draw_generator
 from olivine.train.settings import PretrainSettings, load_settings
-from olivine.train.vmf import log_normalizer
+from olivine.train.vmf import gram_of, log_normalizer
 from olivine.train.voxelize import voxelize
 
 STEP = 3  # after the warm-up of a run of four
@@ -141,8 +148,10 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
     statistics = model.method.statistics
     generator = torch.Generator().manual_seed(0)
     g = nn.functional.normalize(torch.randn(500, 64, generator=generator), dim=1)
-    sums = statistics.class_sums(g, torch.arange(500) % len(class_count), len(class_count))
-    statistics.update(sums, sums[:, -1].long())
+    sums = torch.zeros(len(class_count), 65).index_add_(
+        0, torch.arange(500) % len(class_count), nn.functional.pad(g, (0, 1), value=1)
+    )
+    statistics.update(sums.double(), sums[:, -1].long())
     usual = UsualStep(encoder, model, settings) if way == "usual" else None
     pixels = None if usual else EncodedFeatures(encoder, "align_corners")
 
@@ -167,6 +176,73 @@ def work(way: str, folder: Path, config: str, steps: int, threads: int, dtype: s
     print(json.dumps({"loss": loss, **best, "peak_gib": peak}))
 
 
+class KnownFeatures:
+    """Embeddings at every voxel that are there already."""
+
+    def __init__(self, point: Tensor) -> None:
+        self.embed = lambda head: point
+
+
+def pair_terms(folder: Path, config: str, steps: int, threads: int, groups: int) -> None:
+    """Print what the terms of every pair take, from gathered embeddings and from counts."""
+    torch.set_num_threads(threads)
+    settings = load_settings(config)
+    shards = open_shards(folder / "pairs")
+    size, columns = (settings.image.height, settings.image.width), ("pair_label",)
+    draws = [generator_of(0, epoch, 0) for epoch in range(groups * settings.run.group)]
+    batch = collate([make_sample(shards[0], 0, size, settings.augment, draw, columns) for draw in draws])
+    voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
+    batch, place = attach_to_places(batch, voxels, voxels.inverse)
+    own = int((batch.pair_frame < settings.run.group).sum())  # of the pass's first group
+    label, place, classes = batch.pair_label[:own], place[:own], len(classes_of_pairs(shards, settings)[0])
+    generator = torch.Generator().manual_seed(0)
+    point = nn.functional.normalize(torch.randn(len(voxels.first), 64, generator=generator), dim=1).requires_grad_()
+    direction = nn.functional.normalize(torch.randn(classes, 64, generator=generator), dim=1)
+    kappa, seen = torch.linspace(1, 60, classes), torch.ones(classes, dtype=torch.bool)
+    constant, pull = -log_normalizer(kappa, 64), kappa[:, None] * direction
+    points = Points(KnownFeatures(point), place)  # type: ignore[arg-type]
+
+    def gathered_loss() -> Tensor:
+        pair_pull = (point.index_select(0, place) * pull.index_select(0, label)).sum(1)
+        return torch.autograd.grad((constant.index_select(0, label) - pair_pull).mean(), point)[0]
+
+    def loss() -> Tensor:
+        point, pairs = points.by_class(label, classes, nn.Identity())
+        value = consistency(class_sums(point, pairs), pairs.sum(0), constant, pull, seen)
+        return torch.autograd.grad(value, point)[0]
+
+    def gathered_sums() -> Tensor:
+        member = nn.functional.one_hot(label, classes).double()
+        distinct = torch.unique(place * classes + label)
+        places = torch.bincount(distinct % classes, minlength=classes)
+        return torch.cat([member.T @ point.detach().index_select(0, place).double(), places[:, None]], 1)
+
+    def sums() -> Tensor:
+        point, pairs = points.by_class(label, classes, nn.Identity())
+        return torch.cat([class_sums(point.detach(), pairs), (pairs > 0).sum(0)[:, None]], 1)
+
+    def gathered_matrix() -> Tensor:
+        wide = point.detach().index_select(0, place).double()
+        return wide.T @ wide
+
+    def matrix() -> Tensor:
+        point, pairs = points.by_class(label, classes, nn.Identity())
+        return gram_of(point.detach(), pairs.sum(1))
+
+    print(f"{own:,} pairs in a pass of {len(point):,} voxels, {classes} classes ({config}, {threads} threads)")
+    print("                             gathered   counted   largest difference")
+    terms = (("L_kl and its gradient", gathered_loss, loss), ("class sums", gathered_sums, sums))
+    for name, before, after in (*terms, ("matrix of the effective rank", gathered_matrix, matrix)):
+        best = [float("inf")] * 2
+        for _ in range(steps + 1):
+            for i, way in enumerate((before, after)):
+                start = time.process_time()
+                way()
+                best[i] = min(best[i], time.process_time() - start)
+        apart = (before() - after()).abs().max() / before().abs().max()
+        print(f"{name:28} {1000 * best[0]:6.1f} ms {1000 * best[1]:6.1f} ms   {float(apart):.0e} relative")
+
+
 def main() -> None:
     """Run both ways and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,6 +250,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of our encoder")
+    parser.add_argument("--terms", action="store_true", help="only what reads every pair")
+    parser.add_argument("--groups", type=int, default=1, help="contrast groups in a pass, for what reads every pair")
     parser.add_argument("--way", choices=["usual", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -186,6 +264,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         build_shards(folder)
+        pair_terms(folder, options.config, options.steps, options.threads, options.groups)
+        if options.terms:
+            return
         found = {}
         for way in ("usual", "ours"):
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder), "--steps", str(options.steps)]

@@ -58,7 +58,7 @@ class MadeUpGroup:
         self.pixel, self.points, self.pixels = pixel, self, self
         self.heads: tuple[nn.Module, nn.Module]
 
-    def at(self, *rows: Tensor | slice | nn.Module, dtype: torch.dtype | None = None) -> Tensor | tuple[Tensor, ...]:
+    def at(self, *rows: Tensor | nn.Module, dtype: torch.dtype | None = None) -> Tensor | tuple[Tensor, ...]:
         """``points.at(rows, head)`` or ``pixels.at(draw, draw)``."""
         if dtype is not None:
             return tuple(self.pixel[draw] for draw in rows)  # type: ignore[index]
@@ -69,10 +69,10 @@ class MadeUpGroup:
         assert name == "pair_label"
         return self.label
 
-    @property
-    def place(self) -> Tensor:
+    def by_class(self, label: Tensor, classes: int, head: nn.Module) -> tuple[Tensor, Tensor]:
         """A voxel for each pair."""
-        return torch.arange(self.size)
+        assert head is self.heads[1]
+        return unit_rows(self.second), nn.functional.one_hot(label, classes)
 
     def generator(self, draw: int) -> torch.Generator:
         """Made of (seed, step, group, draw)."""

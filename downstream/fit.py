@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, stop_signals, track
+from ..common.ahead import Ahead
 from ..common.together import ending_together
-from ..train.backbone import Backbone
+from ..train.backbone import Backbone, Clouds
 from ..train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ..train.devices import anywhere, over_processes, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
 from ..train.sampling import generator_of
+from ..train.sparse.engines import MapsAhead
 from ..train.sparse.modules import share_norms
 from .data import Examples
-from .losses import segmentation_loss
+from .losses import Truth, segmentation_loss
 from .network import Segmenter
 from .settings import SegmentationSettings
 
@@ -131,22 +133,34 @@ def fit(
     constant = {**constant, "versions": package_versions(["olivine", "torch", "numpy", "lightning-fabric"])}
     log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
+
+    maps = MapsAhead()
+
+    def make_batch(step: int) -> tuple[Clouds | Tensor, Truth]:
+        batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
+        if isinstance(batch.inputs, Clouds):
+            maps(batch.inputs.tensor)
+        return batch.inputs, Truth.of(batch.label)
+
+    # The thread is the innermost: it has ended before anything else is left.
     with (
         ending_together(fabric),
         torch_state(settings.as_run(), fabric.device),
         torch.random.fork_rng(devices=[]),
         stop_signals() as stop,
+        Ahead[tuple[Clouds | Tensor, Truth]](fabric.device) as ahead,
     ):
+        batches = ahead(map(make_batch, range(started, steps)))
         for step in track(range(started, steps), title, unit="steps") if rank_zero else range(started, steps):
             begun, epoch = time.monotonic(), plan.epoch(step)
             factor = 0.5 * (1 + math.cos(math.pi * min(epoch, plan.epochs) / plan.epochs))
             for group, rate in zip(wrapped_optimizer.param_groups, rates):
                 group["lr"] = rate * factor
-            batch = examples.batch(plan.members(step, settings.seed, fabric.global_rank, fabric.world_size))
+            inputs, truth = next(batches)
             wrapped_optimizer.zero_grad()
             # For what a backbone draws itself (stochastic depth), so that a run that goes on draws the same.
             torch.set_rng_state(generator_of(settings.seed, step, fabric.global_rank).get_state())
-            loss = segmentation_loss(wrapped(batch.inputs), batch.label)
+            loss = segmentation_loss(wrapped(inputs), truth)
             fabric.backward(loss)
             # Only now a GPU is waited for: all that the step asks of it is under way.
             mean = float(over_processes(loss.detach(), fabric)) / fabric.world_size

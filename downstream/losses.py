@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Truth:
+    """The labels of a batch's places that count. Their number is not known before a GPU has counted them.
+
+    Attributes:
+        place: int64 [N], the places with a label.
+        label: int64 [N], from 1 on.
+        present: int64 [P], the labels that are among them, ascending.
+    """
+
+    place: Tensor
+    label: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, label: Tensor) -> Truth:
+        """Of the labels of all places, int64 [V], 0 = ignored."""
+        place = label.nonzero().squeeze(1)
+        label = label.index_select(0, place)
+        return cls(place, label, torch.unique(label))
+
+
+def lovasz_softmax(probability: Tensor, label: Tensor, present: Tensor) -> Tensor:
     """Lovász-Softmax over the classes present, scalar.
 
     The convex closure of one minus the Jaccard index of each class, averaged over the classes that
@@ -17,10 +41,10 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
     Args:
         probability: [N, C], rows that sum to one.
         label: int64 [N] in [0, C).
+        present: int64 [P], the labels that are among them.
     """
     if label.numel() == 0:
         return probability.sum() * 0.0
-    present = torch.unique(label)
     # Class by class, so that the sort runs along contiguous memory.
     truth = (present[:, None] == label[None, :]).to(probability.dtype)
     error = (truth - probability.t().index_select(0, present)).abs()
@@ -51,15 +75,14 @@ def falling_order(error: Tensor) -> Tensor:
     return torch.from_numpy((key & np.uint64(0xFFFFFFFF)).view(np.int64))
 
 
-def segmentation_loss(logit: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy plus Lovász-Softmax, one to one, over the voxels whose label is not 0; scalar.
+def segmentation_loss(logit: Tensor, truth: Truth) -> Tensor:
+    """Cross-entropy plus Lovász-Softmax, one to one, over the places with a label; scalar.
 
     Args:
-        logit: [V, K + 1].
-        label: int64 [V], 0 = ignored.
+        logit: of all places, [V, K + 1].
+        truth: their labels.
     """
-    kept = label.nonzero().squeeze(1)
-    logit, label = logit.index_select(0, kept), label.index_select(0, kept)
+    logit, label = logit.index_select(0, truth.place), truth.label
     if label.numel() == 0:
         return logit.sum() * 0.0
-    return functional.cross_entropy(logit, label) + lovasz_softmax(logit.softmax(1), label)
+    return functional.cross_entropy(logit, label) + lovasz_softmax(logit.softmax(1), label, truth.present)

@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common import OlivineError, PathLike, demand, track
+from ..common.ahead import Ahead
 from ..common.settings import settings_from_plain
 from ..pairs.shards import ShardSet, open_shards
+from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
 from ..train.devices import make_fabric
 from ..train.mixture import NORMALISED
+from ..train.sparse.engines import MapsAhead
 from ..train.voxelize import VoxelSettings
 from . import afi
 from .benchmarks import PredictionWriter
-from .data import CloudExamples, Examples
+from .data import CloudExamples, Example, Examples
 from .network import Segmenter, new_head
 from .settings import FinetuneSettings
 
@@ -64,13 +67,23 @@ def predicted_points(
     Class 0 is never predicted, as the devkits' scorers require.
     """
     model.eval()
-    for frame in track(frames, title, unit="frames"):
+    maps = MapsAhead()
+
+    def make(frame: int) -> Example:
         example = examples.whole(frame)
-        best = torch.softmax(model(example.inputs)[:, 1:].float(), 1).max(1)
-        predicted, sure = (
-            value.index_select(0, example.inverse).cpu().numpy() for value in (best.indices + 1, best.values)
-        )
-        yield frame, predicted, sure
+        if isinstance(example.inputs, Clouds):
+            maps(example.inputs.tensor)
+        return example
+
+    with Ahead[Example](next(model.parameters()).device) as ahead:
+        made = ahead(map(make, frames))
+        for frame in track(frames, title, unit="frames"):
+            example = next(made)
+            best = torch.softmax(model(example.inputs)[:, 1:].float(), 1).max(1)
+            predicted, sure = (
+                value.index_select(0, example.inverse).cpu().numpy() for value in (best.indices + 1, best.values)
+            )
+            yield frame, predicted, sure
 
 
 def predict(

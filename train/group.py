@@ -94,15 +94,27 @@ class Points:
     def __init__(self, features: Features, place: Tensor) -> None:
         self._features, self.place = features, place
 
-    def at(self, rows: Tensor | slice, head: nn.Module) -> Tensor:
-        """Unit embeddings of the pairs' points by a point head, [M', p]; rows on the CPU are brought to its device."""
-        rows = rows if isinstance(rows, slice) else to_device(rows, self.place.device)
-        place = self.place[rows] if isinstance(rows, slice) else self.place.index_select(0, rows)
+    def at(self, rows: Tensor, head: nn.Module) -> Tensor:
+        """Unit embeddings of some pairs' points by a point head, [M', p]; rows on the CPU are brought to its device."""
+        place = self.place.index_select(0, to_device(rows, self.place.device))
         return self._features.embed(head).index_select(0, place)
+
+    def by_class(self, label: Tensor, classes: int, head: nn.Module) -> tuple[Tensor, Tensor]:
+        """Unit embeddings by a point head at every place of the pass, and how many pairs of each class have them.
+
+        Args:
+            label: of the group's pairs, in [0, classes), int64 [M].
+
+        Returns:
+            [P, p], each place once, however many pairs have it, and float32 [P, classes].
+        """
+        point, row = self._features.embed(head), torch.add(label, self.place, alpha=classes)
+        number = torch.zeros(len(point) * classes, device=row.device)
+        return point, number.index_add_(0, row, number.new_ones(len(row))).view(-1, classes)
 
     def mean_by(self, segment: Tensor, count: int, head: nn.Module) -> Tensor:
         """Mean embedding of each segment's pairs, [count, p], not normalised; ``segment`` int64 [M], −1 = none."""
-        return segment_mean(self.at(slice(None), head), segment, count)
+        return segment_mean(self._features.embed(head).index_select(0, self.place), segment, count)
 
 
 class Pixels:

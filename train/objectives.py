@@ -21,7 +21,6 @@ from .segment_objectives import segment_mean as segment_mean
 from .segment_objectives import soft_target_cross_entropy as soft_target_cross_entropy
 from .segment_objectives import tolerant_contrast as tolerant_contrast
 from .transfer import to_device
-from .vmf import log_normalizer
 
 WcdForm = Literal["paper", "reference"]
 KlAverage = Literal["pairs", "classes"]
@@ -75,44 +74,38 @@ def weakly_supervised_contrast(
     return _BlockedContrast.apply(g, f, label, weight, temperature, form) / len(g)
 
 
-def vmf_consistency(
-    point: Tensor,
-    label: Tensor,
-    direction: Tensor,
-    kappa: Tensor,
-    seen: Tensor,
-    average: KlAverage = "pairs",
-    normalizer: Tensor | None = None,
-) -> Tensor:
-    """Semantic-guided consistency (eq. 10-11): the divergence of each point's Dirac delta from its class's vMF.
+def class_sums(point: Tensor, pairs: Tensor) -> Tensor:
+    """Σ g' over the pairs of each class, [C, p]: all that the consistency term needs of g', in which it is linear.
 
-    Mean of −log C_p(κ_s) − κ_s μ_sᵀ g'_i. No gradient flows into μ and κ. Pairs of a class that was never
+    Args:
+        point: g' at each place, [P, p].
+        pairs: how many pairs of each class have it, [P, C].
+    """
+    with torch.autocast(point.device.type, enabled=False):
+        return pairs.to(point.dtype).T @ point
+
+
+def consistency(
+    sums: Tensor, number: Tensor, constant: Tensor, pull: Tensor, seen: Tensor, average: KlAverage = "pairs"
+) -> Tensor:
+    """Semantic-guided consistency: the divergence of each point's Dirac delta from its class's distribution.
+
+    Mean of constant_s − pull_sᵀ g'_i. With the class's vMF these are −log C_p(κ) and κ μ (eq. 10-11); with a delta at μ,
+    from which the divergence is infinite, 1 and μ. No gradient flows into them. Pairs of a class that was never
     seen are left out; with none left the loss is 0.
 
     Args:
-        point: g', [N, p], unit rows.
-        label: weak labels in [0, C), integer [N].
-        direction: μ, [C, p], unit rows.
-        kappa: κ, [C].
+        sums: Σ g' over the pairs of each class, [C, p], see :func:`class_sums`.
+        number: of these pairs, [C].
+        constant, pull: [C] and [C, p].
         seen: bool [C].
         average: over the pairs, or in each class and then over the classes present (the public code).
-        normalizer: log C_p(κ), float64 [C], where it is known: it is found on the CPU.
     """
-    kappa, direction = kappa.detach(), direction.detach()
-    constant = -(log_normalizer(kappa.double(), point.shape[1]) if normalizer is None else normalizer)
-    with torch.autocast(point.device.type, enabled=False):
-        # κ μ is one vector per class: the pairs' part is a dot product.
-        cosine_part = _rows_dot(point, (kappa[:, None] * direction), label)
-        value = constant.to(cosine_part.dtype).index_select(0, label.long()) - cosine_part
-        return _average(value, label, seen, average)
-
-
-def dirac_consistency(
-    point: Tensor, label: Tensor, direction: Tensor, seen: Tensor, average: KlAverage = "pairs"
-) -> Tensor:
-    """The ablation of :func:`vmf_consistency` with deltas at μ: mean of 1 − μ_sᵀ g'_i, for the divergence is infinite."""
-    with torch.autocast(point.device.type, enabled=False):
-        return _average(1 - _rows_dot(point, direction.detach(), label), label, seen, average)
+    if average not in ("pairs", "classes"):
+        raise OlivineError(f"no average {average!r}", where="consistency loss", remedy="use pairs or classes")
+    mean = constant.detach() - (pull.detach() * sums).sum(1) / number.clamp(min=1)
+    weight = seen * (number if average == "pairs" else number > 0)
+    return (mean * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,23 +114,6 @@ def _matching(point: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
         raise OlivineError(f"{shapes} embeddings are not N matching rows", where="contrastive loss")
     dtype = torch.promote_types(torch.float32, torch.promote_types(point.dtype, pixel.dtype))
     return point.to(dtype), pixel.to(dtype)
-
-
-def _rows_dot(point: Tensor, class_vector: Tensor, label: Tensor) -> Tensor:
-    """point_i · class_vector_{label_i}, [N], float32 at least."""
-    g = point.to(torch.promote_types(torch.float32, point.dtype))
-    return (g * class_vector.to(g.dtype).index_select(0, label.long())).sum(1)
-
-
-def _average(value: Tensor, label: Tensor, seen: Tensor, average: KlAverage) -> Tensor:
-    kept = seen.index_select(0, label.long()).to(value.dtype)
-    if average == "pairs":
-        return (value * kept).sum() / kept.sum().clamp(min=1)
-    if average != "classes":
-        raise OlivineError(f"no average {average!r}", where="consistency loss", remedy="use pairs or classes")
-    member = torch.nn.functional.one_hot(label.long(), len(seen)).to(value.dtype) * kept[:, None]
-    count = member.sum(0)
-    return ((value @ member) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
 
 class _BlockedContrast(torch.autograd.Function):

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..common.ahead import THREADED
 from .backbone import Clouds
 from .batch import Batch, check_labels, collate
-from .sparse.engines import Plan, follow_plan, plan_of
+from .sparse.engines import MapsAhead
 from .transfer import to_device
 from .voxelize import VoxelSettings, in_range, voxelize
 
@@ -41,31 +40,21 @@ class Prepared:
 def passes(
     steps: Iterator[list[Sample]], size: int, model: Distiller, pixels: PixelFeatures | None, class_count: Tensor
 ) -> Iterator[Prepared]:
-    """Each pass, of ``size`` frames, of each step. Where a thread prepares them, those from the third on have the kernel maps that the first one needed."""
-    plan: Plan | None = None
-    first: Clouds | None = None
-    number = 0
+    """Each pass, of ``size`` frames, of each step."""
+    maps = MapsAhead()
     for samples in steps:
         for start in range(0, len(samples), size):
-            if number == 2 and first is not None:  # only now nobody uses it any more: passes are made one ahead
-                plan, first = plan_of(first.tensor.manager), None
-            ready = prepare_pass(collate(samples[start : start + size]), model, pixels, class_count, plan)
-            if number == 0 and ready.clouds.points.device.type in THREADED:
-                first = ready.clouds
-            number += 1
+            ready = prepare_pass(collate(samples[start : start + size]), model, pixels, class_count)
+            maps(ready.clouds.tensor)
             yield ready
             del ready
 
 
 @torch.no_grad()
-def prepare_pass(
-    batch: Batch, model: Distiller, pixels: PixelFeatures | None, class_count: Tensor, plan: Plan | None = None
-) -> Prepared:
-    """See :func:`prepare` and :meth:`~.pixel_features.PixelFeatures.ahead`; with ``plan`` kernel maps as well."""
+def prepare_pass(batch: Batch, model: Distiller, pixels: PixelFeatures | None, class_count: Tensor) -> Prepared:
+    """See :func:`prepare` and :meth:`~.pixel_features.PixelFeatures.ahead`."""
     weight = next(model.backbone.parameters())
     batch, clouds = prepare(batch, model.voxels, len(class_count), model.engine, weight)
-    if plan is not None:
-        follow_plan(clouds.tensor.manager, clouds.tensor.voxels, plan)
     return Prepared(batch, clouds, pixels and pixels.ahead(batch), class_count)
 
 

@@ -71,16 +71,16 @@ def estimate_kappa(resultant_length: Tensor, p: int) -> Tensor:
 
 def effective_rank(feature: Tensor) -> float:
     """exp of the entropy of the normalised squared singular values of [N, p] (Roy and Vetterli, 2007): 1 to p."""
-    return rank_of_gram(gram_of(feature))
+    return rank_of_gram(gram_of(feature, feature.new_ones(len(feature))))
 
 
-def gram_of(feature: Tensor) -> Tensor:
-    """FᵀF / N of [N, p]: float64 [p, p]."""
-    return (feature.double().T @ feature.double()) / max(len(feature), 1)
+def gram_of(feature: Tensor, number: Tensor) -> Tensor:
+    """FᵀF, [p, p], of features [R, p] each of which stands for ``number`` [R] rows of F."""
+    return feature.T @ (number.to(feature.dtype)[:, None] * feature)
 
 
 def rank_of_gram(gram: Tensor) -> float:
     """The effective rank of features by their :func:`gram_of`, found on the CPU."""
-    value = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0)
+    value = torch.linalg.eigvalsh(gram.cpu().double()).clamp(min=0)
     share = value / value.sum().clamp(min=1e-300)
     return float(torch.exp(-(share * torch.log(share.clamp(min=1e-300))).sum()))

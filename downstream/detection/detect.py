@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from ...common import OlivineError, PathLike, claim_output, demand, digest, read_json, track, write_bytes, write_json
+from ...common.ahead import Ahead
 from ...common.settings import settings_from_plain, settings_to_plain
 from ...train.checkpoint import checkpoint_file, load_checkpoint, progress_of
 from ...train.devices import make_fabric
 from ...train.run_folder import claim
+from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
 from ..fit import Plan
 from ..network import Source
@@ -24,7 +26,7 @@ from .kitti_format import read_objects, write_objects
 from .scenes import Scene
 from .second import Second
 from .settings import INCIDENTAL, DetectionSettings
-from .training_scenes import Sample, TrainingScenes, make_batch
+from .training_scenes import Batch, Sample, TrainingScenes, make_batch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -173,13 +175,22 @@ def write_results(
         claim_output(folder)
     fabric.barrier()
     mine = scenes[fabric.global_rank :: fabric.world_size]
-    for scene in track(mine, "detecting", unit="frames"):
+
+    maps = MapsAhead()
+
+    def make(scene: Scene) -> Batch:
         empty = Sample(scene.points(), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
         batch = make_batch([empty], [scene.name], settings.voxel_settings(), settings.test_voxels, fabric.device)
-        (found,) = network.detections(network(batch.clouds), settings.selection)
-        objects = scene.camera.objects_of(found.boxes, names[found.kind - 1].tolist(), found.score)
-        write_objects(folder / f"{scene.name}.txt", objects)
-        count += len(objects)
+        maps(batch.clouds.tensor)
+        return batch
+
+    with Ahead[Batch](fabric.device) as ahead:
+        batches = ahead(map(make, mine))
+        for scene in track(mine, "detecting", unit="frames"):
+            (found,) = network.detections(network(next(batches).clouds), settings.selection)
+            objects = scene.camera.objects_of(found.boxes, names[found.kind - 1].tolist(), found.score)
+            write_objects(folder / f"{scene.name}.txt", objects)
+            count += len(objects)
     fabric.barrier()
     return count
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...common import OlivineError, package_versions, stop_signals, track
+from ...common.ahead import Ahead
 from ...train.checkpoint import load_checkpoint, load_state, save_checkpoint
 from ...train.devices import over_processes, torch_state
 from ...train.metrics_log import MetricsLog
+from ...train.sparse.engines import MapsAhead
 from ...train.sparse.modules import share_norms
 from ..fit import Plan
-from .anchors import assign
+from .anchors import Targets, assign
 from .losses import LossWeights, detection_loss
 from .schedule import rate_and_momentum
 from .second import Second
 from .settings import DetectionSettings, norm_momentum_of
-from .training_scenes import TrainingScenes
+from .training_scenes import Batch, TrainingScenes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -95,6 +98,16 @@ def fit(
     def members(step: int) -> list[tuple[int, int]]:
         return plan.members(step, settings.seed, fabric.global_rank, fabric.world_size)
 
+    maps = MapsAhead()
+
+    def make_batches() -> Iterator[tuple[Batch, Targets]]:
+        for step in range(started, steps):
+            for next_step in range(step, min(step + _AHEAD, steps)):
+                scenes.prepare(members(next_step))
+            batch = scenes.batch(members(step))
+            maps(batch.clouds.tensor)
+            yield batch, assign(network.anchors, batch.boxes, batch.kinds, settings.anchors)
+
     def save(step: int) -> None:
         if rank_zero:
             tensors = {"backbone_state": network.backbone_3d.state_dict(), "head_state": head_state(network)}
@@ -106,25 +119,28 @@ def fit(
     log, saved_at = MetricsLog(out, started) if rank_zero else None, time.monotonic()
     wrapped.train()
     anchors = network.anchors.view(-1, network.anchors.shape[-1])
-    with torch_state(settings.as_run(), fabric.device), stop_signals() as stop:
+    with (
+        torch_state(settings.as_run(), fabric.device),
+        stop_signals() as stop,
+        Ahead[tuple[Batch, Targets]](fabric.device) as ahead,
+    ):
+        batches = ahead(make_batches())
         for step in track(range(started, steps), title, unit="steps") if rank_zero else range(started, steps):
             begun, epoch = time.monotonic(), plan.epoch(step)
             rate, momentum = rate_and_momentum(step, steps, cycle)
             for group in wrapped_optimizer.param_groups:
                 group["lr"], group["betas"] = rate, (momentum, cycle.beta)
-            for ahead in range(step, min(step + _AHEAD, steps)):
-                scenes.prepare(members(ahead))
-            batch = scenes.batch(members(step))
-            targets = assign(network.anchors, batch.boxes, batch.kinds, settings.anchors)
+            batch, targets = next(batches)
             wrapped_optimizer.zero_grad()
             output = wrapped(batch.clouds)
             terms = detection_loss(output.logit, output.code, output.direction, targets, anchors, LossWeights())
             loss = torch.stack(list(terms.values())).sum()
+            fabric.backward(loss)
+            # Only now a GPU is waited for: all that the step asks of it is under way.
             values = over_processes(torch.stack([loss.detach(), *(t.detach() for t in terms.values())]), fabric)
             mean, *parts = (values / fabric.world_size).tolist()
             if not math.isfinite(mean):
                 raise OlivineError(f"the loss of step {step} is not finite", where=out, remedy="lower lr")
-            fabric.backward(loss)
             fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=cycle.clip, error_if_nonfinite=False)
             wrapped_optimizer.step()
             if log is not None:

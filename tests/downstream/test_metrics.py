@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from olivine.downstream.losses import falling_order, lovasz_softmax, segmentation_loss
+from olivine.downstream.losses import Truth, falling_order, lovasz_softmax, segmentation_loss
 from olivine.downstream.metrics import confusion_matrix, scores
 
 CLASSES = ("a", "b", "c", "d")
@@ -76,7 +76,7 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss(seed):
     generator = torch.Generator().manual_seed(seed)
     probability = torch.randn(40, 5, generator=generator, dtype=torch.float64).softmax(1)
     label = torch.randint(0, 4, (40,), generator=generator)
-    assert lovasz_softmax(probability, label).item() == pytest.approx(
+    assert lovasz_softmax(probability, label, label.unique()).item() == pytest.approx(
         direct_lovasz(probability.tolist(), label.tolist()), rel=1e-12
     )
 
@@ -90,7 +90,7 @@ def test_the_falling_order_is_the_librarys_stable_one():
 def test_lovasz_gradients_are_right():
     probability = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
     label = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 0, 1])
-    assert torch.autograd.gradcheck(lambda p: lovasz_softmax(p, label), probability.requires_grad_())
+    assert torch.autograd.gradcheck(lambda p: lovasz_softmax(p, label, label.unique()), probability.requires_grad_())
 
 
 def direct_loss(logit, label):
@@ -108,7 +108,7 @@ def test_the_losses_gradient_is_that_of_the_definition(seed):
     generator = torch.Generator().manual_seed(seed)
     logit = torch.randn(18, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     label = torch.randint(0, 4, (18,), generator=generator)
-    loss = segmentation_loss(logit, label)
+    loss = segmentation_loss(logit, Truth.of(label))
     loss.backward()
     plain, step = logit.tolist(), 1e-6
     assert loss.item() == pytest.approx(direct_loss(plain, label.tolist()), rel=1e-12)
@@ -126,7 +126,7 @@ def test_float32_is_close_to_float64_on_many_points():
     logit = torch.randn(60_000, 17, generator=generator, dtype=torch.float64, requires_grad=True)
     single = logit.detach().float().requires_grad_()
     label = torch.randint(0, 17, (60_000,), generator=generator)
-    losses = [segmentation_loss(x, label) for x in (logit, single)]
+    losses = [segmentation_loss(x, Truth.of(label)) for x in (logit, single)]
     for loss in losses:
         loss.backward()
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
@@ -142,12 +142,14 @@ def test_lovasz_of_hard_predictions_is_one_minus_the_jaccard_index():
         expected = np.mean(
             [1 - ((predicted == c) & (label == c)).sum() / ((predicted == c) | (label == c)).sum() for c in (0, 1)]
         )
-        assert lovasz_softmax(one_hot, label).item() == pytest.approx(float(expected))
+        assert lovasz_softmax(one_hot, label, label.unique()).item() == pytest.approx(float(expected))
 
 
 def test_ignored_voxels_change_nothing():
     logit = torch.randn(30, 4, generator=torch.Generator().manual_seed(3))
     label = torch.arange(30) % 4
     kept = label > 0
-    assert segmentation_loss(logit, label).item() == pytest.approx(segmentation_loss(logit[kept], label[kept]).item())
-    assert segmentation_loss(logit, torch.zeros(30, dtype=torch.long)).item() == 0.0
+    assert segmentation_loss(logit, Truth.of(label)).item() == pytest.approx(
+        segmentation_loss(logit[kept], Truth.of(label[kept])).item()
+    )
+    assert segmentation_loss(logit, Truth.of(torch.zeros(30, dtype=torch.long))).item() == 0.0

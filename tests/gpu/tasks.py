@@ -10,7 +10,8 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,10 @@ import torch
 from streams import watched
 
 from olivine.common.ahead import Ahead
+from olivine.downstream import fit
+from olivine.downstream.finetune import finetune
 from olivine.downstream.probe import linear_probe
-from olivine.downstream.settings import ProbeSettings
+from olivine.downstream.settings import FinetuneSettings, ProbeSettings
 from olivine.train import prepare
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.forward import Distiller
@@ -118,6 +121,34 @@ def resume_and_probe(changes: list[str]) -> dict[str, Any]:
         probe = ProbeSettings(epochs=1, batch=2, accelerator="cuda")
         results = linear_probe(whole, shards, shards, Path(name) / "probe", probe, random=False)
         return {"resumed": resumed, "same": same, "scores": [result.scores.mean_iou for result in results]}
+
+
+def fine_tuning(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A fine-tuning by device: its rows and scores, and on the pretend GPU what its last whole step waited for.
+
+    Args:
+        arguments: ``changes`` of the preset ``cpu``, whose network it is with random weights; folder of ``shards``.
+    """
+    network = load_settings("cpu", arguments["changes"])
+    true, marks, found = fit.segmentation_loss, [], {}
+
+    def loss(*values: Any) -> Any:
+        marks.append(pretend.log.waits + Counter({"an event": pretend.event_waits()}))
+        return true(*values)
+
+    fit.segmentation_loss = loss
+    for device in ("cpu", "cuda"):
+        settings = FinetuneSettings(epochs=2, batch=1, accelerator=device)
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            if device == "cuda":
+                stack.enter_context(pretend.pretend_gpu(strict=True))
+                watch = stack.enter_context(watched())
+            shards = arguments["shards"]
+            result = finetune(None, shards, shards, folder, settings, random=True, network=network)
+            found[device] = {"rows": rows(Path(folder)), "scores": asdict(result.scores)}
+    waits = marks[-1] - marks[-2]  # from the loss of one step to that of the next
+    found["cuda"] |= {"races": watch.found, "streams": len(watch.kernels), "refused": dict(pretend.log.refused)}
+    return found | {"waits": {k: n for k, n in waits.items() if not k.startswith(APART)}}
 
 
 def bench(changes: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from budgets import LABELER_WAITS, MOST, Budget
+from budgets import FINE_TUNING_WAITS, LABELER_WAITS, MOST, Budget
 
 QUICK = ("cpu", "paper")
 OTHERS = ("distil", "ppkt", "slidr", "seal", "uov-tmp", "voxelnet", "st-slidr")
@@ -117,6 +117,19 @@ def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Cal
     assert found["resumed"] == 1
     assert found["same"]
     assert 0 <= found["scores"][0] <= 1
+
+
+@pytest.mark.soak
+def test_a_fine_tuning_is_the_cpus_with_its_frames_made_ahead_on_another_stream(
+    on_pretend_gpu: Callable[..., Any], streets: Path
+) -> None:
+    found = on_pretend_gpu("fine_tuning", {"changes": changes("cpu", streets), "shards": str(streets)})
+    on_gpu, on_cpu = found["cuda"], found["cpu"]
+    assert len(on_gpu["rows"]) == 4
+    assert (on_gpu["rows"], on_gpu["scores"]) == (on_cpu["rows"], on_cpu["scores"])
+    # The steps' stream, and that of a thread in training and of one in scoring.
+    assert (on_gpu["races"], on_gpu["streams"], on_gpu["refused"]) == ([], 3, {})
+    assert sum(found["waits"].values()) <= FINE_TUNING_WAITS, found["waits"]  # those of the engine among them
 
 
 @pytest.mark.soak

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import olivine.train.objectives as objectives
 from olivine.common import OlivineError
-from olivine.train.objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
+from olivine.train.objectives import class_sums, consistency, info_nce, weakly_supervised_contrast
+from olivine.train.vmf import log_normalizer
 
 TAU = 0.07
 
@@ -65,6 +66,12 @@ def plain_vmf(g: Tensor, label: Tensor, direction: Tensor, kappa: Tensor, seen: 
         return sum(sum(v) / len(v) for v in values.values()) / len(values)
     every = [x for v in values.values() for x in v]
     return sum(every) / len(every)
+
+
+def by_class(g: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sums over each class's pairs and their number, where every pair has an embedding of its own."""
+    pairs = torch.nn.functional.one_hot(label, classes)
+    return class_sums(g, pairs), pairs.sum(0)
 
 
 LABELS = {
@@ -158,9 +165,10 @@ def test_the_consistency_loss_is_equation_10_from_kappa_0_to_a_million(scale: fl
     g, label = unit(15, 64, 3), LABELS["random"]
     direction = unit(8, 64, 4)
     kappa = scale * torch.linspace(0.5, 1, 8, dtype=torch.float64)
+    log_c = log_normalizer(kappa, 64)
     seen = torch.tensor([True, True, True, False, True, True, True, True])
     compare(
-        lambda x: vmf_consistency(x, label, direction, kappa, seen, average),  # type: ignore[arg-type]
+        lambda x: consistency(*by_class(x, label, 8), -log_c, kappa[:, None] * direction, seen, average),  # type: ignore[arg-type]
         lambda x: plain_vmf(x, label, direction, kappa, seen, average),
         [g],
     )
@@ -169,17 +177,50 @@ def test_the_consistency_loss_is_equation_10_from_kappa_0_to_a_million(scale: fl
 def test_no_gradient_reaches_the_statistics_and_unseen_classes_count_nothing() -> None:
     g, label = unit(6, 8, 1).requires_grad_(), torch.tensor([2, 2, 2, 2, 2, 2])
     direction, kappa = unit(3, 8, 2).requires_grad_(), torch.ones(3, dtype=torch.float64, requires_grad=True)
-    seen = torch.tensor([True, True, True])
-    vmf_consistency(g, label, direction, kappa, seen).backward()
+    seen, pull = torch.tensor([True, True, True]), kappa[:, None] * direction
+    consistency(*by_class(g, label, 3), kappa, pull, seen).backward()
     assert direction.grad is None and kappa.grad is None and g.grad is not None
-    nothing = vmf_consistency(g, label, direction, kappa, torch.tensor([True, True, False]))
+    nothing = consistency(*by_class(g, label, 3), kappa, pull, torch.tensor([True, True, False]))
     assert nothing.item() == 0
 
 
 def test_the_dirac_ablation_is_the_mean_cosine_distance() -> None:
     g, label, direction = unit(15, 8, 1), LABELS["random"], unit(8, 8, 9)
     expected = torch.stack([1 - direction[label[i]] @ g[i] for i in range(15)]).mean()
-    torch.testing.assert_close(dirac_consistency(g, label, direction, torch.ones(8, dtype=torch.bool)), expected)
+    found = consistency(*by_class(g, label, 8), torch.ones(8), direction, torch.ones(8, dtype=torch.bool))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("average", ["pairs", "classes"])
+@pytest.mark.parametrize("distribution", ["vmf", "dirac"])
+def test_the_consistency_of_pairs_that_share_embeddings_is_that_of_their_gathered_rows(
+    distribution: str, average: str
+) -> None:
+    """Some places have many pairs, of several classes, some none; class 5 is in no pair, class 2 was never seen."""
+    generator = torch.Generator().manual_seed(7)
+    place, label = (torch.randint(0, n, (900,), generator=generator) for n in (70, 5))
+    direction, kappa = unit(6, 16, 4), 60 * torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    seen, log_c = torch.tensor([True, True, False, True, True, True]), log_normalizer(kappa, 16)
+    pairs = torch.zeros(90, 6, dtype=torch.int64)
+    for row, c in zip(place.tolist(), label.tolist()):
+        pairs[row, c] += 1
+
+    def found(x: Tensor) -> Tensor:
+        constant, pull = (-log_c, kappa[:, None] * direction) if distribution == "vmf" else (torch.ones(6), direction)
+        return consistency(class_sums(x, pairs), pairs.sum(0), constant, pull, seen, average)  # type: ignore[arg-type]
+
+    def gathered(x: Tensor) -> Tensor:
+        cosine = (direction[label] * x[place]).sum(1)
+        value = 1 - cosine if distribution == "dirac" else -log_c[label] - kappa[label] * cosine
+        parts = [value[label == c] for c in range(6) if seen[c] and bool((label == c).any())]
+        return torch.cat(parts).mean() if average == "pairs" else torch.stack([part.mean() for part in parts]).mean()
+
+    one, other = (unit(90, 16, 5).requires_grad_() for _ in range(2))
+    a, b = found(one), gathered(other)
+    assert a.item() == pytest.approx(b.item(), rel=1e-12)
+    gradients = torch.autograd.grad(a, one)[0], torch.autograd.grad(b, other)[0]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+    assert not bool(gradients[0][70:].any()) and bool(gradients[0][:70].any())
 
 
 def test_float32_at_4096_pairs_agrees_with_float64() -> None:

@@ -18,6 +18,7 @@ from olivine.train import prepare
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings
+from olivine.train.sparse import engines
 
 Settings = Callable[..., PretrainSettings]
 TIMES = ("seconds", "waited", "memory_mib")
@@ -63,17 +64,21 @@ def test_the_thread_changes_no_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names, planned, true = set(), [], prepare.prepare_pass
+    names, followed, true, true_follow = [], [], prepare.prepare_pass, engines.follow_plan
 
     def prepare_pass(*arguments: Any) -> prepare.Prepared:
-        names.add(threading.current_thread().name)
-        planned.append(arguments[-1] is not None)
+        names.append(threading.current_thread().name)
         return true(*arguments)
 
+    def follow_plan(*arguments: Any) -> None:
+        followed.append(len(names))
+        true_follow(*arguments)
+
     monkeypatch.setattr(prepare, "prepare_pass", prepare_pass)
+    monkeypatch.setattr(engines, "follow_plan", follow_plan)
     pretrain(small_settings(small_shards, "run.accumulate=2"), tmp_path)
-    assert names == {"one-ahead"}
-    assert planned == [False, False] + [True] * 10
+    assert names == ["one-ahead"] * 12
+    assert followed == list(range(3, 13))  # in every pass from the third on
     check_same(tmp_path, plain)
 
 

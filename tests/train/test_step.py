@@ -74,7 +74,8 @@ def statistics_of(seed: int, classes: int) -> VmfStatistics:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(5):
         g = torch.nn.functional.normalize(torch.randn(400, 64, generator=generator) + 0.1, dim=1)
-        sums = statistics.class_sums(g, torch.arange(400) % (classes - 1), classes)  # the last is unseen
+        label = torch.arange(400) % (classes - 1)  # the last is unseen
+        sums = torch.zeros(classes, 65).index_add_(0, label, torch.nn.functional.pad(g, (0, 1), value=1)).double()
         statistics.update(sums, sums[:, -1].long())
     return statistics
 
@@ -168,6 +169,33 @@ def test_each_loss_is_a_slow_plain_evaluation_on_the_same_pairs(
         scr = np.mean([np.mean(v) for v in values.values()])
     assert terms["scr"].item() == pytest.approx(float(scr), rel=1e-4)
     assert loss.item() == pytest.approx(0.7 * ppkt + 0.5 * total / len(z) + settings.method.scr_weight * scr, rel=1e-4)
+
+
+@pytest.mark.parametrize("class_mean", ["batch", "group"])
+def test_in_the_warm_up_class_means_move_by_the_means_over_pairs(
+    batch: Batch, settings: PretrainSettings, class_count: Tensor, class_mean: str
+) -> None:
+    """Two contrast groups, by the backbone and its heads alone; a class of one group alone is among them."""
+    changes = ["run.group=1", "voxels.size_m=0.5", "method.warmup=0.5", f"method.class_mean={class_mean}"]
+    settings = load_settings("cpu", ["run.batch=2", "method.pairs=100", "method.alpha=0.5", *changes])
+    second = batch.pair_frame == 1
+    batch = batch.select_pairs(torch.nonzero(~second | (batch.pair_label != 4))[:, 0])
+    encoder = encoder_of(settings)
+    model = build_model(settings, encoder.channels, LABELS, 20).train()
+    model(prepare_pass(batch, model, encoder, class_count), 0, 0)
+    model.method.after_step(0, lambda value: value)
+    _, g, pair_voxel = embeddings(batch, model, settings)
+    inside = pair_voxel >= 0
+    g, pair_voxel, label, frame = g, pair_voxel[inside], batch.pair_label[inside], batch.pair_frame[inside]
+    statistics = model.method.statistics
+    for c in range(len(LABELS)):
+        rows = [pair_voxel[(label == c) & (frame == n)] for n in (0, 1)]
+        rows = [r for r in rows if len(r)] if class_mean == "group" else [torch.cat(rows)]
+        share = len(rows) / 2 if class_mean == "group" else 1
+        expected = sum((g[r].mean(0) for r in rows if len(r)), torch.zeros(64)) * 0.5 * share / max(1, len(rows))
+        torch.testing.assert_close(statistics.mean[c], expected.double(), rtol=1e-5, atol=1e-6)
+        assert statistics.place_count[c] == len(pair_voxel[label == c].unique())
+    assert statistics.update_count[4] == 1 and not bool(((label == 4) & (frame == 1)).any())
 
 
 def test_draws_depend_on_seed_step_and_group_only_and_follow_the_mode(

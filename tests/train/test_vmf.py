@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from olivine.train.methods._vmf_statistics import VmfStatistics
-from olivine.train.vmf import effective_rank, estimate_kappa, log_normalizer
+from olivine.train.vmf import effective_rank, estimate_kappa, gram_of, log_normalizer, rank_of_gram
 
 KAPPAS = [10.0**e for e in (-6, -5, -4, -3, -2, -1, -0.3, 0, 0.5, 1, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6)]
 
@@ -75,13 +75,10 @@ def unit(n: int, p: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(n, p, generator=generator), dim=1)
 
 
-def test_class_sums_add_over_parts() -> None:
-    g, label = unit(200, 8, 0), torch.arange(200) % 5
-    whole = VmfStatistics.class_sums(g, label, 7)
-    parts = VmfStatistics.class_sums(g[:77], label[:77], 7) + VmfStatistics.class_sums(g[77:], label[77:], 7)
-    torch.testing.assert_close(whole, parts)
-    assert whole[:, -1].tolist() == [40] * 5 + [0, 0]
-    torch.testing.assert_close(whole[3, :-1], g[label == 3].double().sum(0))
+def sums_of(g: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
+    """Sum of the embeddings and number of pairs of each class, float64 [classes, p + 1]."""
+    wide = torch.nn.functional.pad(g.double(), (0, 1), value=1)
+    return torch.zeros(classes, wide.shape[1], dtype=torch.float64).index_add_(0, label, wide)
 
 
 def test_the_moving_average_follows_its_definition_and_unseen_classes_are_left_out() -> None:
@@ -91,7 +88,7 @@ def test_the_moving_average_follows_its_definition_and_unseen_classes_are_left_o
         g, label = unit(50, 8, step), torch.arange(50) % 3  # class 3 never occurs
         if step % 2:
             g, label = g[label != 2], label[label != 2]  # class 2 every other step
-        sums = VmfStatistics.class_sums(g, label, 4)
+        sums = sums_of(g, label, 4)
         statistics.update(sums, sums[:, -1].long())
         for c in label.unique().tolist():
             expected[c] = 0.9 * expected[c] + 0.1 * g[label == c].double().mean(0)
@@ -110,7 +107,7 @@ def test_bias_correction_recovers_a_constant_mean_and_the_reference_reading_is_b
     corrected, plain = VmfStatistics(1, 16, 1e-4, bias_correction=True), VmfStatistics(1, 16, 1e-4)
     for statistics in (corrected, plain):
         for _ in range(100):
-            sums = VmfStatistics.class_sums(g, torch.zeros(1, dtype=torch.int64), 1)
+            sums = sums_of(g, torch.zeros(1, dtype=torch.int64), 1)
             statistics.update(sums, torch.ones(1, dtype=torch.int64))
     assert corrected.parameters_of_classes()[1].item() > 1e4  # R̄ = 1: a collapsed class, and still finite
     assert math.isfinite(corrected.parameters_of_classes()[1].item())
@@ -127,7 +124,7 @@ def test_after_a_warm_up_kappa_is_at_most_67_however_long_and_however_tight(step
         label = torch.arange(300) % 3
         noise = torch.randn(300, 64, generator=torch.Generator().manual_seed(step))
         g = torch.nn.functional.normalize(center[label] + spread * noise, dim=1)
-        sums = VmfStatistics.class_sums(g, label, 3)
+        sums = sums_of(g, label, 3)
         statistics.update(sums, sums[:, -1].long())
     _, kappa, seen = statistics.parameters_of_classes()
     assert seen.all() and kappa.max() <= 67
@@ -161,7 +158,7 @@ def test_the_public_codes_average_over_gpus_of_which_one_lacks_a_class() -> None
             for c in label.unique().tolist():
                 own[c] = (1 - alpha) * own[c] + alpha * g[label == c].double().mean(0)
             copies.append(own)
-            sums = VmfStatistics.class_sums(g, label, 2)
+            sums = sums_of(g, label, 2)
             count = sums[:, -1:]
             total += torch.cat([sums[:, :-1] / count.clamp(min=1), (count > 0).double()], 1)
             places += count[:, 0].long()
@@ -173,10 +170,17 @@ def test_the_public_codes_average_over_gpus_of_which_one_lacks_a_class() -> None
 def test_a_class_seen_in_one_voxel_has_no_distribution() -> None:
     statistics = VmfStatistics(2, 8, 0.1, bias_correction=True)
     g = unit(2, 8, 0)
-    sums = VmfStatistics.class_sums(g, torch.tensor([0, 1]), 2)
+    sums = sums_of(g, torch.tensor([0, 1]), 2)
     statistics.update(sums, torch.tensor([2, 1]))
     _, kappa, seen = statistics.parameters_of_classes()
     assert seen.tolist() == [True, False] and kappa[1] == 0
+
+
+def test_the_effective_rank_of_rows_that_stand_for_several_is_that_of_all() -> None:
+    g, number = unit(50, 8, 3), torch.arange(50) % 4
+    found = rank_of_gram(gram_of(g, number))
+    assert found == pytest.approx(effective_rank(g.repeat_interleave(number, 0)), rel=1e-5)
+    assert abs(found - effective_rank(g)) > 0.01
 
 
 def test_the_effective_rank_is_the_number_of_even_directions() -> None:

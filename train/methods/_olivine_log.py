@@ -27,8 +27,7 @@ class OlivineLog:
 
     def _forget(self) -> None:
         # What is on the device stays there until the row is made: a step waits for it once.
-        self._gram: Tensor | None = None
-        self._pull: Tensor | None = None
+        self._group: tuple[Tensor, Tensor, Tensor] | None = None
         self._drawn: list[Tensor] = []
         self._short, self._one_class = 0, 0
 
@@ -38,20 +37,22 @@ class OlivineLog:
         self._one_class += bool(len(label)) and bool((label == label[0]).all())
         self._drawn.append(torch.bincount(label, minlength=len(self._labels)))
 
-    def embedding(self, point: Tensor) -> None:
-        """Note the category embeddings g' of a group, [N, p]."""
-        self._gram = gram_of(point)
+    def group(self, point: Tensor, pairs: Tensor, kappa: Tensor) -> None:
+        """Note a group's category embeddings.
 
-    def pull(self, kappa: Tensor) -> None:
-        """Note each pair's κ: ∂L_kl/∂g'_i is the κ of pair i's class, over the number of pairs."""
-        self._pull = kappa.mean()
+        Args:
+            point: g' at each place, [P, p].
+            pairs: how many pairs of each class have it, [P, C].
+            kappa: of each class, in the group's L_kl, [C]; nan where it has none yet.
+        """
+        self._group = point, pairs, kappa
 
     def row(self, reduce: Reduce, kappa: Tensor, *, wcd: bool, scr: bool) -> dict[str, float]:
         """The columns of a row of ``steps.csv``, of all groups since the last.
 
         ``groups_short`` and ``groups_one_class``; with ``wcd`` each class's share of its draw; with ``scr`` each class's
-        κ, ``scr_pull``, the mean κ over pairs (N times the norm of ∂L_kl/∂g'_i), and ``category_rank``, the effective
-        rank of the last group's g' on this process.
+        κ, and of the last group on this process ``scr_pull``, the mean κ over its pairs (N times the norm of
+        ∂L_kl/∂g'_i), and ``category_rank``, the effective rank of their g'.
 
         Args:
             kappa: of each class, [C].
@@ -59,22 +60,22 @@ class OlivineLog:
         classes = len(self._labels)
         drawn = torch.stack([torch.zeros(classes, dtype=torch.int64), *self._drawn]).sum(0)
         counts = reduce(to_device([self._short, self._one_class, *drawn.tolist()], kappa.device))
-        none = kappa.new_full((1,), math.nan)
-        parts = [counts.double(), kappa.double(), none if self._pull is None else self._pull[None]]
-        found = torch.cat(parts if self._gram is None else [*parts, self._gram.flatten()]).cpu()
-        short, one_class, *_ = found.tolist()
-        row = {"groups_short": short, "groups_one_class": one_class}
+        parts = [counts[:2], counts[2:], kappa]
+        if self._group is not None:
+            point, pairs, own_kappa = self._group
+            parts += [pairs.sum(0), own_kappa, gram_of(point, pairs.sum(1)).flatten()]
+        found = torch.cat(parts).double().cpu()
+        groups, drawn, kappa, *own = found.split([len(part) for part in parts])
+        row = dict(zip(("groups_short", "groups_one_class"), groups.tolist()))
         if wcd:
-            drawn = found[2 : 2 + classes]
             share = (drawn / drawn.sum().clamp(min=1)).tolist()
             row |= {f"share/{name}": value for name, value in zip(self._labels, share)}
         if scr:
-            values = found[2 + classes : 3 + 2 * classes].tolist()
-            row |= {f"kappa/{name}": value for name, value in zip(self._labels, values)}
-            row |= {"scr_pull": values[-1], "category_rank": math.nan}
-            if self._gram is not None:
-                row["category_rank"] = rank_of_gram(found[3 + 2 * classes :].view_as(self._gram))
-                self._last_rank = row["category_rank"]
+            row |= {f"kappa/{name}": value for name, value in zip(self._labels, kappa.tolist())}
+        if own:
+            number, own_kappa, gram = own
+            self._last_rank = rank_of_gram(gram.view(math.isqrt(len(gram)), -1))
+            row |= {"scr_pull": float(number @ own_kappa / number.sum()), "category_rank": self._last_rank}
         self._forget()
         return {name: value for name, value in row.items() if not math.isnan(value)}
 

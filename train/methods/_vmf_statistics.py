@@ -51,33 +51,19 @@ class VmfStatistics(nn.Module):
         self.register_buffer("update_count", torch.zeros(class_count, dtype=torch.int64))
         self.register_buffer("place_count", torch.zeros(class_count, dtype=torch.int64))
 
-    @staticmethod
-    def class_sums(feature: Tensor, label: Tensor, class_count: int) -> Tensor:
-        """Sum of the features and number of pairs of each class, float64 [class_count, p + 1].
-
-        Sums add over processes; means do not. So these are what is reduced.
-        """
-        wide = torch.cat([feature.detach().double(), feature.new_ones(len(feature), 1, dtype=torch.float64)], 1)
-        # One matrix product: index_add's order of additions is not fixed on every device.
-        member = nn.functional.one_hot(label.long(), class_count).double()
-        return member.T @ wide
-
-    def observe(self, feature: Tensor, label: Tensor, place: Tensor) -> None:
-        """Keep a contrast group's pairs for :meth:`step`.
+    def observe(self, sums: Tensor, number: Tensor, places: Tensor) -> None:
+        """Keep a contrast group's pairs for :meth:`step`. Sums add over processes; means do not.
 
         Args:
-            feature: g', [N, p], unit rows.
-            label: int64 [N].
-            place: the voxel that each feature is of, int64 [N].
+            sums: Σ g' over the pairs of each class, [C, p].
+            number: of these pairs, [C].
+            places: int64 [C], voxels that each class was seen in.
         """
-        classes = len(self.mean)
-        sums = self.class_sums(feature, label, classes)
+        sums, count = sums.detach().double(), number.double()[:, None]
         if self.by_group:
-            count = sums[:, -1:]
-            sums = torch.cat([sums[:, :-1] / count.clamp(min=1), (count > 0).double()], 1)
-        self._sums.append(sums)
-        distinct = torch.unique(place * classes + label)
-        self._places.append(torch.bincount(distinct % classes, minlength=classes))
+            sums, count = sums / count.clamp(min=1), (count > 0).double()
+        self._sums.append(torch.cat([sums, count], 1))
+        self._places.append(places)
 
     def step(self, reduce: Reduce) -> None:
         """Move by what was observed since the last step in all processes."""
@@ -93,7 +79,7 @@ class VmfStatistics(nn.Module):
         """One step of the exponential moving average.
 
         Args:
-            sums: float64 [C, p + 1]: of each class's features and pairs over the global batch (``class_sums``); or, with
+            sums: float64 [C, p + 1]: of each class's features, and its pairs, over the global batch; or, with
                 several ``groups``, of the class's mean in each group that holds it, and of 1 for each such group.
             places: int64 [C], voxels that each class was seen in.
             groups: the public code averages the z̄_c of its GPUs, of which one without the class keeps its own: each
@@ -117,11 +103,16 @@ class VmfStatistics(nn.Module):
         found: tuple[Tensor, Tensor, Tensor] = self._once("classes", self._classes)
         return found
 
-    def log_normalizer(self) -> Tensor:
-        """log C_p(κ) of each class, float64 [C]."""
-        found: Tensor = self._once(
-            "normalizer", lambda: log_normalizer(self.parameters_of_classes()[1], self.mean.shape[1])
-        )
+    def divergence(self, distribution: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Each class's constant [C] and pull [C, p] in :func:`~..objectives.consistency`, as ``vmf`` or ``dirac``."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            direction, kappa, _ = self.parameters_of_classes()
+            if distribution == "dirac":
+                return torch.ones_like(kappa, dtype=dtype), direction.to(dtype)
+            return -log_normalizer(kappa, direction.shape[1]).to(dtype), (kappa[:, None] * direction).to(dtype)
+
+        found: tuple[Tensor, Tensor] = self._once(f"{distribution} {dtype}", make)
         return found
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ pair. With ``wcd`` and ``scr`` off it is PPKT on the dilated encoder.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +19,7 @@ from ...common.settings import check_ranges
 from ..backbone import unit_rows
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Reduce, Term
-from ..objectives import dirac_consistency, info_nce, vmf_consistency, weakly_supervised_contrast
+from ..objectives import class_sums, consistency, info_nce, weakly_supervised_contrast
 from ..sampling import draw_without_replacement, sampling_probability
 from ..transfer import to_device
 from ._batch_density import batch_density
@@ -216,24 +217,23 @@ class Olivine(Method):
 
     def _consistency(self, group: Group) -> Tensor | None:
         """L_kl of the group's pairs once the warm-up is over; before, and where they move on, their class sums."""
-        s, label = self.settings, group.column("pair_label")
+        s = self.settings
         moving, begun = self._moving(group.step), group.step >= self.warmup
         if not moving and not begun:
             return None
-        point = group.points.at(slice(None), self.category_point_head or self.point_head)
+        head, label = self.category_point_head or self.point_head, group.column("pair_label")
+        point, pairs = group.points.by_class(label, len(group.class_count), head)
+        sums, number = class_sums(point, pairs), pairs.sum(0)
         if moving:
-            self.statistics.observe(point.detach(), label, group.points.place)
-        self.notes.embedding(point.detach())
-        if not begun:
-            return None
-        direction, kappa, seen = self.statistics.parameters_of_classes()
+            self.statistics.observe(sums, number, places=(pairs > 0).sum(0))
+        _, kappa, seen = self.statistics.parameters_of_classes()
         if s.background == "ignored":
             seen = seen & (torch.arange(len(seen), device=seen.device) > 0)
-        self.notes.pull((kappa * seen).index_select(0, label))
-        if s.distribution == "vmf":
-            log_c = self.statistics.log_normalizer()
-            return vmf_consistency(point, label, direction, kappa, seen, s.kl_average, log_c)
-        return dirac_consistency(point, label, direction, seen, s.kl_average)
+        self.notes.group(point.detach(), pairs, kappa * (seen if begun else math.nan))
+        if not begun:
+            return None
+        constant, pull = self.statistics.divergence(s.distribution, point.dtype)
+        return consistency(sums, number, constant, pull, seen, s.kl_average)
 
     def _moving(self, step: int) -> bool:
         return step < self.warmup or not self.settings.freeze

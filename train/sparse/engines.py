@@ -10,16 +10,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...common import OlivineError
+from ...common.ahead import THREADED
 from .convolution import convolve
 from .coordinates import describe
 from .geometry import ConvolutionShape, CoordinateManager, CoordinateSet, SortedSet, Triple, check_start
 from .kernel_map import KernelMap
+
+if TYPE_CHECKING:
+    from .tensor import SparseTensor
 
 #: Names of the engines: PyTorch alone (a CPU or CUDA), Triton kernels (an NVIDIA GPU from compute capability 8.0), and
 #: MinkowskiEngine where it is installed; ``auto`` takes the kernels where they run, and PyTorch elsewhere.
@@ -157,6 +161,30 @@ def follow_plan(manager: EngineManager, voxels: CoordinateSet, plan: Plan) -> No
     """Find the maps of a plan, which a manager of the same engine gave, before the network asks for them."""
     assert isinstance(manager, TorchManager) and isinstance(voxels, SortedSet)
     manager.follow(voxels, plan)
+
+
+class MapsAhead:
+    """Kernel maps of inputs before a network asks for them: from the third input on, those that the first one needed.
+
+    For inputs that a thread makes one ahead, in order; where there is no thread the network makes its maps.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._first: EngineManager | None = None
+        self._plan: Plan | None = None
+
+    def __call__(self, tensor: SparseTensor) -> None:
+        """Make those of the next input."""
+        if tensor.feature.device.type not in THREADED:
+            return
+        if self._number == 0:
+            self._first = tensor.manager
+        elif self._number == 2 and self._first is not None:  # only now nobody uses the first any more
+            self._plan, self._first = plan_of(self._first), None
+        if self._plan is not None:
+            follow_plan(tensor.manager, tensor.voxels, self._plan)
+        self._number += 1
 
 
 def choose_engine(engine: str, device: torch.device) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -112,8 +113,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoi
         with pytest.raises(KeyboardInterrupt):
             detect(read_source(checkpoint), *scenes, out, TINY)
     assert stopped and load_checkpoint(out)["step"] == 1
-    # Other threads that make scenes change nothing.
+    # Threads that make scenes and batches ahead, as on a GPU, change nothing.
+    monkeypatch.setattr("olivine.common.ahead.THREADED", {"cpu"})
     detect(read_source(checkpoint), *scenes, out, dataclasses.replace(TINY, workers=2))
+    assert not [thread for thread in threading.enumerate() if thread.name == "one-ahead"]
     one, other = load_checkpoint(done[0]), load_checkpoint(out)
     for part in ("backbone_state", "head_state"):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
