@@ -23,7 +23,8 @@ from olivine.common import sha256_file
 from olivine.common.ahead import THREADED
 from olivine.downstream.data import CloudExamples
 from olivine.downstream.finetune import finetune
-from olivine.downstream.losses import Truth
+from olivine.downstream.losses import Truth, segmentation_loss
+from olivine.downstream.network import Segmenter, new_head
 from olivine.downstream.predict import predict
 from olivine.downstream.settings import FinetuneSettings
 from olivine.labelgen.run import generate_labels
@@ -35,6 +36,7 @@ from olivine.pairs.shards import open_shards
 from olivine.readers import index_dataset
 from olivine.synthetic.settings import SyntheticSettings
 from olivine.synthetic.write import write_dataset
+from olivine.train.build import seeded_backbone
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.settings import load_settings
 
@@ -50,16 +52,21 @@ def make_shards(folder: Path, frames: int) -> Path:
     return folder / "pairs"
 
 
-def making(shards: Path, settings: FinetuneSettings) -> float:
-    """Seconds of processor time in which a step's frames are made: read, moved, voxelised, their labels counted."""
-    frames, device = open_shards(shards), torch.device("cpu")
-    examples = CloudExamples(frames, load_settings("cpu").voxels, device, settings.as_augmentation())
+def parts(shards: Path, settings: FinetuneSettings) -> list[float]:
+    """Seconds of processor time of a step: its frames (read, moved, voxelised, their labels counted), and the network."""
+    frames, device, preset = open_shards(shards), torch.device("cpu"), load_settings("cpu")
+    examples = CloudExamples(frames, preset.voxels, device, settings.as_augmentation())
+    backbone = seeded_backbone(preset, 0)
+    model = Segmenter(backbone, new_head(backbone.feature_channels, len(frames.point_classes) + 1, 0))
     taken = []
     for epoch in range(6):
-        begun = time.process_time()
-        Truth.of(examples.batch([(epoch, number % len(frames)) for number in range(BATCH)]).label)
-        taken.append(time.process_time() - begun)
-    return statistics.median(taken[1:])
+        times = [time.process_time()]
+        batch = examples.batch([(epoch, number % len(frames)) for number in range(BATCH)])
+        truth = Truth.of(batch.label)
+        times.append(time.process_time())
+        segmentation_loss(model(batch.inputs), truth).backward()
+        taken.append((times[1] - times[0], time.process_time() - times[1]))
+    return [statistics.median(values) for values in zip(*taken[1:])]
 
 
 def run(shards: Path, out: Path, settings: FinetuneSettings) -> tuple[float, float, str]:
@@ -91,7 +98,7 @@ def main() -> None:
     ends = set()
     with tempfile.TemporaryDirectory() as name:
         shards = make_shards(Path(name), options.frames)
-        made = making(shards, settings)
+        made, computed = parts(shards, settings)
         for number in range(options.rounds):
             for way, results in found.items():
                 THREADED.discard("cpu")
@@ -101,7 +108,10 @@ def main() -> None:
                 results.append((step, frame))
                 ends.add(end)
     assert len(ends) == 1, "not the same tensors and files"
-    print(f"making a step's {BATCH} frames: {1000 * made:.0f} ms of processor time ({options.threads} threads)")
+    print(
+        f"a step's processor time, {options.threads} threads: {1000 * made:.0f} ms for its {BATCH} frames, "
+        f"{1000 * computed:.0f} ms for the network and its gradient"
+    )
     for way, results in found.items():
         step, frame = (min(values) for values in zip(*results))
         print(f"frames made {way:20}: {step:.3f} s a step of fine-tuning, {frame:.3f} s a predicted frame")
