@@ -97,7 +97,8 @@ def _install(extra: str | None) -> str:
 
 def _not_supported(name: str, version: str) -> Iterator[Finding]:
     """What a package says itself that it does not run with, and what this version of it has not."""
-    python, of_python = ".".join(map(str, sys.version_info[:3])), metadata.metadata(name).get("Requires-Python")
+    python, about = ".".join(map(str, sys.version_info[:3])), metadata.metadata(name)
+    of_python = about["Requires-Python"] if "Requires-Python" in about else ""
     if of_python and not SpecifierSet(of_python).contains(python):
         yield Finding(name, "ok", f"is for Python {of_python}, this is {python}", "use such a Python, if it fails")
     for text in metadata.requires(name) or ():
