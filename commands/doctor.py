@@ -98,9 +98,10 @@ def _install(extra: str | None) -> str:
 def _not_supported(name: str, version: str) -> Iterator[Finding]:
     """What a package says itself that it does not run with, and what this version of it has not."""
     python = ".".join(map(str, sys.version_info[:3]))
-    of_python = str(metadata.metadata(name).json.get("requires_python") or "")
-    if of_python and not SpecifierSet(of_python).contains(python):
-        yield Finding(name, "ok", f"is for Python {of_python}, this is {python}", "use such a Python, if it fails")
+    for wanted_python in metadata.metadata(name).get_all("Requires-Python") or ():
+        if not SpecifierSet(wanted_python).contains(python):
+            said = f"is for Python {wanted_python}, this is {python}"
+            yield Finding(name, "ok", said, "use such a Python, if it fails")
     for text in metadata.requires(name) or ():
         wanted = Requirement(text)
         found = package_versions([wanted.name])[wanted.name]

@@ -136,8 +136,8 @@ def test_doctor_says_what_a_package_does_not_support(monkeypatch):
         "numpy<1; extra == 'old'",
     ]
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
-    about = {"Requires-Python": ">=3.8,<3.13"}
-    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: about)
+    about = {"Requires-Python": [">=3.8,<3.13"]}
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: SimpleNamespace(get_all=about.get))
     monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 12, 3)))
     (finding,) = doctor._not_supported("nuscenes-devkit", "1.2.0")
     assert (finding.topic, finding.state) == ("nuscenes-devkit", "ok")
