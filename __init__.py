@@ -40,7 +40,7 @@ _NAMES = {
 __all__ = ["__version__", "load", *_NAMES]
 
 
-def load(path: str, device: str = "cpu", intensity_offset: float = 0.0, intensity_max: float | None = None) -> Embedder:
+def load(path: str, device: str = "cpu", intensity_offset: float = 0.0) -> Embedder:
     """The network of a run's folder or of a checkpoint, for clouds of one's own.
 
     Args:
@@ -48,15 +48,14 @@ def load(path: str, device: str = "cpu", intensity_offset: float = 0.0, intensit
         device: of the network.
         intensity_offset: added to the points' raw intensity, as the shards that it was trained on say
             (``open_shards(…).intensity_offset``): 0 on nuScenes, 1 on KITTI.
-        intensity_max: of a network that was trained on several data sets, instead: the largest raw intensity that the
-            points' sensor gives, 255 on nuScenes, 1 on KITTI.
+            A network that was trained on several data sets does without: it takes intensities by the cloud's mean.
 
     Raises:
         OlivineError: there is no such checkpoint, or it is damaged.
     """
     from .downstream.embed import Embedder
 
-    return Embedder(path, device, intensity_offset, intensity_max)
+    return Embedder(path, device, intensity_offset)
 
 
 def __getattr__(name: str) -> Any:

@@ -214,9 +214,6 @@ def embed(
     intensity_offset: Annotated[
         float, typer.Option(help="Added to the intensity, as the network's training shards say.")
     ] = 0.0,
-    intensity_max: Annotated[
-        float | None, typer.Option(help="Of a network trained on several data sets: the sensor's largest intensity.")
-    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -237,7 +234,7 @@ def embed(
         raise OlivineError("two point files have one name", where=str(points[0]), remedy="embed them one by one")
     checkpoint, _ = _choose_backbone(checkpoint, as_json)
     check_output(out, inputs=(checkpoint, *points), known=("*.npy",))
-    network = Embedder(checkpoint, device, intensity_offset, intensity_max)
+    network = Embedder(checkpoint, device, intensity_offset)
     count = outside = 0
     for path in points:
         # Four columns of floats fit nuScenes' files of five as well, and every point would be wrong.

@@ -15,7 +15,7 @@ from ..common import OlivineError, PathLike
 from ..common.settings import settings_from_plain
 from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
-from ..train.mixture import NORMALISED
+from ..train.mixture import NORMALISED, normalised_intensity
 from ..train.voxelize import VoxelSettings, voxelize
 from .network import new_head
 
@@ -37,25 +37,11 @@ class Embedder:
         path: PathLike,
         device: str | torch.device = "cpu",
         intensity_offset: float = 0.0,
-        intensity_max: float | None = None,
     ) -> None:
         path = checkpoint_file(path)
-        self._device, self._offset, self._largest = _device(device), intensity_offset, intensity_max
+        self._device, self._offset = _device(device), intensity_offset
         self.backbone, content = load_backbone(path)
-        normalised = content.get("intensity") == NORMALISED
-        if normalised and intensity_max is None:
-            raise OlivineError(
-                "was trained on several data sets, and divides by the sensor's largest intensity",
-                where=path,
-                remedy="give it as intensity_max; the page docs/datasets.md has those of known sensors",
-            )
-        if intensity_max is not None and not (normalised and intensity_max > 0):
-            what = (
-                f"intensity_max is {intensity_max}" if normalised else "was trained on one data set's raw intensities"
-            )
-            raise OlivineError(
-                what, where=path, remedy="give a number over 0" if normalised else "give no intensity_max"
-            )
+        self._normalised = content.get("intensity") == NORMALISED
         self.backbone.to(self._device).eval().requires_grad_(False)
         self.channels = self.backbone.feature_channels
         voxels = settings_from_plain(VoxelSettings, content.get("voxels") or content["settings"]["voxels"], str(path))
@@ -86,8 +72,8 @@ class Embedder:
         cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
         if cloud.ndim != 2 or cloud.shape[1] < 4:
             raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
-        if self._largest is not None:
-            cloud[:, 3] = cloud[:, 3] / self._largest + 1
+        if self._normalised:
+            cloud[:, 3] = torch.from_numpy(normalised_intensity(cloud[:, 3].cpu().numpy())).to(cloud)
         else:
             cloud[:, 3] += self._offset
         return cloud

@@ -118,7 +118,7 @@ def build_pairs(
     removed = _clean(out)
     prompts = {name: prompt for name, prompt in index.source.prompts.items() if prompt in store.classes}
     benchmark = index.source.benchmark(index.version)
-    write_benchmark(out, replace(benchmark, prompts=prompts, intensity_max=index.intensity_max))
+    write_benchmark(out, replace(benchmark, prompts=prompts))
     if settings.regions:
         write_text_table(out, store.text)
 

@@ -69,7 +69,6 @@ def index_dataset(directory: PathLike, name: str, root: PathLike, version: str |
         root=root,
         point_classes=dataset.point_classes,
         intensity_offset=dataset.intensity_offset,
-        intensity_max=dataset.intensity_max,
         reader=reader_of(kind),
         fingerprint=_fingerprint(kind, root, dataset.version),
     )

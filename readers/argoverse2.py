@@ -37,7 +37,6 @@ class Argoverse2Dataset(Dataset):
 
     name = "argoverse2"
     version = "sensor"
-    intensity_max = 255.0
     packages: ClassVar = {"pyarrow": "pyarrow"}
 
     def __init__(self, root: Path, version: str | None = None) -> None:

@@ -52,8 +52,6 @@ class Benchmark:
         ground: classes that the ground right around the vehicle can be, for smoothing; empty: it is not looked for.
         prompts: the prompt that each point class is, of those that one says plainly.
         submission: None where predictions are handed in nowhere.
-        intensity_max: the largest raw intensity that the sensor gives, by which a run over several data sets divides; None
-            where it is not known.
     """
 
     fraction_of: Literal["frames", "scenes"] = "frames"
@@ -62,7 +60,6 @@ class Benchmark:
     ground: tuple[str, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
     submission: Submission | None = None
-    intensity_max: float | None = None
 
     def prompt_of(self, point_class: str) -> str | None:
         """The prompt that a point class is, None where it is none; blanks, ``-`` and ``_`` are the same."""
@@ -99,8 +96,7 @@ def benchmark_from_plain(plain: Any, where: object, remedy: str) -> Benchmark:
     Raises:
         OlivineError: a key is missing or wrong.
     """
-    kinds = {**_BENCHMARK, "intensity_max?": {float, None}}  # files from before have none
-    checked = demand(plain, kinds, where, remedy)
+    checked = demand(plain, _BENCHMARK, where, remedy)
     values = {key: checked[key] for key in _BENCHMARK}
     for key, known in (("fraction_of", ("frames", "scenes")), ("mean_over", ("all", "present", "none"))):
         if values[key] not in known:
@@ -108,7 +104,4 @@ def benchmark_from_plain(plain: Any, where: object, remedy: str) -> Benchmark:
     if values["submission"] is not None:
         submission = demand(values["submission"], _SUBMISSION, where, remedy)
         values["submission"] = Submission(**{key: submission[key] for key in _SUBMISSION})
-    largest = checked.get("intensity_max")
-    if largest is not None and not largest > 0:
-        raise OlivineError(f"intensity_max is {largest}, expected a number over 0", where=where, remedy=remedy)
-    return Benchmark(**{**values, "ground": tuple(values["ground"]), "intensity_max": largest})
+    return Benchmark(**{**values, "ground": tuple(values["ground"])})

@@ -47,8 +47,6 @@ class Dataset(ABC):
     Attributes:
         name: short; folders are called so.
         intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
-        intensity_max: the largest raw intensity that the sensor gives; a run over several data sets divides by it. None where
-            it is not known.
         prompts: the prompt that each point class is, None where no prompt says it plainly. Empty where the data set has no
             point labels.
         packages: what the file imports, by the name it is installed under: the module.
@@ -60,7 +58,6 @@ class Dataset(ABC):
 
     name: ClassVar[str]
     intensity_offset: float = 0.0
-    intensity_max: float | None = None
     prompts: ClassVar[Mapping[str, str | None]] = {}
     packages: ClassVar[Mapping[str, str]] = {}
     version: str

@@ -41,14 +41,6 @@ def has_offset(dataset: str) -> bool:
         return False
 
 
-def _known_largest(plain: dict[str, Any]) -> float | None:
-    """The largest intensity that a data set's class says, for an index that an earlier version wrote."""
-    try:
-        return dataset_class(plain.get("reader") or plain["dataset"]).intensity_max
-    except OlivineError:
-        return None
-
-
 def _frame_to_plain(frame: Frame) -> dict[str, Any]:
     plain: dict[str, Any] = {f.name: getattr(frame, f.name) for f in fields(Frame)}
     del plain["root"]
@@ -172,7 +164,6 @@ class FrameIndex:
 
     Attributes:
         intensity_offset: what a network's input adds to the raw intensity of ``Frame.points()``.
-        intensity_max: the sensor's largest raw intensity, None where it is not known.
         reader: as in :class:`Frame`.
     """
 
@@ -184,7 +175,6 @@ class FrameIndex:
     digest: str
     fingerprint: str = ""
     intensity_offset: float = 0.0
-    intensity_max: float | None = None
     reader: str = ""
 
     @property
@@ -218,7 +208,6 @@ def write_index(
     root: PathLike,
     point_classes: tuple[str, ...] = (),
     intensity_offset: float = 0.0,
-    intensity_max: float | None = None,
     reader: str = "",
     fingerprint: str = "",
 ) -> FrameIndex:
@@ -227,7 +216,7 @@ def write_index(
     Args:
         directory: the index's folder, made where absent.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
-        intensity_offset, intensity_max, reader: see :class:`FrameIndex`.
+        intensity_offset, reader: see :class:`FrameIndex`.
         fingerprint: changes when the data set's files do; tells an index that is out of date.
     """
     directory = Path(directory)
@@ -253,7 +242,6 @@ def write_index(
         "fingerprint": fingerprint,
         "scenes": table,
         **({"reader": reader} if reader else {}),
-        **({"intensity_max": intensity_max} if intensity_max is not None else {}),
     }
     write_json(directory / "index.json", {**plain, "digest": _index_digest(plain)})
     return open_index(directory)
@@ -266,7 +254,6 @@ _INDEX_FIELDS = {
     "point_classes": [str],
     "fingerprint?": str,
     "reader?": str,
-    "intensity_max?": float,
     "scenes": [{"name": str, "split": str, "frames": Whole(1), "digest": str}],
     "digest?": str,
 }
@@ -324,6 +311,5 @@ def open_index(directory: PathLike, root: PathLike | None = None) -> FrameIndex:
         digest=digest(identity),
         fingerprint=plain.get("fingerprint", ""),
         intensity_offset=float(plain.get("intensity_offset", 0.0)),
-        intensity_max=plain["intensity_max"] if "intensity_max" in plain else _known_largest(plain),
         reader=plain.get("reader", ""),
     )

@@ -37,7 +37,6 @@ class KittiDataset(Dataset):
     # Many of this sensor's returns have the intensity 0, and a sparse convolution without bias cannot tell
     # a voxel of the feature 0 from an absent one. SLidR's public code adds 1.
     intensity_offset = 1.0
-    intensity_max = 1.0
 
     def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)

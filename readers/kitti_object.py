@@ -32,7 +32,6 @@ class KittiObjectDataset(Dataset):
     name = "kitti-object"
     version = "object"
     intensity_offset = 1.0  # as on KITTI odometry: the same sensor
-    intensity_max = 1.0
 
     def __init__(self, root: Path, version: str | None = None) -> None:
         self.root = Path(root)

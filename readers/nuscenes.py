@@ -66,7 +66,6 @@ class NuScenesDataset(Dataset):
     """
 
     name = "nuscenes"
-    intensity_max = 255.0
     prompts = PROMPTS
     packages: ClassVar = {"nuscenes-devkit": "nuscenes"}
 

@@ -99,7 +99,7 @@ class RigDescription:
         every: take every so many-th cloud.
         poses: None where there are none: the vehicle is taken to stand still between a cloud and its images.
         min_range: metres; points nearer to their LiDAR are left out.
-        intensity_offset, intensity_max: see :class:`~olivine.readers.dataset.Dataset`.
+        intensity_offset: see :class:`~olivine.readers.dataset.Dataset`.
         remarks: what is unusual, for the user.
     """
 
@@ -112,13 +112,12 @@ class RigDescription:
     poses: PoseTable | None
     min_range: float
     intensity_offset: float
-    intensity_max: float | None
     remarks: tuple[str, ...] = ()
 
 
 # -- the YAML -----------------------------------------------------------------------------------------------------------
 
-_TOP = ("scenes", "lidars", "cameras", "matching", "poses", "min_range", "intensity_offset", "intensity_max")
+_TOP = ("scenes", "lidars", "cameras", "matching", "poses", "min_range", "intensity_offset")
 _CLOCK = ("times", "unit", "rate", "clock_offset")
 _LIDAR = ("files", *_CLOCK, "columns", "dtype", "xyz", "intensity", "lidar_to_vehicle")
 _CAMERA = (
@@ -164,7 +163,6 @@ def read_description(root: Path) -> RigDescription:
         poses=poses,
         min_range=keys.number("min_range", 0.0, 0.0),
         intensity_offset=keys.number("intensity_offset", 0.0),
-        intensity_max=None if keys.plain.get("intensity_max") is None else keys.number("intensity_max", 1.0, 1e-9),
         remarks=tuple(remarks),
     )
 

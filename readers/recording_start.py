@@ -123,7 +123,6 @@ _MATCHING = (
     "",
     "min_range: 0  # metres: leave out points nearer to their LiDAR (the vehicle itself, lost returns at 0)",
     "intensity_offset: 0  # added to the intensity before a network sees it; 1 where many returns have the intensity 0",
-    "# intensity_max: 255  # the largest intensity that the sensor gives; for runs over several data sets",
 )
 _NO_POSES = (
     "# poses:  # where the vehicle was; without, it is taken to stand still between a cloud and its images",

@@ -42,7 +42,6 @@ class RigDataset(Dataset):
         self.root = Path(root)
         self.description = read_description(self.root)
         self.intensity_offset = self.description.intensity_offset
-        self.intensity_max = self.description.intensity_max
         sensors = (*self.description.lidars, *self.description.cameras)
         self.note = f"{FILE} with {', '.join(s.name for s in sensors)}"
         for remark in self.description.remarks:

@@ -21,34 +21,32 @@ from ..pairs.shards import ShardSet, open_shards
 if TYPE_CHECKING:
     from ..pairs.shards import FrameRecord, Shard, TextTable
 
-NORMALISED = "normalised"
-"""The intensity of a network that was trained on several sets: raw / the sensor's largest + 1. Else it is raw + offset."""
+NORMALISED = "by the cloud's mean"
+"""The intensity of a network that was trained on several sets, see :func:`normalised_intensity`."""
+OFFSET = 0.1
 _WEAK = ("pair_label", "pair_pixel_label", "point_weak")
+
+
+def normalised_intensity(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Raw intensities of a whole cloud [N] in the form that is the same for every sensor: raw / their mean + OFFSET.
+
+    A voxel of the feature 0 is like no voxel to a sparse convolution: hence the offset, which is small beside the mean, for
+    what points have in common tells nothing.
+    """
+    mean = float(raw.mean(dtype=np.float64)) if len(raw) else 0.0
+    return raw / np.float32(mean if mean > 0 else 1) + np.float32(OFFSET)
 
 
 def network_intensity(points: NDArray[np.float32], shards: ShardSet, normalised: bool) -> None:
     """Replace the raw intensity of a cloud [N, 4] of some shards by what a network takes.
 
     Args:
-        normalised: to [1, 2], the same for every sensor: raw / ``intensity_max`` + 1, for a voxel of the feature 0 is like no
-            voxel to a sparse convolution. Else as the data set's own rule says: raw + ``intensity_offset``.
-
-    Raises:
-        OlivineError: the sensor's largest intensity is not known.
+        normalised: as :func:`normalised_intensity`; else by the data set's own rule: raw + ``intensity_offset``.
     """
-    if not normalised:
-        if shards.intensity_offset:
-            points[:, 3] += shards.intensity_offset
-        return
-    largest = shards.benchmark.intensity_max
-    if largest is None:
-        raise OlivineError(
-            "the largest intensity of this sensor is not known, by which a run over several data sets divides",
-            where=shards.path,
-            remedy="write intensity_max into rig.yaml or the data set's class, and run the same olivine labelgen and "
-            "olivine build-pairs again (they keep labels and shards)",
-        )
-    points[:, 3] = points[:, 3] / np.float32(largest) + 1
+    if normalised:
+        points[:, 3] = normalised_intensity(points[:, 3])
+    elif shards.intensity_offset:
+        points[:, 3] += shards.intensity_offset
 
 
 def weights_of(named: str | tuple[str, ...] | dict[str, float]) -> dict[str, float]:
@@ -143,7 +141,6 @@ class ShardMixture:
                 "digest": shards.digest,
                 "weight": weight,
                 "frames": len(shards),
-                "intensity_max": shards.benchmark.intensity_max,
             }
             for name, shards, weight in zip(self.names, self.sets, weights)
         ]

@@ -241,12 +241,12 @@ def test_a_second_bag_is_a_scene_more_and_what_was_written_into_the_yaml_stays(t
     bags = [write(tmp_path / f"drive-{k}.bag", Drive(k), "ros1") for k in range(2)]
     import_bag(bags[:1], tmp_path / "rig")
     path = tmp_path / "rig" / "rig.yaml"
-    path.write_text(path.read_text() + "intensity_max: 255  # of our sensor\n")
+    path.write_text(path.read_text() + "intensity_offset: 1  # of our sensor\n")
     import_bag(bags[1:], tmp_path / "rig", settings=BagSettings(split="val"))
     assert "# of our sensor" in path.read_text()
     dataset = open_dataset("rig", tmp_path / "rig")
     assert {frame.scene for frame in dataset.frames("val")} == {"drive-1"} and len(dataset.frames("train")) == FRAMES
-    assert dataset.intensity_max == 255
+    assert dataset.intensity_offset == 1
 
 
 def test_without_camera_info_and_static_transforms_the_yaml_asks_for_them(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from olivine.train.checkpoint import load_checkpoint
 from olivine.train.devices import Share
 from olivine.train.loader import FrameStream, StreamSettings, frame_after
 from olivine.train.loop import pretrain
-from olivine.train.mixture import ShardMixture
+from olivine.train.mixture import OFFSET, ShardMixture
 from olivine.train.settings import PretrainSettings, load_settings
 
 Settings = Callable[..., PretrainSettings]
@@ -89,8 +88,8 @@ def test_classes_are_the_same_by_name_and_intensities_on_one_scale(sets: tuple[P
         points = ("", *parts[number].point_classes)
         assert [("", *mixture.point_classes)[k] for k in found.point_label] == [points[k] for k in stored.point_label]
         np.testing.assert_array_equal(found.points[:, :3], stored.points[:, :3])
-        largest = (255, 1)[number]
-        np.testing.assert_allclose(found.points[:, 3], stored.points[:, 3].astype(float) / largest + 1, atol=1e-6)
+        raw = stored.points[:, 3].astype(float)
+        np.testing.assert_allclose(found.points[:, 3], raw / raw.mean() + OFFSET, rtol=1e-5)
     assert dict(zip(("none", *mixture.classes), mixture.class_count)) == count | Counter({"person": count["person"]})
 
 
@@ -141,10 +140,7 @@ def test_a_run_over_two_sets_stopped_and_resumed_ends_with_the_same_bits_and_sco
         "person only in kitti"
     )
     identity = json.loads((tmp_path / "whole" / "run.json").read_text())["data"]
-    assert [(part["name"], part["weight"], part["intensity_max"]) for part in identity["sets"]] == [
-        ("nuscenes", 1, 255),
-        ("kitti", 1, 1),
-    ]
+    assert [(part["name"], part["weight"]) for part in identity["sets"]] == [("nuscenes", 1), ("kitti", 1)]
     heavier = "data.shards=" + json.dumps({str(sets[0]): 1, str(sets[1]): 2})
     with pytest.raises(OlivineError, match="holds another run: its shards are others"):
         pretrain(small_settings(sets[0], heavier, validation, "run.group=2"), tmp_path / "whole")
@@ -162,24 +158,20 @@ def test_what_reads_the_checkpoint_normalises_the_intensity_as_the_run_did(
 ) -> None:
     source = read_source(mixed_run)
     assert source.normalised and read_source(mixed_run, random=True).normalised
-    for path, largest in zip(sets, (255, 1)):
+    for path in sets:
         shards = open_shards(path)
         clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), normalised=True).whole(0).inputs
-        intensity = clouds.points[:, 3].numpy()  # type: ignore[union-attr]
-        np.testing.assert_allclose(intensity, shards.points(0)[:, 3].astype(float) / largest + 1, atol=1e-6)
+        intensity, raw = clouds.points[:, 3].numpy(), shards.points(0)[:, 3].astype(float)  # type: ignore[union-attr]
+        np.testing.assert_allclose(intensity, raw / raw.mean() + OFFSET, rtol=1e-5)
+        assert intensity.mean() == pytest.approx(1 + OFFSET, rel=1e-5) and intensity.min() >= OFFSET
+    # Whatever unit a sensor gives, the features are the same; and without intensities they are some.
     points = open_shards(sets[0]).points(0)
-    with pytest.raises(OlivineError, match="Give it as intensity_max"):
-        Embedder(mixed_run)
     scaled = np.concatenate([points[:, :3], points[:, 3:] / 255], 1)
-    a, b = (
-        Embedder(mixed_run, intensity_max=255).features(points),
-        Embedder(mixed_run, intensity_max=1).features(scaled),
-    )
-    np.testing.assert_allclose(a, b, atol=1e-5)
+    embedder = Embedder(mixed_run)
+    np.testing.assert_allclose(embedder.features(points), embedder.features(scaled), atol=1e-5)
+    assert np.isfinite(embedder.features(np.concatenate([points[:, :3], 0 * points[:, 3:]], 1))).all()
     pretrain(small_settings(sets[0], "run.steps=2"), tmp_path)
     assert not read_source(tmp_path).normalised
-    with pytest.raises(OlivineError, match=r"raw intensities.*Give no intensity_max"):
-        Embedder(tmp_path, intensity_max=255)
 
 
 def test_the_sets_weights_weigh_the_class_frequencies(sets: tuple[Path, Path], small_settings: Settings) -> None:
@@ -219,19 +211,6 @@ def test_what_several_sets_cannot_do_is_refused_in_one_line(
         _ = of(sets).text
     with pytest.raises(OlivineError, match="hold no 'segment', which this run needs"):
         FrameStream(of(sets), StreamSettings(0, 1, (0, 1), (40, 72), NO_AUGMENTATION, columns=("segment",)))
-
-
-def test_a_sensor_whose_largest_intensity_is_not_known_is_refused_with_what_to_do(
-    sets: tuple[Path, Path], make_shards: Callable[..., Path]
-) -> None:
-    from olivine.pairs.manifest import write_benchmark
-
-    other = make_shards({"a": 1})
-    write_benchmark(other, replace(open_shards(other).benchmark, intensity_max=None))
-    with pytest.raises(
-        OlivineError, match=r"largest intensity of this sensor is not known.*intensity_max into rig\.yaml"
-    ):
-        of((sets[0], other))
 
 
 def test_sets_are_named_in_yaml_as_a_list_or_with_weights(sets: tuple[Path, Path], tmp_path: Path) -> None:
