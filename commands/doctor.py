@@ -90,9 +90,11 @@ def examine(quick: bool = False) -> Iterator[Finding]:
 
 
 def _install(extra: str | None) -> str:
-    if extra == "nuscenes" and sys.version_info >= _WITHOUT_NUMPY1:  # the devkit asks for numpy below 2
-        return "pip install --no-deps nuscenes-devkit, and the packages that docs/install.md names under it"
-    return f"pip install 'olivine[{extra}]'" if extra else "pip install 'olivine'"
+    if not extra:
+        return "pip install 'olivine'"
+    # One extra's package asks for numpy below 2, and is installed otherwise there.
+    otherwise = ", or as docs/install.md says for this Python" if sys.version_info >= _WITHOUT_NUMPY1 else ""
+    return f"pip install 'olivine[{extra}]'{otherwise}"
 
 
 def _not_supported(name: str, version: str) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ ground: olivine synth && …         # the command that makes them
 preset: cpu
 seeds: [0, 1, 2]
 features: stored                   # the frozen encoder's maps of whole images, computed once; or encoder
-set: {run.steps: 300}              # for every row
+set: {run.steps: 300}              # for every row; null in a row: its preset's own
 probe: {epochs: 20, augment: false}  # a frame's features are computed once, not in every epoch
 probes: 3                          # heads of seeds of their own whose mean is a run's score; 1 without
 classes: [car, vegetation]         # those with points enough, whose mean tables and claims with "over: classes" take
@@ -200,7 +200,9 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
 
     def settings(name: str, changes: Mapping[str, Any]) -> PretrainSettings:
         place = f"{where}: row {name!r}" if name else f"{where}: set"
-        return read_settings(_changed(base, {**everywhere, **changes}, place), place)
+        taken = {key: v for key, v in everywhere.items() if changes.get(key, v) is not None}
+        own = {key: v for key, v in changes.items() if v is not None or key not in everywhere}
+        return read_settings(_changed(base, {**taken, **own}, place), place)
 
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())

@@ -352,7 +352,7 @@ def test_a_frame_beyond_a_voxelnets_range_is_named(far, voxelnet):
     assert len(examples.whole(1 - far).label) == 40
 
 
-@pytest.mark.parametrize("kind", ["probe", "finetune"])
+@pytest.mark.parametrize("kind", ["probe", pytest.param("finetune", marks=pytest.mark.soak)])
 def test_a_voxelnet_is_trained_and_every_point_is_scored(kind, voxelnet, nuscenes_world, tmp_path):
     splits, out = nuscenes_world.splits, tmp_path / kind
     if kind == "probe":

@@ -337,6 +337,7 @@ def test_a_batch_that_does_not_fit_is_split_and_recorded(settings, make_world, t
     assert len(summary.failures) == 3 and "memory does not suffice" in summary.failures[0].reason
 
 
+@pytest.mark.soak  # networks give the same bytes again: test_verify.py
 def test_the_same_settings_give_the_same_bytes_whatever_was_interrupted(settings, make_world, tmp_path, monkeypatch):
     from olivine.labelgen.grounded_sam import OriginalGroundedSam
 

@@ -150,8 +150,7 @@ def test_doctor_says_what_a_package_does_not_support(monkeypatch):
     assert (
         numpy.text.endswith("2.4.6 is installed; numpy below 2 has no release for Python 3.13.5") and not numpy.remedy
     )
-    assert doctor._install("nuscenes").startswith("pip install --no-deps nuscenes-devkit")
-    assert doctor._install("kitti") == "pip install 'olivine[kitti]'"
+    assert doctor._install("nuscenes").endswith(", or as docs/install.md says for this Python")
     about.clear()
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: None)
     assert [f.topic for f in doctor._not_supported("transformers", "4.57.6")] == ["sam3"]

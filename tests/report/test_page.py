@@ -232,7 +232,9 @@ def test_a_studys_markdown_becomes_tables():
     assert text.endswith("<p>A fact, over two lines.</p>")
 
 
-@pytest.mark.parametrize("gone", ["shards", "labels", "run", "both"])
+@pytest.mark.parametrize(
+    "gone", ["shards", *(pytest.param(g, marks=pytest.mark.soak) for g in ("labels", "run")), "both"]
+)
 def test_what_is_gone_is_said_and_the_rest_is_shown(gone, world_report, nuscenes_world, tmp_path):
     sources, _, _ = world_report
     shutil.copytree(sources.shards, tmp_path / "val")

@@ -292,6 +292,14 @@ class _Scores:
     absent: tuple = ()
 
 
+def test_null_in_a_row_takes_a_setting_of_all_rows_back():
+    rows = {"base": {}, "other": {"method.temperature": None, "method.name": "distil"}, "third": {"run.steps": None}}
+    plain = {**PLAIN, "rows": rows, "tables": [], "claims": [], "set": {"method.temperature": 0.2, "run.steps": 7}}
+    study = study_from_plain(plain, "null.yaml")
+    assert study.rows["base"].method.temperature == 0.2 and study.rows["other"].run.steps == 7
+    assert study.rows["third"].run.steps is None and study.rows["other"].method.name == "distil"
+
+
 def test_the_studies_of_the_package_are_right():
     demo = load_study("configs/study-demo.yaml")
     assert list(demo.rows) == ["random", "InfoNCE", "whole method"]

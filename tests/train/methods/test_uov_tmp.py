@@ -187,7 +187,8 @@ def test_a_run_stopped_and_resumed_with_loader_workers_ends_with_the_same_bits(
     region_shards: Path, resumes_to_the_bit: Callable[..., None], tmp_path: Path
 ) -> None:
     settings, with_workers = (
-        settings_of(region_shards / "train", "run.steps=3", f"data.workers={workers}") for workers in (0, 1)
+        settings_of(region_shards / "train", "run.steps=3", "voxels.size_m=1.6", f"data.workers={workers}")
+        for workers in (0, 1)
     )
     resumes_to_the_bit(settings, tmp_path, then=with_workers)
 
