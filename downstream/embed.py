@@ -15,7 +15,7 @@ from ..common import OlivineError, PathLike
 from ..common.settings import settings_from_plain
 from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
-from ..train.mixture import NORMALISED, normalised_intensity
+from ..train.mixture import normalised_intensity, takes_normalised
 from ..train.voxelize import VoxelSettings, voxelize
 from .network import new_head
 
@@ -41,7 +41,7 @@ class Embedder:
         path = checkpoint_file(path)
         self._device, self._offset = _device(device), intensity_offset
         self.backbone, content = load_backbone(path)
-        self._normalised = content.get("intensity") == NORMALISED
+        self._normalised = takes_normalised(content, path)
         self.backbone.to(self._device).eval().requires_grad_(False)
         self.channels = self.backbone.feature_channels
         voxels = settings_from_plain(VoxelSettings, content.get("voxels") or content["settings"]["voxels"], str(path))

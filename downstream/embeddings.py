@@ -23,7 +23,7 @@ from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.decode import decode_crop
 from ..train.encoder import ImageEncoder
 from ..train.feature_map import sample_features
-from ..train.mixture import NORMALISED
+from ..train.mixture import takes_normalised
 from ..train.settings import ImageSettings
 from ..train.voxelize import VoxelSettings
 from .data import CloudExamples
@@ -93,7 +93,7 @@ class Embeddings:
             voxels,
             torch.device("cpu"),
             per_point=trained.per_point,
-            normalised=content.get("intensity") == NORMALISED,
+            normalised=takes_normalised(content, path),
         )
         self._encoder: ImageEncoder | None = None
         self.no_images = ""

@@ -14,7 +14,7 @@ from ..common.settings import flat_values, settings_from_plain, settings_to_plai
 from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
-from ..train.mixture import NORMALISED
+from ..train.mixture import NORMALISED, takes_normalised
 from ..train.settings import PretrainSettings
 from ..train.voxelize import VoxelSettings
 
@@ -112,7 +112,7 @@ def read_source(
     arguments, voxels = content["backbone"], content.get("voxels") or content["settings"]["voxels"]
     if expected is not None:
         _compare(arguments, voxels, expected, path)
-    normalised = content.get("intensity") == NORMALISED
+    normalised = takes_normalised(content, path)
     if random:
         return _normalised(_source(arguments, voxels, path), normalised)
     progress = progress_of(content)

@@ -19,7 +19,7 @@ from ..pairs.shards import ShardSet, open_shards
 from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
 from ..train.devices import make_fabric
-from ..train.mixture import NORMALISED
+from ..train.mixture import takes_normalised
 from ..train.sparse.engines import MapsAhead
 from ..train.voxelize import VoxelSettings
 from . import afi
@@ -163,6 +163,6 @@ def read_segmenter(
     load_state(head, content["head_state"], path)
     model = Segmenter(backbone, head).to(device)
     voxels = settings_from_plain(VoxelSettings, content["voxels"], str(path))
-    normalised = content.get("intensity") == NORMALISED
+    normalised = takes_normalised(content, path)
     clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point, normalised=normalised)
     return model, clouds, content

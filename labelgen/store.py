@@ -191,7 +191,7 @@ class LabelStore:
         """This store, with other label folders that vote in a consolidation: other views of the images, other labelers.
 
         Raises:
-            OlivineError: a folder is no store, is named twice, or has other classes or another data set's images.
+            OlivineError: a folder is no store, is named twice, or has other classes or is of other frames.
         """
         also = tuple(open_store(path) for path in others)
         for number, other in enumerate(also):
@@ -205,6 +205,12 @@ class LabelStore:
                         where=other.root,
                         remedy="label the same data set with the same prompts",
                     )
+            if self.index().digest != other.index().digest:
+                raise OlivineError(
+                    f"its labels are of other frames than those of {self.root}",
+                    where=other.root,
+                    remedy="label the same folder of data, and both again where that has changed",
+                )
         return replace(self, also=also)
 
     def absolute(self) -> LabelStore:

@@ -192,7 +192,8 @@ def plan_pairs(
         (account, [finished(account.out, unit) for unit in plan_units(index, split)])
         for account, split in zip(accounts, splits)
     ]
-    return Plan.of(logs, rows, parts, (store.root, index.root), packages_of(settings))
+    roots = (store.root, *(one.root for one in store.also), index.root)
+    return Plan.of(logs, rows, parts, roots, packages_of(settings))
 
 
 def accounts_of(

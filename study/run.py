@@ -319,7 +319,9 @@ def write_table(study: StudySettings, rows: Sequence[Row], out: Path) -> tuple[P
 def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
     facts = ["Differences are paired by seed; intervals are Student's t, 95 %; “not resolved” where they hold 0."]
     if study.features == "stored":
-        facts.append("The frozen encoder's maps of whole images were computed once: images are not augmented.")
+        cut = [name for name, settings in study.rows.items() if settings is not None and settings.augment.crop]
+        but = f", but that {', '.join(cut)} look crops up in them" if cut else ""
+        facts.append(f"The frozen encoder's maps of whole images were computed once: images are not augmented{but}.")
     if not study.probe.augment:
         facts.append("The probe computes each frame's features once: clouds are not augmented.")
     facts.append(f"Weights of the terms: {'; '.join(weights_of_terms(study))}. Every setting stands in settings.md.")

@@ -129,6 +129,9 @@ def classes_of_pairs(shards: Shards, settings: PretrainSettings) -> tuple[tuple[
         raise OlivineError("the shards hold no ground truth", where=shards.path, remedy="use --set data.labels=weak")
     if settings.data.labels == "truth":
         return ("none", *shards.point_classes), torch.zeros(len(shards.point_classes) + 1, dtype=torch.int64)
+    prompts = settings.data.labels == "true prompts" and not isinstance(shards, ShardMixture)
+    if prompts and not shards.prompt_of(shards.point_classes).any():  # type: ignore[union-attr]
+        raise OlivineError("no prompt is a class of the points", where=shards.path, remedy="use data.labels=truth")
     return ("none", *shards.classes), torch.as_tensor(shards.class_count, dtype=torch.int64)
 
 

@@ -37,6 +37,22 @@ def normalised_intensity(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     return raw / np.float32(mean if mean > 0 else 1) + np.float32(OFFSET)
 
 
+def takes_normalised(content: Mapping[str, Any], where: object) -> bool:
+    """Whether the network of a checkpoint's content takes :func:`normalised_intensity`, and not the raw one.
+
+    Raises:
+        OlivineError: it takes a form that an earlier version made.
+    """
+    form = content.get("intensity")
+    if form not in (None, NORMALISED):
+        raise OlivineError(
+            f"takes intensities of several data sets in another form ({form}) than this version makes",
+            where=where,
+            remedy="train it again, or use the version that made it",
+        )
+    return form is not None
+
+
 def network_intensity(points: NDArray[np.float32], shards: ShardSet, normalised: bool) -> None:
     """Replace the raw intensity of a cloud [N, 4] of some shards by what a network takes.
 

@@ -83,8 +83,8 @@ def test_maps_scores_and_boxes_lie_as_in_the_whole_image(view: str, images: list
 
 
 def test_an_object_in_the_right_half_has_its_box_in_the_image(images: list[np.ndarray]) -> None:
-    turned = [np.ascontiguousarray(image[:, ::-1]) for image in images]
-    found = ViewLabeler(ByColour(), "halves").label([], turned)
+    other_way = [np.ascontiguousarray(image[:, ::-1]) for image in images]
+    found = ViewLabeler(ByColour(), "halves").label([], other_way)
     assert isinstance(found.images[0], Labelled)
     assert [d.box for d in found.images[0].detections] == [(float(WIDTH - BOX[2]), 2.0, float(WIDTH - BOX[0]), 6.0)]
 

@@ -334,6 +334,15 @@ def test_labels_that_cannot_vote_beside_others_are_refused_in_one_line(make_stor
     write_json(other / "manifest.json", {"schema": "1.0", "classes": ["one", "two"], "settings": {}})
     with pytest.raises(OlivineError, match=r"cannot vote beside those of .*classes.*same prompts"):
         store.with_votes_of([other])
+    elsewhere, index = tmp_path / "elsewhere", store.index()
+    shutil.copytree(store.root, elsewhere)
+    frames = [replace(frame, timestamp=frame.timestamp + 1) for frame in index.frames()]
+    write_index(
+        elsewhere / "frames", frames, dataset=index.dataset, version=index.version, root=index.root,
+        point_classes=index.point_classes,
+    )  # fmt: skip
+    with pytest.raises(OlivineError, match=r"are of other frames than those of .*Label the same folder"):
+        store.with_votes_of([elsewhere])
     with pytest.raises(OlivineError, match=r"there is no vote.*--consolidate"):
         build_pairs(replace(store, also=(store,)), tmp_path / "out", PairSettings(), split="train")
 

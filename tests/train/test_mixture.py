@@ -22,7 +22,7 @@ from olivine.downstream.network import read_source
 from olivine.pairs.shards import open_shards
 from olivine.train.augment import NO_AUGMENTATION, AugmentSettings
 from olivine.train.build import classes_of_pairs, open_stream
-from olivine.train.checkpoint import load_checkpoint
+from olivine.train.checkpoint import load_checkpoint, save_checkpoint
 from olivine.train.devices import Share
 from olivine.train.loader import FrameStream, StreamSettings, frame_after
 from olivine.train.loop import pretrain
@@ -172,6 +172,13 @@ def test_what_reads_the_checkpoint_normalises_the_intensity_as_the_run_did(
     assert np.isfinite(embedder.features(np.concatenate([points[:, :3], 0 * points[:, 3:]], 1))).all()
     pretrain(small_settings(sets[0], "run.steps=2"), tmp_path)
     assert not read_source(tmp_path).normalised
+    old = {**load_checkpoint(mixed_run), "intensity": "normalised"}
+    save_checkpoint(tmp_path / "old.pt", old)
+    for read in (read_source, Embedder):
+        with pytest.raises(
+            OlivineError, match=r"old\.pt: takes intensities .* another form \(normalised\).*Train it again"
+        ):
+            read(tmp_path / "old.pt")
 
 
 def test_the_sets_weights_weigh_the_class_frequencies(sets: tuple[Path, Path], small_settings: Settings) -> None:

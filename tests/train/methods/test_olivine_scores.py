@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from olivine.common import OlivineError
-from olivine.pairs.shards import open_shards
+from olivine.pairs.shards import ShardSet, open_shards
 from olivine.readers.nuscenes import NuScenesDataset
 from olivine.train.loop import pretrain
 from olivine.train.method import Context
@@ -160,5 +160,9 @@ def test_a_run_on_the_ground_truth_draws_by_the_weak_labels(streets: Path, quick
         assert of_class <= {
             NuScenesDataset.prompt_of(name) if NuScenesDataset.prompt_of(name) in shards.classes else None
         }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardSet, "prompt_of", lambda shards, classes: np.zeros(len(classes) + 1, np.uint8))
+        with pytest.raises(OlivineError, match=r"no prompt is a class of the points.*data\.labels=truth"):
+            pretrain(quick("cpu", streets, "data.labels=true prompts", *changes[1:]), tmp_path / "none")
     with pytest.raises(OlivineError, match=r"pair_pixel_label.*build-pairs --consolidate"):
         pretrain(quick("cpu", streets, "method.draw_labels=before the vote", *changes[2:]), tmp_path / "voted")
