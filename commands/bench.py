@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..readers.index import FrameIndex
     from ..train.settings import PretrainSettings
 
-PACKAGES = ("olivine", "torch", "triton", "numpy", "lightning-fabric", "MinkowskiEngine", "spconv")
+PACKAGES = ("olivine", "torch", "triton", "numpy", "lightning-fabric", "MinkowskiEngine", "spconv", "warpconvnet")
 STORED = 0.51
 """Of the side of nuScenes' images: the size at which ``olivine build-pairs`` stores them."""
 

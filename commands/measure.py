@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..common import OlivineError, memory_error, track
+from ..common import memory_error, track
 from ..common.ahead import Ahead
 from ..train.backbone import Backbone, Clouds
 from ..train.batch import collate
 from ..train.build import build_model, classes_of_pairs, needs_of, open_stream, open_text
-from ..train.devices import make_fabric, share_of_step, torch_state
+from ..train.devices import make_fabric, naming_what_to_lower, share_of_step, torch_state
 from ..train.loop import Pass, metrics_of_step
 from ..train.metrics_log import forget_peak_memory, memory_mib
 from ..train.pixel_features import open_pixel_features
@@ -101,7 +100,7 @@ def measure(settings: PretrainSettings, warm_up: int, steps: int) -> dict[str, A
     fabric, run = make_fabric(settings), settings.run
     device, share, total = fabric.device, share_of_step(settings, 0, 1), warm_up + 2 * steps
     clock = StageClock(device)
-    with open_stream(settings, share, 1) as stream, torch_state(settings, device), _names_what_to_lower(settings):
+    with open_stream(settings, share, 1) as stream, torch_state(settings, device), naming_what_to_lower(settings):
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, device) if needs_of(settings).encoder else None
         names, class_count = classes_of_pairs(shards, settings)
@@ -191,8 +190,8 @@ def measure_network(
 ) -> dict[str, Any]:
     """The 3D network alone on a step's clouds, and one layer of its kind, forward and backward, by engine.
 
-    The layer is a 3 x 3 x 3 submanifold convolution of 96 channels; spconv, which does not compute our networks, has a row
-    there alone. The maps of kernels are made anew each time.
+    The layer is a 3 x 3 x 3 submanifold convolution of 96 channels; spconv and WarpConvNet, which do not compute our
+    networks, have rows there alone. The maps of kernels are made anew each time.
 
     Returns:
         ``voxels``, ``asked`` (what ``auto`` means here), ``whole`` and ``layer``: by engine its seconds (the median) and
@@ -229,8 +228,18 @@ def measure_network(
         frames = int(place[:, 0].max()) + 1
         return lambda: other(package.SparseConvTensor(feature, place, size, frames)).features
 
+    def warpconvnet() -> Callable[[], Tensor]:
+        from warpconvnet.geometry.types.voxels import Voxels
+        from warpconvnet.nn.modules.sparse_conv import SparseConv3d
+
+        frame, order = coordinate[:, 0].sort(stable=True)
+        edges = torch.searchsorted(frame, torch.arange(int(frame[-1]) + 2, device=device)).cpu()
+        other = SparseConv3d(LAYER_CHANNELS, LAYER_CHANNELS, kernel_size=3, bias=False).to(device)
+        place = coordinate[order, 1:].int().contiguous()
+        return lambda: other(Voxels(place, feature[order], offsets=edges)).feature_tensor
+
     def row(name: str, make: Callable[[], Callable[[], Tensor]]) -> dict[str, Any]:
-        problem = None if name == "spconv" else engine_problem(name, device)
+        problem = None if name in others else engine_problem(name, device)
         try:
             return {"problem": problem} if problem else _timed(make(), fabric, repeats)
         except ImportError as error:
@@ -238,11 +247,13 @@ def measure_network(
         except Exception as error:  # whatever another package raises, the other rows are wanted
             return {"problem": " ".join(str(memory_error(error) or f"{type(error).__name__}: {error}").split())[:300]}
 
+    others = {"spconv": spconv, "warpconvnet": warpconvnet}
     return {
         "voxels": len(coordinate),
         "asked": choose_engine(settings.backbone.engine, device)[1],
         "whole": {name: row(name, partial(whole, name)) for name in ENGINES},
-        "layer": {name: row(name, partial(single, name)) for name in ENGINES} | {"spconv": row("spconv", spconv)},
+        "layer": {name: row(name, partial(single, name)) for name in ENGINES}
+        | {name: row(name, make) for name, make in others.items()},
     }
 
 
@@ -270,31 +281,3 @@ def _timed(work: Callable[[], Tensor], fabric: Fabric, repeats: int) -> dict[str
 
 def _alone(value: Tensor) -> Tensor:
     return value
-
-
-@contextmanager
-def _names_what_to_lower(settings: PretrainSettings) -> Iterator[None]:
-    """An error of memory as one that names what decides how much of it a step takes."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, OlivineError) or memory_error(error) is None:
-            raise
-        run = settings.run
-        shown = " ".join(str(error).split())[:160]
-    else:
-        return
-    with suppress(RuntimeError):
-        torch.cuda.empty_cache()
-    passes = 2 * run.accumulate
-    fits = run.batch % passes == 0 and (run.batch // passes) % run.group == 0
-    smaller = (
-        f"run.accumulate={passes}"
-        if fits
-        else f"run.batch={max(1, run.group // 2)} --set run.group={max(1, run.group // 2)}"
-    )
-    raise OlivineError(
-        f"a step does not fit into memory with run.batch={run.batch}, run.group={run.group}, "
-        f"run.accumulate={run.accumulate} ({shown})",
-        remedy=f"take fewer frames at once: --set {smaller}; or fewer images: --set image.at_once=16",
-    )

@@ -132,6 +132,31 @@ def share_of_step(settings: PretrainSettings, rank: int, world: int) -> Share:
     return Share(first, first + per_pass * run.accumulate, per_pass, run.accumulate)
 
 
+@contextlib.contextmanager
+def naming_what_to_lower(settings: PretrainSettings, processes: int = 1) -> Iterator[None]:
+    """An error for want of tensors' memory as one that names what decides how much of it a step takes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        run = settings.run
+        shown = " ".join(str(error).split())[:160]
+    else:
+        return
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.empty_cache()
+    parts = 2 * run.accumulate * processes
+    fits = run.batch % parts == 0 and (run.batch // parts) % run.group == 0
+    less = max(1, run.group // 2)
+    smaller = f"run.accumulate={2 * run.accumulate}" if fits else f"run.batch={less * processes} --set run.group={less}"
+    raise OlivineError(
+        f"a step does not fit into memory with run.batch={run.batch}, run.group={run.group}, "
+        f"run.accumulate={run.accumulate} ({shown})",
+        remedy=f"take fewer frames at once: --set {smaller}; or fewer images: --set image.at_once=16",
+    )
+
+
 def over_processes(value: Tensor, fabric: Fabric) -> Tensor:
     """The sum over processes."""
     if fabric.world_size == 1:

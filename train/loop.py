@@ -34,7 +34,7 @@ from .build import (
     open_validation,
 )
 from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
-from .devices import anywhere, make_fabric, over_processes, share_of_step, torch_state
+from .devices import anywhere, make_fabric, naming_what_to_lower, over_processes, share_of_step, torch_state
 from .forward import Distiller, Terms
 from .loader import FrameStream
 from .method import Reduce
@@ -130,7 +130,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 
     Raises:
         OlivineError: settings that do not fit together or the data; a folder that holds something else; weights that
-            are missing; a loss that is not finite (its step, frames and terms are in ``non-finite.json``).
+            are missing; too little memory for a step (names what to lower); a loss that is not finite (its step, frames
+            and terms are in ``non-finite.json``).
     """
     out, run, started = Path(out), settings.run, time.monotonic()
     last = out / "last.pt"
@@ -140,7 +141,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
     share = share_of_step(settings, fabric.global_rank, fabric.world_size)
     stream = open_stream(settings, share, fabric.world_size)
     ahead = Ahead[Prepared](fabric.device)
-    with ending_together(fabric), stream, torch_state(settings, fabric.device), stop_signals() as stop, ahead:
+    named = naming_what_to_lower(settings, fabric.world_size)
+    with ending_together(fabric), named, stream, torch_state(settings, fabric.device), stop_signals() as stop, ahead:
         shards = stream.shards
         pixels = open_pixel_features(settings, shards, fabric.device) if needs_of(settings).encoder else None
         names, class_count = classes_of_pairs(shards, settings)

@@ -20,7 +20,6 @@ import torch
 from torch.cuda import _gpu_trace as trace
 from torch.cuda import _sanitizer
 from torch.cuda._sanitizer import FACTORY_FUNCTION_REGEX, EventHandler, zip_arguments
-from torch.utils._pytree import tree_leaves
 
 # It would note the whole stack of every kernel: our lines are enough.
 _sanitizer.traceback = SimpleNamespace(  # type: ignore[attr-defined]
@@ -60,10 +59,10 @@ class Watch:
             read, written = set(), set()
             for argument, value in zip_arguments(func._schema, args, kwargs):
                 is_write = argument.alias_info is not None and argument.alias_info.is_write
-                for tensor in tree_leaves(value):
+                for tensor in pretend.leaves(value):
                     if isinstance(tensor, pretend.Pretend) and (is_write or not metadata_only):
                         (written if is_write else read).add(self._storage(tensor.host, stream))
-            for tensor in tree_leaves(out):
+            for tensor in pretend.leaves(out):
                 if isinstance(tensor, torch.Tensor):
                     written.add(self._storage(tensor, stream))
             read -= written

@@ -62,7 +62,7 @@ def test_the_stages_are_a_whole_step(done):
 def test_every_engine_has_its_times_or_the_line_that_says_why_not(done):
     network = done[1]["network"]
     assert network["voxels"] > 0
-    assert set(network["whole"]) == set(ENGINES) and set(network["layer"]) == {*ENGINES, "spconv"}
+    assert set(network["whole"]) == set(ENGINES) and set(network["layer"]) == {*ENGINES, "spconv", "warpconvnet"}
     for row in (*network["whole"].values(), *network["layer"].values()):
         assert bool(row.get("problem")) != ("forward_s" in row and "backward_s" in row)
     assert network["whole"]["torch"]["forward_s"] > 0 and network["layer"]["torch"]["backward_s"] > 0

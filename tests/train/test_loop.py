@@ -16,6 +16,7 @@ import torch
 from olivine.common import OlivineError
 from olivine.pairs.shards import open_shards
 from olivine.train.checkpoint import load_backbone, load_checkpoint
+from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
 
@@ -283,6 +284,19 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_used(
     monkeypatch.setattr(step, "info_nce", lambda g, f, t: (g.sum() * 0).sqrt())
     refuse(small_settings(small_shards), tmp_path / "run", "gradient of step 0 is not finite")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_too_little_memory_for_a_step_names_the_batch_and_what_to_lower(
+    small_shards: Path, small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Distiller, "forward", forward)
+    with pytest.raises(OlivineError) as error:
+        pretrain(small_settings(small_shards), tmp_path / "run")
+    for word in ("run.batch=", "run.accumulate=", "fewer frames at once: --set run.", "2.00 GiB"):
+        assert word in str(error.value)
 
 
 def test_a_folder_where_nothing_was_trained_may_be_taken(
