@@ -250,7 +250,8 @@ def test_hf_mask_logits_are_those_of_transformers_own_processor_batched_or_not(h
             assert float(expected.std()) > 1e-3
 
 
-@pytest.mark.parametrize("which", ["original", "hugging"])
+# Both labelers paint by the same code.
+@pytest.mark.parametrize("which", ["original", pytest.param("hugging", marks=pytest.mark.soak)])
 def test_reference_overlap_is_painting_in_the_detectors_order(which, request, keyframe_index, images):
     labeler = request.getfixturevalue(which)
     task = ImageTask(next(keyframe_index.frames()), 0)

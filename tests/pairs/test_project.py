@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from nuscenes import NuScenes
-from nuscenes.utils.data_classes import LidarPointCloud
-from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
 from olivine.common import OlivineError
@@ -17,6 +14,9 @@ from olivine.labelgen.store import LabelStore
 from olivine.pairs.project import look_up, project_points
 from olivine.readers import open_dataset
 from olivine.readers.frame import Camera, Frame
+
+if TYPE_CHECKING:  # the devkit takes two seconds to import: only where a test runs it
+    from nuscenes import NuScenes
 
 # Where the annotated categories of the keyframe are in the order of the 13 prompts.
 PROMPT_OF = {
@@ -29,6 +29,9 @@ PROMPT_OF = {
 
 def _devkit_projection(devkit: NuScenes, sample: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The points and pixels of each camera by the devkit's own steps and classes, the cloud in float64."""
+    from nuscenes.utils.data_classes import LidarPointCloud
+    from nuscenes.utils.geometry_utils import view_points
+
     root, data = Path(devkit.dataroot), sample["data"]
     lidar = devkit.get("sample_data", data["LIDAR_TOP"])
     result = {}
@@ -69,12 +72,16 @@ def _assert_as_the_devkit(devkit: NuScenes, frame: Frame, sample: dict) -> None:
 
 
 def test_the_devkit_sees_the_same_points_at_the_same_pixels(keyframe: Frame, nuscenes_keyframe: Path) -> None:
+    from nuscenes import NuScenes
+
     devkit = NuScenes("v1.0-mini", str(nuscenes_keyframe), verbose=False)
     _assert_as_the_devkit(devkit, keyframe, devkit.sample[0])
 
 
 @pytest.mark.soak
 def test_the_devkit_sees_the_same_on_100_synthetic_frames(tmp_path: Path) -> None:
+    from nuscenes import NuScenes
+
     from olivine.synthetic.settings import SyntheticSettings
     from olivine.synthetic.write import write_dataset
 

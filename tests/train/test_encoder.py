@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from olivine.common import OlivineError
@@ -33,8 +32,15 @@ def random_image(n: int = 1, h: int = 32, w: int = 48) -> torch.Tensor:
     return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+def of_torchvision(name: str, **options: object) -> nn.Module:
+    import torchvision  # takes a second or two, and only some of the processes that collect this file run it
+
+    network: nn.Module = getattr(torchvision.models, name)(**options)
+    return network
+
+
 def test_dilation_is_torchvisions_own() -> None:
-    theirs = scrambled(torchvision.models.resnet50(replace_stride_with_dilation=[True, True, True]))
+    theirs = scrambled(of_torchvision("resnet50", replace_stride_with_dilation=[True, True, True]))
     ours = find_encoder("resnet50")()
     ours.load_state_dict({n: v for n, v in theirs.state_dict().items() if not n.startswith("fc.")})
     ours.eval()
@@ -53,7 +59,7 @@ def test_dilation_is_torchvisions_own() -> None:
     ["torchvision", "moco", "swav", "dino", "numpy scalars"],
 )
 def test_the_usual_containers_load_and_folding_changes_nothing(container: str, tmp_path: Path) -> None:
-    source = scrambled(torchvision.models.resnet18())
+    source = scrambled(of_torchvision("resnet18"))
     state = source.state_dict()
     body = {name: value for name, value in state.items() if not name.startswith("fc.")}
     file = {
@@ -178,7 +184,7 @@ def test_bad_weights_are_refused_in_one_line(tmp_path: Path) -> None:
         ImageEncoder("resnet50")
     with pytest.raises(OlivineError, match="no such file"):
         ImageEncoder("resnet18", tmp_path / "absent.pth")
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "18.pth")
+    torch.save(of_torchvision("resnet18").state_dict(), tmp_path / "18.pth")
     with pytest.raises(OlivineError, match=r"another network's tensors: 165 missing.*Give weights of resnet50"):
         ImageEncoder("resnet50", tmp_path / "18.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "18.pth").read_bytes()[:1000])
