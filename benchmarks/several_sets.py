@@ -60,7 +60,7 @@ def make_ground(folder: Path, streets: int, frames: int) -> dict[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--streets", type=int, default=660102, help="their seed; docs/pretrain.md has 660101")
+    parser.add_argument("--streets", type=int, default=660102, help="their seed; docs/pretrain.md has tables of these")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, …")
     parser.add_argument("--steps", type=int, default=60, help="of a pre-training on one set")
     parser.add_argument("--frames", type=int, default=24, help="about so many training frames of each data set")
