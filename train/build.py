@@ -139,7 +139,8 @@ def build_encoder(settings: PretrainSettings, device: torch.device) -> ImageEnco
     """The frozen image encoder on its device."""
     image = settings.image
     name = image.dtype if image.dtype != "auto" else "bfloat16" if gains_by_bfloat16(device) else "float32"
-    encoder = ImageEncoder(image.encoder, image.weights, dtype=getattr(torch, name)).to(device)
+    dtype, compiled = getattr(torch, name), image.compile
+    encoder = ImageEncoder(image.encoder, image.weights, dtype=dtype, compiled=compiled).to(device)
     encoder.check_size(image.height, image.width)
     return encoder
 

@@ -94,6 +94,7 @@ class ImageEncoder(nn.Module):
             ``olivine weights fetch`` brought. ``random`` gives random weights (tests, ablations).
         fold: fold batch norms into the convolutions before them.
         dtype: of the convolutions.
+        compiled: let torch compile the network when it first runs: biases, ReLUs and sums join the products before them.
 
     Attributes:
         channels: E.
@@ -110,6 +111,7 @@ class ImageEncoder(nn.Module):
         *,
         fold: bool = True,
         dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         spec = find_encoder(kind)
@@ -137,6 +139,8 @@ class ImageEncoder(nn.Module):
         if fold:
             network.fold()
         self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            self.network.compile()
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
@@ -168,15 +172,25 @@ class ImageEncoder(nn.Module):
             image: uint8 RGB [I, H, W, 3].
 
         Raises:
-            OlivineError: a size that the encoder does not accept, or features that are not what it declares.
+            OlivineError: a size that the encoder does not accept, features that are not what it declares, or a network that
+                torch cannot compile.
         """
         count, height, width = image.shape[:3]
         self.check_size(height, width)
         x = image.permute(0, 3, 1, 2).to(torch.float32)
         x = x * self.pixel_scale + self.pixel_shift  # type: ignore[operator]
         x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):
-            features: Tensor = self.network(x)
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                features: Tensor = self.network(x)
+        except RuntimeError as error:
+            if type(error).__module__ not in ("torch._dynamo.exc", "torch._inductor.exc"):
+                raise
+            raise OlivineError(
+                f"torch cannot compile the {self.kind} encoder ({str(error).splitlines()[0]})",
+                where="image.compile",
+                remedy="install a C++ compiler (and Triton for a GPU), or leave the setting out",
+            ) from error
         stride = self.spec.stride
         declared = (count, self.channels, -(-height // stride), -(-width // stride))
         if features.shape != declared:

@@ -82,6 +82,7 @@ class ImageSettings:
         feature_grid: where features lie in the image; see :func:`olivine.train.feature_map.sample_features`.
         dtype: of the frozen encoder; ``auto`` is bfloat16 where the device gains by it (a GPU, a CPU with AMX).
         at_once: images that go through the encoder together; 0 = automatic: 4 on a CPU, the whole batch on a GPU.
+        compile: let torch compile the encoder: fewer passes over memory, after half a minute or more at the start.
         stored: folder of the encoder's maps that ``olivine features`` made, read instead of running it; None runs it.
     """
 
@@ -92,6 +93,7 @@ class ImageSettings:
     feature_grid: Literal["align_corners", "stride", "patch"] = "align_corners"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     at_once: int = 0
+    compile: bool = False
     stored: str | None = None
 
     def __post_init__(self) -> None:
@@ -204,6 +206,7 @@ INCIDENTAL = (
     "data.prefetch",
     "image.weights",
     "image.at_once",
+    "image.compile",
     "image.stored",
     "run.accelerator",
     "run.devices",

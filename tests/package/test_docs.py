@@ -236,6 +236,7 @@ STANDS_FOR = {
     r"--point 1234": "--point 123",
     r"--fraction [15]\b": "--fraction 25",
     r"--frame scene-0103": "--frame 0",
+    r"--checkpoint runs/one\b": "--checkpoint runs/cpu",
 }
 # Commands that do not run here, and what they need.
 NEEDS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +223,34 @@ def test_half_precision_is_close_and_comes_out_in_single() -> None:
     )
     assert b.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(a, b).min() > 0.99
+
+
+@contextmanager
+def compiling(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Iterator[None]:
+    """torch's compiler in this process, with nothing kept from before."""
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    with config.patch(compile_threads=1, **changes):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.soak
+def test_a_compiled_encoder_gives_the_same_features_for_any_number_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randint(0, 255, (3, 32, 48, 3), dtype=torch.uint8)
+    plain, compiled = ImageEncoder("small"), ImageEncoder("small", compiled=True)
+    assert set(plain.state_dict()) == set(compiled.state_dict())
+    with compiling(tmp_path, monkeypatch):
+        for count in (3, 2, 1):
+            torch.testing.assert_close(compiled(images[:count]), plain(images[:count]), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_compiler_one_line_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ImageEncoder("small", compiled=True)
+    with compiling(tmp_path, monkeypatch, **{"cpp.cxx": (None, "/no/such/compiler")}):
+        with pytest.raises(OlivineError, match=r"image\.compile: torch cannot compile the small encoder") as error:
+            encoder(torch.zeros(1, 32, 48, 3, dtype=torch.uint8))
+    assert "\n" not in str(error.value)
