@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| `features.json` | what the maps are: digest of the shards, encoder, SHA-256 of its weights, sizes, type, mirrored or not |
+| `features.json` | what the maps are: digest of the shards' images, encoder, SHA-256 of its weights, sizes, type, mirrored or not |
 | `maps-00000.bin` | the maps of a shard's frames: (frame, camera, as stored or mirrored), each `record_bytes` long |
 | `maps-00000.json` | the file's size and SHA-256, and the CRC-32 of each map |
 

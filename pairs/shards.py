@@ -323,6 +323,11 @@ class ShardSet(Sequence[FrameRecord]):
         return bool(self.manifest["recipe"]["settings"]["images"])
 
     @property
+    def image_digest(self) -> str:
+        """Digest of the images alone, shard by shard: sets of other labels over the same images have the same."""
+        return digest([{k: v for k, v in one["files"].items() if k.startswith("image/")} for one in self._entries])
+
+    @property
     def has_point_label(self) -> bool:
         """Whether every frame has ground truth for its points."""
         return bool(self.manifest["has_point_label"])

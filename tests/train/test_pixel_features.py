@@ -248,6 +248,20 @@ def test_what_is_stored_is_not_made_again_and_parts_make_the_whole(
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == content
 
 
+def test_other_labels_of_the_same_images_take_the_same_maps(
+    small_shards: Path, small_settings: Make, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_shards({"a": 3, "b": 2}, absent=1)
+    sets = [open_shards(small_shards), open_shards(other)]
+    assert sets[0].digest != sets[1].digest
+    assert sets[0].image_digest == sets[1].image_digest
+    settings, encoder = small_settings(small_shards, *WHOLE), ImageEncoder("small")
+    first, again = (store_maps(one, settings, encoder, tmp_path) for one in sets)
+    assert (first[1], again[1]) == (5, 0)
+    assert again[0].folder == first[0].folder
+    StoredFeatures(tmp_path, small_settings(other, *WHOLE), sets[1])
+
+
 def test_maps_that_do_not_fit_the_run_are_refused_in_one_line(
     small_shards: Path, small_settings: Make, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
