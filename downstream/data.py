@@ -146,33 +146,43 @@ class CloudExamples:
         return Example(clouds, truth.index_select(0, voxels.first).long(), voxels.inverse)
 
 
+class KeptFeatures:
+    """A frozen backbone's features of whole frames in memory, as many bytes as there may be; several heads may share them."""
+
+    def __init__(self, memory: int) -> None:
+        self._left = memory
+        self._found: dict[tuple[str, int], Example] = {}
+
+    def get(self, part: str, frame: int, make: Callable[[int], Example]) -> Example:
+        """A frame's features, of training or validation (``part``): those that are kept, or made and kept if they fit."""
+        found = self._found.get((part, frame))
+        if found is None:
+            found = make(frame)
+            size = sum(one.numel() * one.element_size() for one in (_tensor(found), found.label, found.inverse))
+            if size < self._left:
+                self._left -= size
+                self._found[part, frame] = found
+        return found
+
+
 class FrozenFeatures:
     """A frozen backbone's features of clouds: computed once while they fit into memory, unless they are augmented."""
 
-    def __init__(self, clouds: CloudExamples, backbone: Backbone, memory: int) -> None:
+    def __init__(self, clouds: CloudExamples, backbone: Backbone, kept: KeptFeatures, part: str) -> None:
         self.clouds, self.backbone = clouds, backbone.eval().requires_grad_(False)
-        self._kept: dict[int, Example] = {}
-        self._memory = memory
+        self._kept, self._part = kept, part
 
     def batch(self, members: Sequence[tuple[int, int]]) -> Example:
         """See :class:`Examples`; the inverse is left out."""
         if self.clouds.augment != NO_AUGMENTATION:
             return self._features(self.clouds.batch(members))
-        frames = [self._kept.get(frame) or self._keep(frame) for _, frame in members]
+        frames = [self.whole(frame) for _, frame in members]
         feature = torch.cat([_tensor(f) for f in frames])
         return Example(feature, torch.cat([f.label for f in frames]), frames[0].inverse[:0])
 
     def whole(self, frame: int) -> Example:
         """See :class:`Examples`."""
-        return self._features(self.clouds.whole(frame))
-
-    def _keep(self, frame: int) -> Example:
-        example = self.whole(frame)
-        feature = _tensor(example)
-        self._memory -= feature.numel() * feature.element_size()
-        if self._memory > 0:
-            self._kept[frame] = example
-        return example
+        return self._kept.get(self._part, frame, lambda frame: self._features(self.clouds.whole(frame)))
 
     @torch.no_grad()
     def _features(self, example: Example) -> Example:

@@ -8,10 +8,12 @@ frame's features are computed once, which costs a small part of it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..common import OlivineError, PathLike
 from ..train.devices import make_fabric
 from ..train.settings import PretrainSettings
+from .data import KeptFeatures
 from .network import read_source
 from .results import Result, write_results
 from .segment import open_ground, segment
@@ -31,6 +33,7 @@ def linear_probe(
     network: PretrainSettings | None = None,
     predictions: PathLike | None = None,
     overwrite: bool = False,
+    kept: KeptFeatures | None = None,
 ) -> list[Result]:
     """Probe a checkpoint, and random weights of the same network beside it.
 
@@ -43,6 +46,7 @@ def linear_probe(
         network: settings whose backbone and voxels the checkpoint must have been made with; not checked without.
         predictions: folder to write the checkpoint's predictions into, in the benchmark's format.
         overwrite: start anew where the folder holds a probe, instead of going on or refusing it.
+        kept: the checkpoint's features, from probes of it on the same shards and labels.
 
     Raises:
         OlivineError, KeyboardInterrupt: as :func:`~olivine.downstream.finetune.finetune`.
@@ -60,9 +64,8 @@ def linear_probe(
         fresh = read_source(checkpoint, random=True)
         results.append(segment(fresh, ground, out / "random", settings, fabric, overwrite=overwrite))
     where = None if predictions is None else Path(predictions)
-    results.append(
-        segment(source, ground, out / "pre-trained", settings, fabric, predictions=where, overwrite=overwrite)
-    )
+    how: dict[str, Any] = {"predictions": where, "overwrite": overwrite, "kept": kept}
+    results.append(segment(source, ground, out / "pre-trained", settings, fabric, **how))
     if fabric.global_rank == 0:
         write_results(out, results)
     return results

@@ -20,7 +20,7 @@ from ..train.devices import over_processes
 from ..train.mixture import NORMALISED
 from ..train.run_folder import claim, lock
 from .benchmarks import PredictionWriter, training_frames
-from .data import CloudExamples, Examples, FrozenFeatures
+from .data import CloudExamples, Examples, FrozenFeatures, KeptFeatures
 from .fit import Plan, fit
 from .metrics import confusion_matrix, counts_by_class, scores
 from .network import Segmenter, Source
@@ -91,11 +91,13 @@ def segment(
     predictions: Path | None = None,
     overwrite: bool = False,
     taught: OwnLabels | None = None,
+    kept: KeptFeatures | None = None,
 ) -> Result:
     """Train and score one backbone; what is finished in ``out`` is not done again.
 
     Args:
         taught: labels to learn from instead of the shards'.
+        kept: a frozen backbone's features, from another head on the same backbone, shards and labels.
 
     Raises:
         OlivineError: settings, checkpoint and shards that do not fit, or a folder that holds something else.
@@ -125,8 +127,8 @@ def segment(
     train: Examples = clouds
     validation: Examples = held_out
     if settings.frozen:
-        train = FrozenFeatures(clouds, backbone, settings.memory)
-        validation = FrozenFeatures(held_out, backbone, 0)
+        train = FrozenFeatures(clouds, backbone, kept or KeptFeatures(settings.memory), "train")
+        validation = FrozenFeatures(held_out, backbone, kept or KeptFeatures(0), "validation")
     else:
         model = Segmenter(backbone, head)
     if rank == 0:

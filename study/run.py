@@ -30,6 +30,7 @@ from ..common import (
     write_json,
 )
 from ..common.settings import flat_values, settings_to_plain
+from ..downstream.data import KeptFeatures
 from ..downstream.finetune import finetune
 from ..downstream.probe import linear_probe
 from ..downstream.results import Result
@@ -356,10 +357,11 @@ def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, 
         shards = Path(study.shards)
         where = (folder, shards / "train", shards / "val")
         results = []
+        kept = KeptFeatures(study.probe.memory) if study.probes > 1 else None
         for number in range(study.probes):
             place = scored / f"probe-{number}" if study.probes > 1 else scored
             probe = replace(study.probe, seed=run.seed + number * _APART)
-            results.append(linear_probe(*where, place, probe, random=False)[0])
+            results.append(linear_probe(*where, place, probe, random=False, kept=kept)[0])
     else:
         how = study.finetune[run.stage]
         places = [scored / f"street-{number}" for number in range(how.streets)] or [scored]

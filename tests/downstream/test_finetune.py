@@ -20,7 +20,7 @@ import torch
 from olivine.common import OlivineError
 from olivine.downstream import fit, segment
 from olivine.downstream.benchmarks import training_frames
-from olivine.downstream.data import CloudExamples, FrozenFeatures
+from olivine.downstream.data import CloudExamples, FrozenFeatures, KeptFeatures
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
 from olivine.downstream.predict import predict
@@ -198,13 +198,31 @@ def test_a_probe_keeps_features_or_computes_them_again_with_the_same_scores(nusc
     assert "backbone_state" not in load_checkpoint(tmp_path / "0" / "pre-trained")
 
 
+def test_heads_that_share_a_backbones_features_score_as_alone_and_it_sees_each_frame_once(
+    nuscenes_world, checkpoint, tmp_path, monkeypatch
+):
+    true, seen = FrozenFeatures._features, []
+    monkeypatch.setattr(FrozenFeatures, "_features", lambda self, example: seen.append(1) or true(self, example))
+
+    def scores(name, kept):
+        seen.clear()
+        settings = [ProbeSettings(epochs=2, batch=2, augment=False, seed=seed) for seed in (0, 1)]
+        places = [(checkpoint, *nuscenes_world.splits, tmp_path / f"{name}-{one.seed}", one) for one in settings]
+        return [linear_probe(*place, random=False, kept=kept)[0].scores for place in places], len(seen)
+
+    alone, one_by_one = scores("alone", None)
+    together, once = scores("together", KeptFeatures(1 << 30))
+    assert together == alone and alone[0] != alone[1]
+    assert one_by_one == 2 * once
+
+
 def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_world, checkpoint):
     """What the frozen network gets are the stored clouds up to a rotation about z and flips, drawn by epoch and frame."""
     assert ProbeSettings().augment and settings_of(ProbeSettings, ["augment=false"]) == ProbeSettings(augment=False)
     source, shards = read_source(checkpoint), open_shards(nuscenes_world.splits[0])
     clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), ProbeSettings().as_augmentation(), seed=3)
     network, seen = source.build(0), []
-    examples = FrozenFeatures(clouds, network, memory=1 << 30)
+    examples = FrozenFeatures(clouds, network, KeptFeatures(1 << 30), "train")
     encode = network.encode
 
     def recorded(cloud):
