@@ -1,6 +1,6 @@
 """What changes bring: a benchmark of another revision and of this tree, run by turns in one run, each with its own program.
 
-    python benchmarks/before_after.py REVISION [--rounds 2] [-- pretrain_speed.py --threads 1 --steps 5]
+    python benchmarks/before_after.py [--rounds 2] REVISION [-- pretrain_speed.py --threads 1 --steps 5]
 
 Prints what each run printed. Both sides must know the program and its options; real sample data are found by both.
 """
