@@ -57,6 +57,9 @@ def other_runs(on_pretend_gpu: Callable[..., Any], streets: Path, streets_with_r
 def check_numbers(preset: str, found: dict[str, Any]) -> None:
     by_device = found[preset]
     assert len(by_device["cuda"]["rows"]) == 4
+    # torch adds up the norm of many tensors in one pass on a CPU: the last of its eight digits may differ.
+    norms = [[float(row.pop("gradient_norm")) for row in by_device[device]["rows"]] for device in ("cuda", "cpu")]
+    assert norms[0] == pytest.approx(norms[1], rel=3e-7)
     assert by_device["cuda"]["rows"] == by_device["cpu"]["rows"]
     assert by_device["cuda"]["refused"] == {}
 
@@ -169,7 +172,7 @@ def test_a_batch_of_labels_waits_no_more_than_its_budget_and_is_the_cpus(
             [v for box in theirs[1] for v in box], rel=1e-3
         )
     assert sum(found["waits"].values()) + found["events"] <= LABELER_WAITS[name], found["waits"]
-    assert found["asked"] > 100
+    assert found["asked"] > 20  # of transformers 5; 4 asks some hundreds of times
 
 
 def test_faults_that_are_made_on_purpose_are_found(on_pretend_gpu: Callable[..., Any]) -> None:
