@@ -17,7 +17,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ..common import Failure, package_versions
+from ..common import Failure, gpu_problem, package_versions
 from . import console
 from .options import Json
 
@@ -178,6 +178,8 @@ def _devices() -> Iterator[Finding]:
             properties = torch.cuda.get_device_properties(index)
             yield Finding("device", "ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
         yield Finding("preset", "ok", "olivine pretrain would take the paper's preset (there is a GPU)")
+    elif (problem := gpu_problem()) is not None:
+        yield Finding("device", "broken", problem, "install a driver and a torch that fit each other")
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("device", "ok", f"CPU, {cores} cores, {torch.backends.cpu.get_cpu_capability()}; no CUDA device")

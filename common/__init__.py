@@ -3,7 +3,7 @@
 Nothing here knows a data set, a network or a command.
 """
 
-from .devices import gains_by_bfloat16
+from .devices import gains_by_bfloat16, gpu_problem, tell_of_device
 from .errors import FULL_DISK, Failure, OlivineError, PathLike, disk_error, memory_error
 from .files import (
     MARK,
@@ -57,6 +57,7 @@ __all__ = [
     "digest",
     "disk_error",
     "gains_by_bfloat16",
+    "gpu_problem",
     "inside",
     "is_relative_name",
     "is_running",
@@ -73,6 +74,7 @@ __all__ = [
     "remove_leftovers",
     "sha256_file",
     "stop_signals",
+    "tell_of_device",
     "track",
     "weights_folder",
     "write_bytes",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, cores, gains_by_bfloat16
+from ..common import OlivineError, cores, gains_by_bfloat16, tell_of_device
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,10 +24,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         OlivineError: it is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
         raise OlivineError(f"--device {name} is no device", remedy="use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -35,6 +33,7 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name} is not there; this machine has {torch.cuda.device_count()} GPUs",
             remedy="use --device cpu",
         )
+    tell_of_device(device, name)
     return device
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, tell_of_device
 from .settings import PretrainSettings
 from .sparse.loops import release_memory
 from .sparse.precision import float32_products, set_float32_products
@@ -82,6 +82,7 @@ def make_fabric(settings: PretrainSettings) -> Fabric:
             where=f"run.accelerator={run.accelerator}, run.devices={run.devices}, run.precision={run.precision}",
             remedy="choose others, for example --set run.accelerator=cpu",
         ) from None
+    tell_of_device(fabric.device, run.accelerator, run.precision)
     return fabric
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ..common import OlivineError, PathLike
+from ..common import OlivineError, PathLike, gpu_problem
 from ..common.plugins import names_in
 from ..common.settings import apply_change, check_ranges, read_yaml_file, settings_from_plain
 from .augment import AugmentSettings
@@ -231,7 +231,7 @@ def choose_preset() -> tuple[str, str]:
 
     if torch.cuda.is_available():
         return "paper", f"a GPU is here ({torch.cuda.get_device_name(0)})"
-    return "cpu", "no GPU is here"
+    return "cpu", gpu_problem() or "no GPU is here"
 
 
 def load_settings(config: PathLike, overrides: Sequence[str] = ()) -> PretrainSettings:
