@@ -37,8 +37,9 @@ def finetune_rounds(
 ) -> list[Result]:
     """Fine-tune on weak labels, then ``rounds`` times again on the last network's own labels of the training frames.
 
-    Every round starts from the same weights. A point keeps the class that the last network gives it with a probability
-    of at least ``settings.sure``; the others are ignored.
+    Every round starts from the same weights. Of the points that the last network gives a class, the share
+    ``settings.surest`` that it is surest of keep it, class by class (as Zou et al., Class-Balanced Self-Training, ECCV
+    2018): by one probability for all, rare classes would be taught no more. The other points are ignored.
 
     Args:
         out: ``round-0``, ``round-1``, … are runs as :func:`~olivine.downstream.finetune.finetune` makes them, ``labels-1``
@@ -83,9 +84,9 @@ class OwnLabels:
     Args:
         shards: the frames.
         teacher: the run's folder.
-        folder: one file for each frame, uint8 [N], 0 = not sure; and ``labels.json``: of whose labels they are, the
+        folder: one file for each frame, uint8 [N], 0 = not among the surest; and ``labels.json``: of whose labels they are, the
             classes' names from 1 on, and the SHA-256 of each file (``olivine check-labels --rounds`` reads it).
-        settings: ``sure`` and the device are taken.
+        settings: ``surest`` and the device are taken.
 
     Attributes:
         identity: the teacher's SHA-256 and what else decides the labels.
@@ -95,7 +96,11 @@ class OwnLabels:
     def __init__(self, shards: ShardSet, teacher: Path, folder: Path, settings: FinetuneSettings) -> None:
         self._shards, self._folder = shards, folder
         path = checkpoint_file(teacher)
-        self.identity: dict[str, Any] = {"teacher": sha256_file(path), "sure": settings.sure, "shards": shards.digest}
+        self.identity: dict[str, Any] = {
+            "teacher": sha256_file(path),
+            "shards": shards.digest,
+            "surest": settings.surest,
+        }
         self._again = f"remove {folder} and run again"
         record = self._record()
         if record is None or record["identity"] != self.identity:
@@ -103,7 +108,9 @@ class OwnLabels:
             record = self._record()
             assert record is not None
         self._files: list[str] = record["files"]
-        self.note = f"trained on {100 * record['kept']:.1f} % of the points, which the network before was sure of"
+        self.note = (
+            f"trained on {100 * record['kept']:.1f} % of the points, those that the network before was surest of"
+        )
 
     def _record(self) -> dict[str, Any] | None:
         """``labels.json``, None where there is none."""
@@ -116,17 +123,22 @@ class OwnLabels:
 
     def _write(self, teacher: Path, settings: FinetuneSettings) -> None:
         model, examples, content = read_segmenter(teacher, self._shards, settings.accelerator)
-        kept = total = 0
-        files = []
-        for frame, predicted, sure in predicted_points(
-            model, examples, range(len(self._shards)), "labels of the last round"
-        ):
-            label = np.where(sure >= settings.sure, predicted, 0).astype(np.uint8)
+        classes, frames = list(content["data"]["classes"]), range(len(self._shards))
+        seen = np.zeros((len(classes) + 1, _STEPS), np.int64)  # by class and probability
+        for frame, predicted, sure in predicted_points(model, examples, frames, "labels of the last round"):
+            step = np.rint((_STEPS - 1) * sure).astype(np.uint16)
+            seen += np.bincount(predicted * _STEPS + step, minlength=seen.size).reshape(seen.shape)
+            write_bytes(self._path(frame), step.tobytes() + predicted.astype(np.uint8).tobytes())
+        least, kept, files = _least_steps(seen, settings.surest), 0, []
+        for frame in frames:
+            data = read_bytes(self._path(frame), self._again, what="labels")
+            count = len(data) // 3
+            step, predicted = np.frombuffer(data, np.uint16, count), np.frombuffer(data, np.uint8, offset=2 * count)
+            label = np.where(step >= least[predicted], predicted, 0).astype(np.uint8)
             write_bytes(self._path(frame), label.tobytes())
             files.append(hashlib.sha256(label.tobytes()).hexdigest())
-            kept, total = kept + int((label > 0).sum()), total + len(label)
-        classes = list(content["data"]["classes"])
-        record = {"identity": self.identity, "classes": classes, "kept": kept / max(1, total), "files": files}
+            kept += int((label > 0).sum())
+        record = {"identity": self.identity, "classes": classes, "kept": kept / max(1, seen.sum()), "files": files}
         write_json(self._folder / "labels.json", record)
 
     def _path(self, frame: int) -> Path:
@@ -143,3 +155,17 @@ class OwnLabels:
         if hashlib.sha256(data).hexdigest() != self._files[frame]:
             raise OlivineError("has changed since it was written", where=path, remedy=self._again)
         return np.frombuffer(data, np.uint8)
+
+
+_STEPS = 1 << 16
+"""Of probabilities from 0 to 1."""
+
+
+def _least_steps(seen: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """The largest step of each class from which on at least the share of its points lie; int64 [K].
+
+    Args:
+        seen: int64 [K, S], points of each class and step.
+    """
+    from_here_on = seen[:, ::-1].cumsum(1)[:, ::-1]
+    return seen.shape[1] - 1 - (from_here_on[:, ::-1] >= share * seen.sum(1, keepdims=True)).argmax(1)

@@ -33,7 +33,8 @@ class SegmentationSettings:
         head: ``new``, or the ``checkpoint``'s own to start from, where that is a fine-tuning on the same classes, as UOV's
             probe does after its annotation-free training.
         least_score: weak labels of less confidence are none, 0 to 1: the share of the vote, or the labeler's score.
-        sure: of a round's labels, the least probability that the network before gives them.
+        surest: of the points that the network before gives a class, the share that keeps it in a round: those that it is
+            surest of.
         epochs: passes over those frames, rounded up to whole batches; None is 100 at 1 % and 50 above.
         batch: frames of a step over all processes; None is what is published for the benchmark, but at most a tenth
             of the frames, so that small sets get steps enough.
@@ -58,7 +59,7 @@ class SegmentationSettings:
     labels: Literal["truth", "weak"] = "truth"
     head: Literal["new", "checkpoint"] = "new"
     least_score: float = 0.0
-    sure: float = 0.9
+    surest: float = 0.5
     epochs: int | None = None
     batch: int | None = None
     lr: float = 0.05
@@ -93,7 +94,7 @@ class SegmentationSettings:
             value = getattr(self, member.name)
             if member.name in least and value is not None and not value >= least[member.name]:
                 raise OlivineError(f"{member.name} is {value}", remedy=f"use at least {least[member.name]}")
-        for name in ("sure", "least_score"):
+        for name in ("surest", "least_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OlivineError(f"{name} is {getattr(self, name)}", where=name, remedy="give a number from 0 to 1")
         if self.least_score > 0 and self.labels != "weak":
