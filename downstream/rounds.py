@@ -20,6 +20,7 @@ from .predict import predicted_points, read_segmenter
 from .results import Result, write_results
 from .segment import open_ground, segment
 from .settings import FinetuneSettings
+from .weak import WeakLabels
 
 
 def finetune_rounds(
@@ -39,7 +40,7 @@ def finetune_rounds(
 
     Every round starts from the same weights. Of the points that the last network gives a class, the share
     ``settings.surest`` that it is surest of keep it, class by class (as Zou et al., Class-Balanced Self-Training, ECCV
-    2018): by one probability for all, rare classes would be taught no more. The other points are ignored.
+    2018): by one probability for all, rare classes would be taught no more. The other points keep their weak label.
 
     Args:
         out: ``round-0``, ``round-1``, … are runs as :func:`~olivine.downstream.finetune.finetune` makes them, ``labels-1``
@@ -63,12 +64,14 @@ def finetune_rounds(
     fabric = make_fabric(settings.as_run())
     if fabric.world_size > 1:
         raise OlivineError("rounds run in one process", where="devices", remedy="use --set devices=1")
+    weak = WeakLabels(ground.train, ground.classes, settings.least_score)
     results = []
     for number in range(rounds + 1):
         folder = out / f"round-{number}"
         taught = None
         if number:
-            taught = OwnLabels(ground.train, out / f"round-{number - 1}", out / f"labels-{number}", settings)
+            teacher, labels = out / f"round-{number - 1}", out / f"labels-{number}"
+            taught = OwnLabels(ground.train, weak, teacher, labels, settings)
         where = Path(predictions) if predictions is not None and number == rounds else None
         result = segment(
             source, ground, folder, settings, fabric, predictions=where, overwrite=overwrite, taught=taught
@@ -79,10 +82,11 @@ def finetune_rounds(
 
 
 class OwnLabels:
-    """A fine-tuned network's labels of a set's points, written once and read by frame.
+    """A fine-tuned network's labels of a set's points, written once and read by frame; weak labels where it has none.
 
     Args:
         shards: the frames.
+        weak: the points' weak labels, uint8 [N] of a frame.
         teacher: the run's folder.
         folder: one file for each frame, uint8 [N], 0 = not among the surest; and ``labels.json``: of whose labels they are, the
             classes' names from 1 on, and the SHA-256 of each file (``olivine check-labels --rounds`` reads it).
@@ -93,13 +97,16 @@ class OwnLabels:
         note: for the scores.
     """
 
-    def __init__(self, shards: ShardSet, teacher: Path, folder: Path, settings: FinetuneSettings) -> None:
-        self._shards, self._folder = shards, folder
+    def __init__(
+        self, shards: ShardSet, weak: WeakLabels, teacher: Path, folder: Path, settings: FinetuneSettings
+    ) -> None:
+        self._shards, self._weak, self._folder = shards, weak, folder
         path = checkpoint_file(teacher)
         self.identity: dict[str, Any] = {
             "teacher": sha256_file(path),
             "shards": shards.digest,
             "surest": settings.surest,
+            "elsewhere": "weak",
         }
         self._again = f"remove {folder} and run again"
         record = self._record()
@@ -145,7 +152,7 @@ class OwnLabels:
         return self._folder / f"{frame:06d}.bin"
 
     def __call__(self, frame: int) -> NDArray[np.uint8]:
-        """uint8 [N], 0 = ignored.
+        """uint8 [N], 0 = ignored: what the network is surest of, and the weak label elsewhere.
 
         Raises:
             OlivineError: the file is missing, or not what was written.
@@ -154,7 +161,8 @@ class OwnLabels:
         data = read_bytes(path, self._again, what="labels")
         if hashlib.sha256(data).hexdigest() != self._files[frame]:
             raise OlivineError("has changed since it was written", where=path, remedy=self._again)
-        return np.frombuffer(data, np.uint8)
+        own = np.frombuffer(data, np.uint8)
+        return np.where(own > 0, own, self._weak(frame))
 
 
 _STEPS = 1 << 16

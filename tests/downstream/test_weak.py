@@ -13,7 +13,7 @@ from olivine.common import OlivineError
 from olivine.downstream.finetune import finetune
 from olivine.downstream.predict import predict
 from olivine.downstream.probe import linear_probe
-from olivine.downstream.rounds import finetune_rounds
+from olivine.downstream.rounds import OwnLabels, finetune_rounds
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.downstream.weak import WeakLabels, class_of_prompt
 from olivine.pairs.label_report import check_labels
@@ -171,6 +171,10 @@ def test_rounds_teach_what_the_network_before_is_surest_of_in_each_class(nuscene
         assert not (kept & ~of_kind).any()
         assert 0.3 <= kept.sum() / of_kind.sum() < 0.35 or sure[of_kind].max() - sure[of_kind].min() <= 1
         assert sure[kept].min() + 1 >= sure[of_kind & ~kept].max(initial=0)
+    weak = WeakLabels(shards, shards.point_classes)
+    taught = OwnLabels(shards, weak, tmp_path / "run/round-0", tmp_path / "run/labels-1", settings)
+    for frame, (_, _, own) in enumerate(parts):
+        np.testing.assert_array_equal(taught(frame), np.where(own > 0, own, weak(frame)))
     assert any("surest of" in note for note in second.notes) and not any("surest of" in note for note in first.notes)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert finetune_rounds(checkpoint, *nuscenes_world.splits, tmp_path / "run", settings, rounds=1)[1] == second
