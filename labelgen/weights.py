@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -199,9 +200,15 @@ def _fetch(file: WeightFile, path: Path, entry: Weights) -> tuple[str, int]:
                     remedy="check the network, or fetch it by hand",
                 ) from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(reason, socket.gaierror) and attempt > 1:
+                raise OlivineError(
+                    f"there is no way to the server ({reason})",
+                    where=_url(file),
+                    remedy="check the network or the proxy (HTTPS_PROXY), or fetch it by hand",
+                ) from None
             if attempt == len(_WAITS):
                 have = part.stat().st_size if part.exists() else 0
-                reason = getattr(error, "reason", None) or error
                 raise OlivineError(
                     f"the connection failed after {have} bytes ({reason})",
                     where=_url(file),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
+import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -118,6 +120,19 @@ def test_a_fetch_that_was_given_up_goes_on_in_the_next_call(server, tmp_path):
     again = fetch_weights(["model"], tmp_path, _catalogue(server))
     assert again.failures == [] and again.fetched < len(CONTENT)
     assert (tmp_path / "sub/model.pth").read_bytes() == CONTENT
+
+
+def test_without_a_network_it_does_not_wait_for_one(server, tmp_path, monkeypatch):
+    asked = []
+
+    def no_name(request, timeout):
+        asked.append(request.full_url)
+        raise urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
+
+    monkeypatch.setattr("urllib.request.urlopen", no_name)
+    (failure,) = fetch_weights(["model"], tmp_path, _catalogue(server)).failures
+    assert "no way to the server" in failure.reason and "HTTPS_PROXY" in failure.reason
+    assert len(asked) == 2
 
 
 def test_a_file_that_changed_meanwhile_is_not_spliced(server, tmp_path):
