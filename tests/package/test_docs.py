@@ -255,6 +255,7 @@ NEEDS = {
     "export --(layout openpcdet|for second)": "a run of --config voxelnet (tests/downstream/test_weights.py)",
     "export .*--layout openpcdet": "the same",
     "pretrain .*data/pairs/kitti/train": "a second data set (tests/train/test_mixture.py)",
+    "finetune .*data/study-weak/voted": "a finished study",
     "study --merge": "finished studies (tests/study/test_study.py)",
     "study --config study-(weak|teachers|tuning|full)": "hours (make study-weak-ground, and so on)",
 }
