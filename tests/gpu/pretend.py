@@ -62,7 +62,7 @@ NO_SHADOW = WAITING | {
     "record_stream",
     "set_",
 }
-NO_SHADOW |= {"repeat_interleave", "cudnn_batch_norm", "cudnn_batch_norm_backward", "resize_", "_fused_sgd_"}
+NO_SHADOW |= {"repeat_interleave", "isin", "cudnn_batch_norm", "cudnn_batch_norm_backward", "resize_", "_fused_sgd_"}
 
 
 #: CUDA's own, which a CPU has not.
