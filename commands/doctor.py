@@ -178,9 +178,9 @@ def _devices() -> Iterator[Finding]:
             properties = torch.cuda.get_device_properties(index)
             yield Finding("device", "ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
         yield Finding("preset", "ok", "olivine pretrain would take the paper's preset (there is a GPU)")
-    elif (problem := gpu_problem()) is not None:
-        yield Finding("device", "broken", problem, "install a driver and a torch that fit each other")
     else:
+        if (problem := gpu_problem()) is not None:
+            yield Finding("gpu", "missing", problem, "install a driver and a torch that fit each other")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding("device", "ok", f"CPU, {cores} cores, {torch.backends.cpu.get_cpu_capability()}; no CUDA device")
         yield Finding("preset", "ok", "olivine pretrain would take the CPU preset (no GPU)")

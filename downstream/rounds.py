@@ -22,6 +22,9 @@ from .segment import open_ground, segment
 from .settings import FinetuneSettings
 from .weak import WeakLabels
 
+_STEPS = 1 << 16
+"""Of probabilities from 0 to 1."""
+
 
 def finetune_rounds(
     checkpoint: PathLike | None,
@@ -163,10 +166,6 @@ class OwnLabels:
             raise OlivineError("has changed since it was written", where=path, remedy=self._again)
         own = np.frombuffer(data, np.uint8)
         return np.where(own > 0, own, self._weak(frame))
-
-
-_STEPS = 1 << 16
-"""Of probabilities from 0 to 1."""
 
 
 def _least_steps(seen: NDArray[np.int64], share: float) -> NDArray[np.int64]:

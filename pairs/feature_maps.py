@@ -33,7 +33,7 @@ _IDENTITY = {
     "map": [Whole(1, 1 << 20)],
     "cameras": Whole(1, 1 << 16),
     "mirrored": bool,
-    "shards": str,
+    "image_digest": str,
     "encoder": str,
     "weights": str,
     "images": [Whole(1, 1 << 20)],

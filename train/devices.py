@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..common import OlivineError, tell_of_device
+from ..common import OlivineError, memory_error, tell_of_device
 from .settings import PretrainSettings
 from .sparse.loops import release_memory
 from .sparse.precision import float32_products, set_float32_products
@@ -139,22 +139,22 @@ def naming_what_to_lower(settings: PretrainSettings, processes: int = 1) -> Iter
     try:
         yield
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if memory_error(error) is None:
             raise
-        run = settings.run
-        shown = " ".join(str(error).split())[:160]
+        shown, on_gpu = " ".join(str(error).split())[:160], isinstance(error, torch.OutOfMemoryError)
     else:
         return
-    with contextlib.suppress(RuntimeError):
-        torch.cuda.empty_cache()
+    run, less = settings.run, max(1, settings.run.group // 2)
     parts = 2 * run.accumulate * processes
-    fits = run.batch % parts == 0 and (run.batch // parts) % run.group == 0
-    less = max(1, run.group // 2)
-    smaller = f"run.accumulate={2 * run.accumulate}" if fits else f"run.batch={less * processes} --set run.group={less}"
+    remedy = f"take fewer frames at once: --set run.batch={less * processes} --set run.group={less}"
+    if run.batch % parts == 0 and (run.batch // parts) % run.group == 0:
+        remedy = f"take fewer frames at once: --set run.accumulate={2 * run.accumulate}"
+    elif run.group == 1 and run.batch <= processes:
+        remedy = "take larger voxels (voxels.size_m) or a smaller network"
     raise OlivineError(
         f"a step does not fit into memory with run.batch={run.batch}, run.group={run.group}, "
         f"run.accumulate={run.accumulate} ({shown})",
-        remedy=f"take fewer frames at once: --set {smaller}; or fewer images: --set image.at_once=16",
+        remedy=remedy + ("; or fewer images: --set image.at_once=16" if on_gpu else ""),
     )
 
 

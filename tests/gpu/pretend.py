@@ -142,7 +142,7 @@ class Pretend(torch.Tensor):
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What an operator's arguments or results hold, as torch's tree_leaves, in a quarter of its time."""
+    """What an operator's arguments or results hold, as torch's tree_leaves; that one took much of a run's time."""
     if isinstance(value, (tuple, list)):
         for each in value:
             yield from leaves(each)

@@ -57,8 +57,8 @@ def other_runs(on_pretend_gpu: Callable[..., Any], streets: Path, streets_with_r
 def check_numbers(preset: str, found: dict[str, Any]) -> None:
     by_device = found[preset]
     assert len(by_device["cuda"]["rows"]) == 4
-    # On some processors the gradient's norm differs in its last digit, and Seal's gradient from the third step on; why is
-    # not known. A tensor's place in memory may decide how a product is added up.
+    # On one processor the gradient's norm differs in its last digit, and Seal's gradient from the third step on. A CPU
+    # repeats Seal to the bit, and MKL_CBWR=COMPATIBLE does not make the two equal; more is not known.
     exact = preset != "seal"
     for ours, theirs in zip(by_device["cuda"]["rows"], by_device["cpu"]["rows"], strict=True):
         norms = [float(row["gradient_norm"]) for row in (ours, theirs)]

@@ -198,7 +198,7 @@ def test_maps_are_the_encoders_of_each_image_and_of_the_mirrored_one(
 
 
 def test_int8_is_within_half_a_step_of_each_channel(tmp_path: Path) -> None:
-    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [5, 6, 7]}
+    identity = {"image_digest": "", "encoder": "", "weights": "", "images": [4, 8], "map": [5, 6, 7]}
     maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 1, "dtype": "int8", "mirrored": False})
     scale = 10.0 ** np.arange(-3, 4)
     values = (np.random.default_rng(0).normal(size=(2, 1, 1, 5, 6, 7)) * scale).astype(np.float32)
@@ -279,7 +279,7 @@ def test_maps_that_do_not_fit_the_run_are_refused_in_one_line(
     refused(r"images is \[40, 72\] there and \[44, 72\] here", *WHOLE, "image.height=44")
     refused(r"encoder is small there and resnet18 here", *WHOLE, "image.encoder=resnet18")
     refused(r"weights is \w+ there and random here", *WHOLE, "image.weights=random")
-    refused(r"shards is", *WHOLE, shards=open_shards(make_shards({"a": 1}, seed=9)))
+    refused(r"image_digest is", *WHOLE, shards=open_shards(make_shards({"a": 1}, seed=9)))
     refused(r"absent.*Store them first: olivine features", *WHOLE, of=tmp_path / "absent")
     other = stored(small_shards, settings, tmp_path, "float16")
     refused(rf"2 stores fit this run.*({folder.name}|{other.name})", *WHOLE, of=tmp_path)
@@ -296,7 +296,7 @@ def test_what_cannot_be_stored_is_refused_in_one_line(small_shards: Path, small_
     encoder = ImageEncoder("dinov3-vits16", "random")
     with pytest.raises(OlivineError, match=r"multiples of 16, not 40 x 72"):
         store_maps(shards, settings, encoder, tmp_path)
-    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [1, 1, 1]}
+    identity = {"image_digest": "", "encoder": "", "weights": "", "images": [4, 8], "map": [1, 1, 1]}
     maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 1, "dtype": "float16", "mirrored": False})
     with pytest.raises(OlivineError, match=r"a feature of 70000 is too large for float16.*float32 or int8"):
         maps.write(0, np.full((1, 1, 1, 1, 1, 1), 7e4, np.float32))

@@ -102,7 +102,7 @@ def store_maps(
     image, stride = settings.image, find_encoder(encoder.kind).stride
     encoder.check_size(image.height, image.width)
     identity = {
-        "shards": shards.image_digest,
+        "image_digest": shards.image_digest,
         "encoder": encoder.kind,
         "weights": encoder.digest,
         "images": [image.height, image.width],

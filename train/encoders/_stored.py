@@ -37,7 +37,7 @@ class StoredFeatures(PixelFeatures):
     def __init__(self, folder: PathLike, settings: PretrainSettings, shards: ShardSet) -> None:
         self._folder, self._settings, self._shards, image = folder, settings, shards, settings.image
         wanted: dict[str, Any] = {
-            "shards": shards.image_digest,
+            "image_digest": shards.image_digest,
             "encoder": image.encoder,
             "images": [image.height, image.width],
         }
