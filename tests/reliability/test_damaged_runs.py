@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_line_in_metrics_and_exports(tmp_path, checkpoint, mo
 
 
 def test_stored_maps_that_changed_are_not_used(tmp_path):
-    identity = {"shards": "", "encoder": "", "weights": "", "images": [4, 8], "map": [2, 3, 4]}
+    identity = {"image_digest": "", "encoder": "", "weights": "", "images": [4, 8], "map": [2, 3, 4]}
     maps = FeatureMaps.create(tmp_path, {**identity, "cameras": 2, "dtype": "float16", "mirrored": False})
     values = np.random.default_rng(0).random((5, 2, 1, 2, 3, 4)).astype(np.float32)
     maps.write(0, values)
