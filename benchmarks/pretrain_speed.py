@@ -42,7 +42,7 @@ from olivine.readers import open_dataset
 from olivine.readers.index import write_index
 from olivine.train.augment import generator_of, make_sample
 from olivine.train.backbone import Clouds
-from olivine.train.batch import Batch, attach_to_places, collate
+from olivine.train.batch import Batch, collate
 from olivine.train.build import build_model, classes_of_pairs, columns_of
 from olivine.train.encoder import ImageEncoder
 from olivine.train.forward import Distiller
@@ -84,7 +84,8 @@ class UsualStep:
         settings = self.settings
         voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
         cells = self.model.backbone.encode(Clouds(batch.points, batch.point_cloud(), voxels, settings.voxels)).cells
-        batch, pair_voxel = attach_to_places(batch, voxels, voxels.inverse)
+        batch = batch.pairs_inside(voxels.inverse >= 0)
+        pair_voxel = voxels.inverse[batch.pair_point]
         chance = sampling_probability(batch.pair_density, batch.pair_label, class_count)
         total, pairs = len(pair_voxel), settings.method.pairs
         drawn_ppkt = draw_without_replacement(None, total, pairs, draw_generator(settings.seed, STEP, 0, 0))
@@ -192,7 +193,8 @@ def pair_terms(folder: Path, config: str, steps: int, threads: int, groups: int)
     draws = [generator_of(0, epoch, 0) for epoch in range(groups * settings.run.group)]
     batch = collate([make_sample(shards[0], 0, size, settings.augment, draw, columns) for draw in draws])
     voxels = voxelize(batch.points, list(batch.point_count), settings.voxels)
-    batch, place = attach_to_places(batch, voxels, voxels.inverse)
+    batch = batch.pairs_inside(voxels.inverse >= 0)
+    place = voxels.inverse[batch.pair_point]
     own = int((batch.pair_frame < settings.run.group).sum())  # of the pass's first group
     label, place, classes = batch.pair_label[:own], place[:own], len(classes_of_pairs(shards, settings)[0])
     generator = torch.Generator().manual_seed(0)

@@ -46,7 +46,10 @@ class Clouds:
         voxels: see :func:`~olivine.train.voxelize.voxelize`; their batch indices are those of ``cloud``.
         settings: that the voxels were made with.
         engine: of sparse convolutions.
+        inside: bool [N] on the CPU, the points that have a voxel; None where nobody asks.
     """
+
+    inside: Tensor | None = None
 
     def __init__(
         self, points: Tensor, cloud: Tensor, voxels: Voxels, settings: VoxelSettings, engine: str = "auto"

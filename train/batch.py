@@ -14,7 +14,6 @@ from torch import Tensor
 from ..common import OlivineError
 from .sample import COLUMNS, Sample, column_of
 from .transfer import to_device
-from .voxelize import Voxels
 
 _INDEX = ("pair_camera", "pair_point", "pair_label")  # int64, whatever they are stored as
 
@@ -89,12 +88,20 @@ class Batch:
         return part
 
     def select_pairs(self, kept: Tensor) -> Batch:
-        """The batch with some of its pairs only (index [M'])."""
-        over_pairs = tuple(name for name in self.columns if COLUMNS[name].over == "pairs")
-        chosen = self._with(lambda name, value: value.index_select(0, kept), over_pairs)
+        """The batch with some of its pairs only (index [M'] on the CPU)."""
+        over_pairs, rows = (
+            [name for name in self.columns if COLUMNS[name].over == "pairs"],
+            to_device(kept, self.pair_frame.device),
+        )
+        chosen = self._with(lambda name, value: value.index_select(0, rows), over_pairs)
         if self._host is not None:
-            chosen._host = self._host.select_pairs(kept.cpu())
+            chosen._host = self._host.select_pairs(kept)
         return chosen
+
+    def pairs_inside(self, inside: Tensor) -> Batch:
+        """The batch without the pairs of other points than those ``inside``, bool [N] on the CPU."""
+        kept = torch.nonzero(inside.index_select(0, self.host.pair_point))[:, 0]
+        return self if len(kept) == len(self.pair_point) else self.select_pairs(kept)
 
     def _with(self, change: Callable[[str, Tensor], Tensor], names: Sequence[str]) -> Batch:
         columns = {name: change(name, value) if name in names else value for name, value in self.columns.items()}
@@ -136,21 +143,6 @@ def _join(samples: Sequence[Sample], owner: tuple[int, ...] = ()) -> Batch:
     pair_frame = torch.from_numpy(np.repeat(np.arange(len(samples)), pairs))
     tokens, frames = tuple(s.token for s in samples), tuple(s.frame for s in samples)
     return Batch(tokens, frames, points, images, pair_frame, columns, owner=owner)
-
-
-def attach_to_places(batch: Batch, voxels: Voxels, place: Tensor) -> tuple[Batch, Tensor]:
-    """Leave out pairs whose point lies outside the voxels' range.
-
-    Args:
-        place: int64 [N], where each point's embedding is.
-
-    Returns:
-        the batch with the pairs that stay, and the place of each, int64 [M'].
-    """
-    kept = torch.nonzero(voxels.inverse.index_select(0, batch.pair_point) >= 0)[:, 0]
-    if len(kept) < len(batch.pair_point):
-        batch = batch.select_pairs(kept)
-    return batch, place.index_select(0, batch.pair_point)
 
 
 def check_labels(batch: Batch, classes: int) -> None:

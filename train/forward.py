@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .batch import attach_to_places
 from .group import Group
 from .method import Method
 from .prepare import Prepared
@@ -50,10 +49,7 @@ class Distiller(nn.Module):
         """
         batch, clouds = ready.batch, ready.clouds
         features = self.backbone.encode(clouds)
-        if self.voxels.max_voxels is None:
-            place = features.place.index_select(0, batch.pair_point)
-        else:  # some points in the range have no voxel
-            batch, place = attach_to_places(batch, clouds.voxels, features.place)
+        place = features.place.index_select(0, batch.pair_point)
         scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0

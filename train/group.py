@@ -28,7 +28,7 @@ class Group:
         batch: the pass's; ``frames`` and ``rows`` the group's frames and pairs in it.
         place: int64 [M], where the pairs' points are in the pass's ``features``.
         key: (seed, step, group), of the draws.
-        scans: the pass's scans, by how many frames they come after its frames, each with its points' places.
+        scans: the pass's scans, by how many frames they come after its frames, as :func:`~.scan.scans_of` gives them.
 
     Attributes:
         step: of the run; ``tokens`` the frames' names.
@@ -47,7 +47,7 @@ class Group:
         pixels: PixelFeatures | None,
         class_count: Tensor,
         key: tuple[int, int, int],
-        scans: Mapping[int, tuple[Batch, Tensor]] | None = None,
+        scans: Mapping[int, tuple[Batch, Tensor, Tensor]] | None = None,
     ) -> None:
         self._batch, self._frames, self._rows, self._key = batch, frames, rows, key
         self.step, self.size, self.class_count = key[1], rows.stop - rows.start, class_count
@@ -113,7 +113,7 @@ class Points:
         return point, number.index_add_(0, row, number.new_ones(len(row))).view(-1, classes)
 
     def mean_by(self, segment: Tensor, count: int, head: nn.Module) -> Tensor:
-        """Mean embedding of each segment's pairs, [count, p], not normalised; ``segment`` int64 [M], −1 = none."""
+        """Mean embedding of each segment's pairs, [count, p], not normalised; ``segment`` int64 [M] or on the CPU, −1 = none."""
         return segment_mean(self._features.embed(head).index_select(0, self.place), segment, count)
 
 
@@ -124,7 +124,7 @@ class Pixels:
         self._batch, self._rows, self._known = batch, rows, source
         start = sum(batch.image_count[: frames.start])
         self._images = slice(start, start + sum(batch.image_count[frames]))
-        self._segments: dict[bool, tuple[Tensor, int]] = {}
+        self._segments: dict[bool, tuple[Tensor, Tensor, int]] = {}
 
     @property
     def _source(self) -> PixelFeatures:
@@ -137,27 +137,31 @@ class Pixels:
         features = self._source(self._batch, torch.cat(draws) + self._rows.start).to(dtype)
         return features.split([len(draw) for draw in draws])
 
-    def segments(self, uncovered: bool = False) -> tuple[Tensor, int]:
-        """The images' segments numbered through from 0, int64 [I, H, W], −1 = none; and how many there are, S.
+    def segments(self, uncovered: bool = False) -> tuple[Tensor, Tensor, int]:
+        """The images' segments that hold a pair, numbered from 0: int64 [I, H, W], each pair's, [M], −1 = none; and S.
 
-        With ``uncovered`` what no segment covers is one more of each image.
+        On the CPU, so that nobody waits. With ``uncovered`` what no segment covers is one more of each image.
         """
         if uncovered not in self._segments:
-            self._segments[uncovered] = number_through(self._batch.segment[self._images].long() + uncovered)
+            segment = self._batch.host.segment[self._images].long() + uncovered
+            self._segments[uncovered] = number_through(segment, *self._of_pairs())
         return self._segments[uncovered]
 
     def of_pairs(self, maps: Tensor) -> Tensor:
-        """The values of maps of the group's images, [I, H, W], at the pairs' pixels, [M]."""
-        image = self._batch.pair_camera[self._rows] - self._images.start
-        return at_pixels(maps, image, self._batch.pair_uv[self._rows])
+        """The values of maps of the group's images, [I, H, W], at the pairs' pixels, [M]; both on the CPU."""
+        return at_pixels(maps, *self._of_pairs())
+
+    def _of_pairs(self) -> tuple[Tensor, Tensor]:
+        host = self._batch.host
+        return host.pair_camera[self._rows] - self._images.start, host.pair_uv[self._rows]
 
     def means_by_segment(
         self, head: nn.Module, encoder: bool = False, uncovered: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again.
 
-        With ``encoder`` also its mean feature by the frozen encoder, [S, E], 0 where the encoder's map has no cell of it;
-        see :class:`~.pixel_features.PixelFeatures`.
+        With ``encoder`` also its mean feature by the frozen encoder, [S, E], and how many cells of the encoder's map it
+        is of, on the CPU, [S]: 0 where that is 0; see :class:`~.pixel_features.PixelFeatures`.
         """
-        number, count = self.segments(uncovered)
+        number, _, count = self.segments(uncovered)
         return self._source.mean_by_segment(self._batch, self._images, number, count, head, encoder)

@@ -76,40 +76,48 @@ class PixelFeatures:
 
     def mean_by_segment(
         self, batch: Batch, images: slice, number: Tensor, count: int, head: nn.Module, encoder: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean unit embedding of each segment over all its pixels, [S, p], not normalised again.
 
         Image by image: the full-size map of one alone is kept, and made again for the gradient.
 
         Args:
             images: rows of the batch's images.
-            number: int64 [I, H, W], each pixel's segment from 0 over all these images, −1 = none.
+            number: int64 [I, H, W] on the CPU, each pixel's segment from 0 over all these images, −1 = none.
             count: S.
             head: a linear layer E → p.
             encoder: the mean of the encoder's own features as well.
 
         Returns:
-            the means; and [S, E], the mean feature before the head over the map's cells whose pixel (nearest, rounded
-            down) is the segment's, 0 for a segment without one; without ``encoder`` [0, E].
+            the means; [S, E], the mean feature before the head over the map's cells whose pixel (nearest, rounded
+            down) is the segment's, 0 for a segment without one; and on the CPU how many those are, [S]. The last two
+            are empty without ``encoder``.
         """
-        pixels = torch.bincount(number[number >= 0], minlength=count)
-        sums = torch.zeros((), device=number.device)
-        features = torch.zeros(count if encoder else 0, self.channels, device=number.device)
-        cells = torch.zeros(len(features), 1, device=number.device)
+        device, size = batch.pair_frame.device, (number.shape[1], number.shape[2])
+        sums = torch.zeros((), device=device)
+        features = torch.zeros(count if encoder else 0, self.channels, device=device)
+        pixels, cells = (torch.zeros(n, dtype=torch.int64) for n in (count, len(features)))
         for i, segment in enumerate(number):
             row_of_image = torch.tensor([images.start + i])
-            crop = batch.image_crop[images.start + i] if "image_crop" in batch.columns else None
+            crop = batch.host.image_crop[images.start + i] if "image_crop" in batch.columns else None
             feature_map = self.maps(batch, row_of_image)[0].permute(1, 2, 0)
             embedding = head(feature_map.to(next(head.parameters()).dtype))
-            sums = sums + checkpoint(_sums_by_segment, embedding, segment, crop, count, self._grid, use_reentrant=False)
+            row, pixel = _held(segment)
+            pixels += torch.bincount(row, minlength=count)
+            uv = torch.stack([pixel % size[1], pixel // size[1]], 1)
+            uv = uv if crop is None else in_whole_image(uv, crop[None], size)
+            where = (to_device(row, device), to_device(uv, device), size)
+            sums = sums + checkpoint(_sums_by_segment, embedding, *where, count, self._grid, use_reentrant=False)
             if encoder:
-                row = _at_cells(segment, feature_map.shape[:2], crop).flatten()
-                kept = torch.nonzero(row >= 0)[:, 0]
-                value = feature_map.flatten(0, 1).index_select(0, kept)
+                row, cell = _held(_at_cells(segment, feature_map.shape[:2], crop))
+                value = feature_map.flatten(0, 1).index_select(0, to_device(cell, device))
                 features = features.to(torch.promote_types(features.dtype, value.dtype))
-                features.index_add_(0, row[kept], value.to(features.dtype))
-                cells += torch.bincount(row[kept], minlength=count)[:, None]
-        return sums / (pixels[:, None].to(sums.dtype) + 1e-6), features / (cells + 1e-6)
+                features.index_add_(0, to_device(row, device), value.to(features.dtype))
+                cells += torch.bincount(row, minlength=count)
+        mean = sums / (to_device(pixels[:, None], device).to(sums.dtype) + 1e-6)
+        if encoder:
+            features = features / (to_device(cells[:, None], device).to(features.dtype) + 1e-6)
+        return mean, features, cells
 
 
 def in_whole_image(uv: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
@@ -138,16 +146,18 @@ def _at_cells(segment: Tensor, size: Sequence[int], crop: Tensor | None) -> Tens
     return segment.index_select(0, rows).index_select(1, columns)
 
 
-def _sums_by_segment(embedding: Tensor, segment: Tensor, crop: Tensor | None, count: int, grid: FeatureGrid) -> Tensor:
-    """Sum of the unit embeddings of each segment's pixels: [h, w, p], int64 [H, W] → [S, p]."""
-    height, width = segment.shape
-    v, u = torch.meshgrid(*(torch.arange(n, device=segment.device) for n in (height, width)), indexing="ij")
-    uv = torch.stack([u.flatten(), v.flatten()], 1)
-    uv = uv if crop is None else in_whole_image(uv, crop[None], (height, width))
-    kept = torch.nonzero(segment.flatten() >= 0)[:, 0]
-    feature_map = embedding.permute(2, 0, 1)[None]
-    value = sample_features(feature_map, torch.zeros_like(kept), uv[kept], (height, width), grid)
-    row = segment.flatten()[kept]
+def _held(number: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers from 0 of a map, and where they stand in it, both int64 [P]; −1 is left out."""
+    number = number.flatten()
+    place = torch.nonzero(number >= 0)[:, 0]
+    return number[place], place
+
+
+def _sums_by_segment(
+    embedding: Tensor, row: Tensor, uv: Tensor, size: tuple[int, int], count: int, grid: FeatureGrid
+) -> Tensor:
+    """Sum of the unit embeddings at each segment's pixels ``uv``: [h, w, p], int64 [P], [P, 2] → [S, p]."""
+    value = sample_features(embedding.permute(2, 0, 1)[None], torch.zeros_like(row), uv, size, grid)
     return embedding.new_zeros(count, value.shape[1]).index_add(0, row, unit_rows(value))
 
 

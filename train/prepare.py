@@ -6,7 +6,6 @@ On a GPU a thread does this for the next pass (:mod:`~olivine.common.ahead`) whi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +58,7 @@ def prepare_pass(batch: Batch, model: Distiller, pixels: PixelFeatures | None, c
 
 
 def prepare(batch: Batch, settings: VoxelSettings, classes: int, engine: str, weight: Tensor) -> tuple[Batch, Clouds]:
-    """A batch on the device, without the pairs whose points lie outside the voxels' range, and the voxels of its clouds.
+    """A batch on the device, without the pairs whose points have no voxel, and the voxels of its clouds.
 
     Args:
         batch: on the CPU.
@@ -72,19 +71,16 @@ def prepare(batch: Batch, settings: VoxelSettings, classes: int, engine: str, we
     """
     device = weight.device
     points, count = batch.clouds()
-    found = in_range(points, settings)
-    held = torch.tensor(count)
-    if found.rows is not None:
-        inside = torch.zeros(len(points), dtype=torch.bool).index_fill_(0, found.rows, True)
-        kept = torch.nonzero(inside.index_select(0, batch.pair_point))[:, 0]
-        batch = batch if len(kept) == len(batch.pair_point) else batch.select_pairs(kept)
-        edges = torch.searchsorted(found.rows, torch.tensor([0, *accumulate(count)]))
-        held = edges[1:] - edges[:-1]
+    inside = in_range(points, settings)
+    present = torch.tensor([bool(part.any()) for part in inside.split(count)])
+    batch = batch.pairs_inside(inside)
     check_labels(batch, classes)
     batch = batch.to(device)
     points = batch.clouds()[0]
-    voxels = voxelize(points, count, settings, found.to(device))
-    present = held > 0
+    voxels = voxelize(points, count, settings, inside)
+    if settings.max_voxels is not None:  # some points in the range have no voxel
+        inside = (voxels.inverse >= 0).cpu()
+        batch = batch.pairs_inside(inside)
     # Clouds left without a voxel leave no gap; their points are given to the next one that has some, or the last.
     number = (present.cumsum(0) - present.long()).clamp(max=int(present.sum()) - 1)
     cloud = torch.repeat_interleave(
@@ -95,4 +91,6 @@ def prepare(batch: Batch, settings: VoxelSettings, classes: int, engine: str, we
         first = to_device(number, device).index_select(0, coordinate[:, 0].long())
         coordinate = torch.cat([first[:, None].to(coordinate.dtype), coordinate[:, 1:]], 1)
     voxels = voxels.replace(coordinate, voxels.feature.to(weight.dtype))
-    return batch, Clouds(points, cloud, voxels, settings, engine)
+    clouds = Clouds(points, cloud, voxels, settings, engine)
+    clouds.inside = inside
+    return batch, clouds

@@ -10,12 +10,13 @@ from .batch import Batch
 from .transfer import to_device
 
 
-def scans_of(batch: Batch, clouds: Clouds, features: Features) -> dict[int, tuple[Batch, Tensor]]:
-    """The frames' own scans (0) and the others, each with the place of its points, −1 outside the voxels' range."""
-    place = torch.where(clouds.voxels.inverse >= 0, features.place, -1)
+def scans_of(batch: Batch, clouds: Clouds, features: Features) -> dict[int, tuple[Batch, Tensor, Tensor]]:
+    """The frames' own scans (0) and the others, each with the place of its points, and on the CPU which have a voxel."""
+    assert clouds.inside is not None
     scans = {0: batch, **batch.scans}
-    parts = place.split([sum(scan.point_count) for scan in scans.values()])
-    return {after: (scan, part) for (after, scan), part in zip(scans.items(), parts)}
+    count = [sum(scan.point_count) for scan in scans.values()]
+    parts = zip(features.place.split(count), clouds.inside.split(count))
+    return {after: (scan, *part) for (after, scan), part in zip(scans.items(), parts)}
 
 
 class Scan:
@@ -23,43 +24,44 @@ class Scan:
 
     Attributes:
         frames: the group's frames that have it, from 0, ascending.
-        place: int64 [P], where the points' embeddings are; −1 outside the voxels' range.
+        place: int64 [P], where the points' embeddings are.
+        inside: bool [P] on the CPU: the points that have a voxel. Another's place means nothing.
     """
 
     def __init__(
-        self, batch: Batch, members: slice, frames: tuple[int, ...], place: Tensor, features: Features
+        self, batch: Batch, members: slice, frames: tuple[int, ...], place: Tensor, inside: Tensor, features: Features
     ) -> None:
         self._batch, self._members, self.frames, self._features = batch, members, frames, features
         self._first = sum(batch.point_count[: members.start])
-        self.place = place[self._first : sum(batch.point_count[: members.stop])]
+        points = slice(self._first, sum(batch.point_count[: members.stop]))
+        self.place, self.inside = place[points], inside[points]
         edges = torch.tensor([members.start, members.stop])
         self._pairs = slice(*torch.searchsorted(batch.host.pair_frame, edges).tolist())
 
     @classmethod
-    def of_frames(cls, frames: slice, batch: Batch, place: Tensor, features: Features) -> Scan | None:
+    def of_frames(cls, frames: slice, batch: Batch, place: Tensor, inside: Tensor, features: Features) -> Scan | None:
         """The scan of some frames of a pass, None where none of them has it."""
         owner = batch.owner or tuple(range(len(batch.tokens)))
         members = [number for number, frame in enumerate(owner) if frames.start <= frame < frames.stop]
         if not members:
             return None
         own = tuple(owner[number] - frames.start for number in members)
-        return cls(batch, slice(members[0], members[-1] + 1), own, place, features)
+        return cls(batch, slice(members[0], members[-1] + 1), own, place, inside, features)
 
-    def column(self, name: str) -> Tensor:
-        """A column that the method's needs name: over its points [P, …], its pairs, or one row a frame."""
-        return self._batch.part(name, self._members, self._pairs)
+    def column(self, name: str, *, host: bool = False) -> Tensor:
+        """A column that the method's needs name: over its points [P, …], its pairs, or one row a frame; ``host``: on the CPU."""
+        return (self._batch.host if host else self._batch).part(name, self._members, self._pairs)
 
     def frame_of_points(self) -> Tensor:
-        """The group's frame that each point belongs to, int64 [P]."""
-        number, count = (
-            to_device(values, self.place.device) for values in (self.frames, self._batch.point_count[self._members])
-        )
-        return torch.repeat_interleave(number, count, output_size=len(self.place))
+        """The group's frame that each point belongs to, int64 [P] on the CPU."""
+        count = torch.tensor(self._batch.point_count[self._members])
+        return torch.repeat_interleave(torch.tensor(self.frames), count)
 
     def points_of_pairs(self) -> Tensor:
-        """The point of each of its pairs, rows of its points, int64 [M]."""
-        return self.column("pair_point") - self._first
+        """The point of each of its pairs, rows of its points, int64 [M] on the CPU."""
+        return self.column("pair_point", host=True) - self._first
 
     def at(self, rows: Tensor, head: nn.Module) -> Tensor:
-        """Unit embeddings of points by a point head, [P', p]; they must have a place."""
-        return self._features.embed(head).index_select(0, self.place.index_select(0, rows))
+        """Unit embeddings of points by a point head, [P', p]; rows, on the CPU or not, of points inside."""
+        place = self.place.index_select(0, to_device(rows, self.place.device))
+        return self._features.embed(head).index_select(0, place)

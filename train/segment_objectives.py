@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError
+from .transfer import to_device
 
 Dropped = Literal["zero_logit", "excluded"]
 SegmentAverage = Literal["points", "segments"]
@@ -21,16 +22,17 @@ def segment_mean(feature: Tensor, segment: Tensor, segments: int) -> Tensor:
 
     Args:
         feature: [N, D].
-        segment: integer [N], from 0; −1 belongs to none.
+        segment: integer [N], from 0; −1 belongs to none. On the CPU or not.
         segments: S.
 
     Returns:
         [S, D]; 0 for a segment without a row.
     """
-    kept = torch.nonzero(segment >= 0)[:, 0]
-    row = segment.index_select(0, kept).long()
-    sums = feature.new_zeros(segments, feature.shape[1]).index_add(0, row, feature.index_select(0, kept))
-    return sums / (torch.bincount(row, minlength=segments)[:, None].to(feature.dtype) + 1e-6)
+    segment = to_device(segment, feature.device)
+    row = torch.where(segment >= 0, segment, segments).long()  # one more, of what belongs to none
+    sums = feature.new_zeros(segments + 1, feature.shape[1]).index_add(0, row, feature)[:segments]
+    count = torch.zeros(segments + 1, device=row.device).index_add_(0, row, torch.ones(len(row), device=row.device))
+    return sums / (count[:segments, None].to(feature.dtype) + 1e-6)
 
 
 def tolerant_contrast(
@@ -106,7 +108,7 @@ def segment_contrast(
 
     Args:
         point: f, [N, D], unit rows.
-        segment: i, integer [N], from 0; −1 is left out.
+        segment: i, integer [N], from 0; −1 is left out. Where it is on the CPU, nobody waits for a GPU.
         prototype: m, [S, D], one for each segment.
         temperature: τ > 0.
         average: over the points, or in each segment and then over the segments that hold a point.
@@ -125,13 +127,14 @@ def segment_contrast(
         )
     if average not in ("points", "segments"):
         raise OlivineError(f"no average {average!r}", where="segment_contrast", remedy="use points or segments")
+    count = to_device(torch.bincount(row, minlength=len(m)), f.device)
+    kept, row = to_device(kept, f.device), to_device(row, f.device)
     with torch.autocast(f.device.type, enabled=False):
         z = f.index_select(0, kept) @ m.T / temperature
         loss = torch.logsumexp(z, 1) - z.gather(1, row[:, None])[:, 0]
         if average == "points":
             return loss.mean()
-        count = torch.bincount(row, minlength=len(m)).to(loss.dtype)
-        return (loss / count.index_select(0, row)).sum() / (count > 0).sum()
+        return (loss / count.to(loss.dtype).index_select(0, row)).sum() / (count > 0).sum()
 
 
 def soft_target_cross_entropy(feature: Tensor, anchor: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -176,6 +179,5 @@ def _rarity(alpha: Tensor) -> Tensor:
     """1 for the anchor that is like the fewest others, 0 for the one that is like the most; [S]."""
     vote = torch.where(alpha < 0.5, 0.0, alpha).sum(1)
     vote = vote - vote.min()
-    if not bool(vote.max() > len(vote) * torch.finfo(vote.dtype).eps * alpha.abs().max()):
-        return torch.ones_like(vote)
-    return 1 - vote / vote.max()
+    apart = vote.max() > len(vote) * torch.finfo(vote.dtype).eps * alpha.abs().max()
+    return torch.where(apart, 1 - vote / vote.max(), torch.ones_like(vote))

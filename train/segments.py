@@ -6,20 +6,24 @@ import torch
 from torch import Tensor
 
 
-def number_through(segment: Tensor) -> tuple[Tensor, int]:
-    """Number the segments of several images through.
+def number_through(segment: Tensor, image: Tensor, uv: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Number the segments of several images through that hold one of the pixels at least.
 
     Args:
         segment: int64 [I, H, W], numbered from 0 in each image, −1 = none.
+        image, uv: of the pixels, see :func:`at_pixels`.
 
     Returns:
-        int64 [I, H, W], numbered from 0 over all images, −1 = none; and how many there are.
+        int64 [I, H, W], numbered from 0 over all images, −1 = none or one that holds no pixel; each pixel's, int64 [M];
+        and how many there are.
     """
-    image = torch.arange(len(segment), device=segment.device)[:, None, None]
-    key = torch.where(segment >= 0, image * (segment.max() + 1).clamp(min=1) + segment, -1)
-    known, number = torch.unique(key, return_inverse=True)
-    none = int(bool(len(known) and known[0] < 0))
-    return number - none, len(known) - none
+    room = int(segment.max()) + 2  # of an image: none, and its segments
+    key = segment + 1 + room * torch.arange(len(segment), device=segment.device)[:, None, None]
+    of_pixel = at_pixels(key, image, uv)
+    held = torch.unique(of_pixel[of_pixel % room > 0])
+    number = torch.full((len(segment) * room,), -1, device=segment.device)
+    number[held] = torch.arange(len(held), device=segment.device)
+    return number[key], number[of_pixel], len(held)
 
 
 def at_pixels(maps: Tensor, image: Tensor, uv: Tensor) -> Tensor:

@@ -90,19 +90,8 @@ class Voxels:
         return Voxels(coordinate, feature, self.inverse, self.first)
 
 
-@dataclass(frozen=True)
-class InRange:
-    """Which points become voxels: their rows, int64 [N'], ascending; None for all."""
-
-    rows: Tensor | None
-
-    def to(self, device: torch.device) -> InRange:
-        """The same on another device."""
-        return self if self.rows is None else InRange(to_device(self.rows, device))
-
-
-def in_range(points: Tensor, settings: VoxelSettings) -> InRange:
-    """Check points and find those in the range: what :func:`voxelize` takes where it must not wait for a device.
+def in_range(points: Tensor, settings: VoxelSettings) -> Tensor:
+    """Check points and find those in the range, bool [N]: what :func:`voxelize` takes where it must not wait for a device.
 
     Raises:
         OlivineError: points that are not finite, coordinates beyond what a key holds.
@@ -130,14 +119,14 @@ def in_range(points: Tensor, settings: VoxelSettings) -> InRange:
                 where=where,
                 remedy="crop the cloud",
             )
-    return InRange(torch.nonzero(inside).flatten() if settings.crop else None)
+    return inside
 
 
 def voxelize(
     points: Tensor,
     batch_index: Tensor | list[int] | tuple[int, ...] | None,
     settings: VoxelSettings,
-    checked: InRange | None = None,
+    checked: Tensor | None = None,
 ) -> Voxels:
     """The voxels of the points of a batch of clouds; the same for the same points.
 
@@ -146,13 +135,14 @@ def voxelize(
         batch_index: int [N], the cloud of each point; or a list with the number of points of each cloud, in order; or
             None for a single cloud.
         settings: grid, sizes, feature, range.
-        checked: what :func:`in_range` says of the points, if it was asked before.
+        checked: what :func:`in_range` says of the points, if it was asked before, on the CPU.
 
     Raises:
         OlivineError: a wrong shape or dtype, points that are not finite, coordinates beyond what a key holds.
     """
     batch = _batch_of(points, batch_index)
-    kept = (checked or in_range(points, settings)).rows
+    inside = in_range(points, settings) if checked is None else checked
+    kept = None if bool(inside.all()) else to_device(torch.nonzero(inside)[:, 0], points.device)
     coordinate = torch.cat((batch[:, None], _grid_coordinate(points, settings)), 1)
     key = pack(coordinate if kept is None else coordinate.index_select(0, kept))
     distinct, voxel, count = torch.unique(key, sorted=True, return_inverse=True, return_counts=True)

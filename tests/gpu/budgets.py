@@ -25,9 +25,21 @@ FIRST = {
     "cpu": Budget(68, 2071),
     "ppkt": Budget(37, 645),
     "slidr": Budget(80, 2775),
+    "st-slidr": Budget(71, 2715),
+    "seal": Budget(66, 2677),
+    "uov-tmp": Budget(13, 416),
     "distil": Budget(41, 542),
 }
-MOST = FIRST | {"paper": Budget(2, 1255, 1, 63), "cpu": Budget(2, 1697, 1, 62)}
+MOST = {
+    "paper": Budget(2, 1252, 1, 63),
+    "cpu": Budget(2, 1694, 1, 62),
+    "ppkt": Budget(2, 419, 1, 65),
+    "slidr": Budget(1, 2030, 1, 65),
+    "st-slidr": Budget(1, 2100, 1, 65),
+    "seal": Budget(2, 2176, 2, 66),
+    "uov-tmp": Budget(1, 353, 1, 39),
+    "distil": Budget(1, 315, 1, 58),
+}
 
 #: Waits of a labeler's batch of two images, with two layers of the detector's decoder; before, with one, 482, 382 and 378.
 LABELER_WAITS = {"grounded-sam": 5, "hf-grounded-sam": 3, "mm-grounded-sam2": 3}

@@ -160,7 +160,7 @@ def test_features_in_a_crop_are_those_of_the_whole_image_at_the_same_places(
         left, top, w, h = whole.image_crop[image].tolist()
         if min(left, top, 1 - left - w, 1 - top - h) == 0:
             continue
-        (mean, _), (other, feature) = (
+        (mean, _, _), (other, feature, _) = (
             source.mean_by_segment(batch, slice(image, image + 1), number, 7, head, encoder=True)
             for source, batch in zip(sources, batches)
         )
@@ -311,7 +311,7 @@ def test_means_over_segments_are_the_encoders_too(small_shards: Path, small_sett
     number = torch.arange(9).repeat_interleave(8).expand(2, 40, 72) - 1  # columns of pixels; the first is no segment
     head = torch.nn.Linear(64, 8)
     sources = EncodedFeatures(encoder, "align_corners"), StoredFeatures(folder, settings, shards)
-    (mean, feature), (other_mean, other_feature) = (
+    (mean, feature, _), (other_mean, other_feature, _) = (
         source.mean_by_segment(collate(samples), slice(2, 4), number, 8, head, encoder=True) for source in sources
     )
     torch.testing.assert_close(other_mean, mean, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..group import Group
 from ..objectives import info_nce, segment_mean
+from ..transfer import to_device
 
 
 def class_contrast(group: Group, after: int, head: nn.Module, temperature: float) -> Tensor | None:
@@ -27,15 +28,18 @@ def class_contrast(group: Group, after: int, head: nn.Module, temperature: float
     there, classes = group.scan(after), len(group.class_count)
     if there is None:
         return None
-    label, total = group.column("pair_label"), group.frames * classes
-    here_key = torch.where(label > 0, group.frame_of_pairs() * classes + label, -1)
-    point, label = there.points_of_pairs(), there.column("pair_label")
-    kept = torch.nonzero((label > 0) & (there.place.index_select(0, point) >= 0))[:, 0]
+    # On the CPU, so that nobody waits for a GPU.
+    label, total = group.column("pair_label", host=True), group.frames * classes
+    here_key = torch.where(label > 0, group.frame_of_pairs(host=True) * classes + label, -1)
+    point, label = there.points_of_pairs(), there.column("pair_label", host=True)
+    kept = torch.nonzero((label > 0) & there.inside.index_select(0, point))[:, 0]
     point, label = point.index_select(0, kept), label.index_select(0, kept)
     there_key = there.frame_of_points().index_select(0, point) * classes + label
     both = torch.bincount(here_key[here_key >= 0], minlength=total) * torch.bincount(there_key, minlength=total)
     rows = torch.nonzero(both)[:, 0]
     if not len(rows):
         return None
-    here = group.points.mean_by(here_key, total, head).index_select(0, rows)
-    return info_nce(here, segment_mean(there.at(point, head), there_key, total).index_select(0, rows), temperature)
+    value = there.at(point, head)
+    means = group.points.mean_by(here_key, total, head), segment_mean(value, there_key, total)
+    here, other = (mean.index_select(0, to_device(rows, mean.device)) for mean in means)
+    return info_nce(here, other, temperature)

@@ -27,6 +27,7 @@ from ...common.settings import check_ranges
 from ..group import Group
 from ..method import Context, Needs, Reduce, Term
 from ..objectives import info_nce, segment_contrast
+from ..transfer import to_device
 from ._temporal import class_contrast
 from .slidr import Slidr, SlidrSettings
 
@@ -73,11 +74,16 @@ class Objects(NamedTuple):
 
     Attributes:
         feature: unit embeddings, [N, p].
-        number: the object of each, int64 [N], from 0; each object has a point.
+        number: the object of each, int64 [N] on the CPU, from 0; each object has a point.
     """
 
     feature: Tensor
     number: Tensor
+
+    @property
+    def row(self) -> Tensor:
+        """``number`` beside the embeddings."""
+        return to_device(self.number, self.feature.device)
 
     @property
     def objects(self) -> int:
@@ -86,12 +92,12 @@ class Objects(NamedTuple):
 
     def mean(self) -> Tensor:
         """Each object's mean embedding, [S, p], not normalised again."""
-        sums = self.feature.new_zeros(self.objects, self.feature.shape[1]).index_add(0, self.number, self.feature)
-        return sums / torch.bincount(self.number)[:, None]
+        sums = self.feature.new_zeros(self.objects, self.feature.shape[1]).index_add(0, self.row, self.feature)
+        return sums / to_device(torch.bincount(self.number)[:, None], sums.device)
 
     def highest(self) -> Tensor:
         """The largest value of each channel over an object's points, [S, p]."""
-        index = self.number[:, None].expand_as(self.feature)
+        index = self.row[:, None].expand_as(self.feature)
         none = self.feature.new_zeros(self.objects, self.feature.shape[1])
         return none.scatter_reduce(0, index, self.feature, "amax", include_self=False)
 
@@ -150,7 +156,8 @@ class Seal(Slidr):
             return
         sides = []
         for scan, name in ((here, "cluster_next"), (there, "cluster_previous")):
-            cluster = torch.where(scan.place >= 0, scan.column(name).long(), -1)
+            # On the CPU, so that nobody waits for a GPU.
+            cluster = torch.where(scan.inside, scan.column(name, host=True).long(), -1)
             sides.append((scan, cluster, scan.frame_of_points()))
         for frame in there.frames:
             rows = [torch.nonzero((of_point == frame) & (cluster >= 0))[:, 0] for _, cluster, of_point in sides]
@@ -191,7 +198,7 @@ class Seal(Slidr):
         """``frames_paired``, frames of the step whose scene has the later scan; ``objects``, seen in both scans."""
         if self.terms == ("superpixel",):
             return {}
-        counts = torch.tensor([self._frames, self._paired, self._matched], device=self.pixel_head.weight.device)
+        counts = to_device([self._frames, self._paired, self._matched], self.pixel_head.weight.device)
         frames, paired, matched = map(int, reduce(counts).tolist())
         self._seen, self._alone = self._seen + frames, self._alone + frames - paired
         self._frames = self._paired = self._matched = 0

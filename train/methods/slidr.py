@@ -18,6 +18,7 @@ from ...common.settings import check_ranges
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Term
 from ..objectives import info_nce
+from ..transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,23 @@ class Slidr(Method):
         return {"superpixel": Term(info_nce(superpoint, superpixel, self.temperature), 1.0)}
 
     def pooled(self, group: Group, encoder: bool = False, uncovered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The superpixels that hold a point: superpoints [S, p], superpixels [S, p]; with ``encoder`` features [S, E].
+        """The superpixels that hold a point: superpoints [S, p], superpixels [S, p], and features, empty or [S, E].
 
         Args:
-            encoder, uncovered: see :class:`~olivine.train.group.Pixels`.
+            encoder: with the encoder's own features, and without the superpixels that have none.
+            uncovered: see :class:`~olivine.train.group.Pixels`.
         """
-        number, count = group.pixels.segments(uncovered)
-        segment = group.pixels.of_pairs(number)
-        held = torch.bincount(segment[segment >= 0], minlength=count).nonzero()[:, 0]
-        if not len(held):
+        _, of_pair, count = group.pixels.segments(uncovered)
+        if not count:
             none = self.pixel_head.weight.new_zeros(0, 1)
             return none, none, none
-        superpoint = group.points.mean_by(segment, count, self.point_head)
-        superpixel, feature = group.pixels.means_by_segment(self.pixel_head, encoder, uncovered)
-        if encoder:
-            feature = feature.index_select(0, held)
-        return superpoint.index_select(0, held), superpixel.index_select(0, held), feature
+        superpoint = group.points.mean_by(of_pair, count, self.point_head)
+        superpixel, feature, cells = group.pixels.means_by_segment(self.pixel_head, encoder, uncovered)
+        if not encoder:
+            return superpoint, superpixel, feature
+        present = to_device(torch.nonzero(cells)[:, 0], feature.device)
+        return (
+            superpoint.index_select(0, present),
+            superpixel.index_select(0, present),
+            feature.index_select(0, present),
+        )

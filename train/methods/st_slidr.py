@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from ...common.settings import check_ranges
 from ..backbone import unit_rows
 from ..group import Group
@@ -57,10 +55,8 @@ class StSlidr(Slidr):
         """The tolerant contrast of the superpoints of the group's images with their superpixels."""
         s = self.settings
         superpoint, superpixel, feature = self.pooled(group, encoder=True)
-        present = torch.nonzero(feature.norm(dim=1) > 0)[:, 0]
-        if not len(present):
+        if not len(feature):
             return {}
-        superpoint, superpixel, feature = (x.index_select(0, present) for x in (superpoint, superpixel, feature))
         feature = unit_rows(feature)
         value = tolerant_contrast(
             superpoint,

@@ -19,6 +19,7 @@ from ...common.settings import check_ranges
 from ..group import Group
 from ..method import Context, Method, MethodSettings, Needs, Term
 from ..objectives import info_nce, soft_target_cross_entropy
+from ..transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class UovTmp(Method):
         """Both terms over the regions of the group's images that hold a point."""
         phrase, feature = group.column("region_phrase").long(), group.column("region_feature")
         images, room = phrase.shape
-        segment = group.column("segment").long()
+        segment = group.column("segment", host=True).long()
         if int(segment.max()) >= room:
             raise OlivineError(
                 f"a region map holds the region {int(segment.max()) + 1}, there is room for {room}",
@@ -79,13 +80,12 @@ class UovTmp(Method):
                 remedy="check the shards: olivine build-pairs --check",
             )
         # Regions of all images, numbered through: image · R + region.
-        number = torch.where(
-            segment >= 0, segment + room * torch.arange(images, device=segment.device)[:, None, None], -1
-        )
+        number = torch.where(segment >= 0, segment + room * torch.arange(images)[:, None, None], -1)
         of_pair = group.pixels.of_pairs(number)
-        held = torch.bincount(of_pair[of_pair >= 0], minlength=images * room).nonzero()[:, 0]
+        held = torch.unique(of_pair[of_pair >= 0])
         if not len(held):
             return {}
+        held = to_device(held, phrase.device)
         superpoint = group.points.mean_by(of_pair, images * room, self.point_head).index_select(0, held)
         region = feature.flatten(0, 1).index_select(0, held).to(superpoint.dtype)
         region = torch.nn.functional.normalize(region, dim=1)

@@ -70,8 +70,8 @@ def to_dense(tensor: SparseTensor, shape: tuple[int, int, int] | None = None) ->
     place = tensor.coordinate.long()
     if tensor.shape is None:
         place = place // torch.tensor((1, *tensor.stride), device=place.device)
-    limit = torch.tensor(size, device=place.device)
-    if bool((place[:, 1:] < 0).any()) or bool((place[:, 1:] >= limit).any()):
+    beyond = torch.stack([place[:, 1 + axis] >= limit for axis, limit in enumerate(size)])
+    if bool((place[:, 1:] < 0).any() | beyond.any()):
         raise OlivineError(f"voxels outside the grid of {size}", where=repr(tensor))
     cell = ((place[:, 0] * size[0] + place[:, 1]) * size[1] + place[:, 2]) * size[2] + place[:, 3]
     cells = tensor.batch_size * size[0] * size[1] * size[2]

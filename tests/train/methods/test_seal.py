@@ -42,11 +42,11 @@ def terms_of(
     context = Context(lambda out: nn.Linear(8, out), 8, ("none",), 1, 0.1)
     method = Seal(SealSettings(dimension=8, superpixel_weight=0, **settings), context)
     embedding = np.concatenate([*(f for f, _, _ in clouds), *(f for f, _ in partners.values())])
-    place = torch.arange(len(embedding))
+    place, inside = torch.arange(len(embedding)), torch.ones(len(embedding), dtype=torch.bool)
     first = 0
     for f, _, outside in clouds:
         if outside is not None:
-            place[first : first + len(f)][torch.from_numpy(outside)] = -1
+            inside[first : first + len(f)][torch.from_numpy(outside)] = False
         first += len(f)
     cluster = torch.from_numpy(np.concatenate([s for _, s, _ in clouds]).astype(np.int16))
     main = Batch(
@@ -57,7 +57,7 @@ def terms_of(
         torch.zeros(1, dtype=torch.int64),
         {"cluster_next": cluster},
     )
-    scans = {0: (main, place[:first])}
+    scans = {0: (main, place[:first], inside[:first])}
     if partners:
         other = Batch(
             tuple(map(str, partners)),
@@ -68,7 +68,7 @@ def terms_of(
             {"cluster_previous": torch.from_numpy(np.concatenate([s for _, s in partners.values()]).astype(np.int16))},
             owner=tuple(partners),
         )
-        scans[1] = (other, place[first:])
+        scans[1] = (other, place[first:], inside[first:])
     given: Any = Given(torch.from_numpy(embedding))
     group = Group(main, slice(0, len(clouds)), slice(0, 1), place[:1], given, None, torch.zeros(1), (0, 0, 0), scans)
     return {name: term.value.item() for name, term in method(group).items()}
@@ -142,14 +142,14 @@ def test_superflows_term_is_the_contrast_of_classes_seen_in_both_scans() -> None
     pair_frame = np.sort(rng.integers(0, 2, 80))
     pair_point, label = rng.integers(0, 30, 80) + 30 * pair_frame, rng.integers(0, 4, 80)
     other_point, other_label = rng.integers(0, 30, 50), rng.integers(0, 4, 50)
-    place = torch.arange(90)
-    place[60:65] = -1
+    place, inside = torch.arange(90), torch.ones(90, dtype=torch.bool)
+    inside[60:65] = False
     main = Batch(("a", "b"), (0, 1), (30, 30), (0, 0), torch.from_numpy(pair_frame), {})
     main.columns["pair_label"] = torch.from_numpy(label)
     columns = {"pair_point": torch.from_numpy(other_point), "pair_label": torch.from_numpy(other_label)}
     scan = Batch(("c",), (2,), (30,), (0,), torch.zeros(50, dtype=torch.int64), columns, owner=(1,))  # frame 1's
     given: Any = Given(torch.from_numpy(np.concatenate([points, others])))
-    scans = {0: (main, place[:60]), 1: (scan, place[60:])}
+    scans = {0: (main, place[:60], inside[:60]), 1: (scan, place[60:], inside[60:])}
     group = Group(
         main, slice(0, 2), slice(0, 80), torch.from_numpy(pair_point), given, None, torch.zeros(4), (0, 0, 0), scans
     )
@@ -167,17 +167,18 @@ def test_superflows_term_is_the_contrast_of_classes_seen_in_both_scans() -> None
 
 def test_uncovered_pixels_are_none_or_one_more_segment_of_each_image() -> None:
     """Also with the largest number that a 16-bit map holds: segments of neighbouring images stay apart."""
-    segment = torch.tensor([[[-1, 65534], [0, 0]], [[65534, -1], [-1, 0]]], dtype=torch.int32)
+    segment = torch.tensor([[[-1, 65534], [0, 0]], [[65534, -1], [-1, 7]]], dtype=torch.int32)
     uv = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     columns = {"segment": segment, "pair_uv": uv, "pair_camera": torch.tensor([0, 0, 1, 1])}
     batch = Batch(("a",), (0,), (4,), (2,), torch.zeros(4, dtype=torch.int64), columns)
     pixels = Pixels(batch, slice(0, 1), slice(0, 4), None)
-    number, count = pixels.segments()
-    assert (count, number.tolist()) == (4, [[[-1, 1], [0, 0]], [[3, -1], [-1, 2]]])
-    assert pixels.of_pairs(number).tolist() == [-1, 1, 3, 2]
-    number, count = pixels.segments(uncovered=True)
-    assert (count, number.tolist()) == (6, [[[0, 2], [1, 1]], [[5, 3], [3, 4]]])
-    assert pixels.of_pairs(number).tolist() == [0, 2, 5, 4]
+    number, of_pair, count = pixels.segments()  # the first image's segment 0 holds no pair
+    assert (count, number.tolist()) == (3, [[[-1, 0], [-1, -1]], [[2, -1], [-1, 1]]])
+    assert of_pair.tolist() == [-1, 0, 2, 1]
+    number, of_pair, count = pixels.segments(uncovered=True)
+    assert (count, number.tolist()) == (4, [[[0, 1], [-1, -1]], [[3, -1], [-1, 2]]])
+    assert of_pair.tolist() == [0, 1, 3, 2]
+    assert pixels.of_pairs(number).tolist() == of_pair.tolist()
 
 
 def test_it_asks_for_what_its_terms_read_and_no_more() -> None:
