@@ -6,7 +6,7 @@ after the other, hundreds of times a batch. Each such question waits for all tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,11 @@ _READERS = {"__bool__", "__int__", "__index__", "__float__", "item", "tolist", "
 #: The size of their result depends on numbers: made on the CPU, and brought over.
 _OF_UNKNOWN_SIZE = {torch.nonzero, Tensor.nonzero}
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
+_PARTS = {int, slice, type(None), type(...)}
 #: They take numbers, and would ask a tensor of one number for it.
 _TAKE_NUMBERS = _FACTORIES | _INDEXING | {torch.linspace, torch.split, Tensor.split, Tensor.reshape, Tensor.view}
+#: They may bring numbers to a GPU; of every other call it is asked first whether it has to do with known ones.
+_LOOKED_AT = _MADE_OF_NUMBERS | _FACTORIES | {Tensor.new_tensor, Tensor.to}
 
 
 class KnownNumbers(TorchFunctionMode):
@@ -38,10 +41,14 @@ class KnownNumbers(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._known = WeakTensorKeyDictionary()
+        self._ids: set[int] = set()  # of what was known at some time: asked of each tensor of each call
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See the class."""
         kwargs = kwargs or {}
+        looked_at = func in _LOOKED_AT or (func in _INDEXING and not _is_a_part(args[1]))
+        if not (looked_at or _any(self._ids, args) or (kwargs and _any(self._ids, kwargs.values()))):
+            return func(*args, **kwargs)
         if func in _MADE_OF_NUMBERS and torch.device(kwargs.get("device") or "cpu").type == "cuda":
             return self._bring(func(*args, **{**kwargs, "device": "cpu"}), torch.device(kwargs["device"]))
         if func is Tensor.new_tensor and args[0].is_cuda:
@@ -76,8 +83,12 @@ class KnownNumbers(TorchFunctionMode):
             return tree_map(lambda x: self._bring(x, tensors[0].device), host)
         for value, copy in zip(tree_leaves(found), tree_leaves(host), strict=True):
             if isinstance(value, Tensor):
-                self._known[value] = copy
+                self._keep(value, copy)
         return found
+
+    def _keep(self, value: Tensor, copy: Tensor) -> None:
+        self._known[value] = copy
+        self._ids.add(id(value))
 
     def _to(self, args: Any, kwargs: Any) -> Any:
         value, known = args[0], self._known.get(args[0])
@@ -89,7 +100,7 @@ class KnownNumbers(TorchFunctionMode):
             return known.to(dtype or known.dtype, copy=True)
         found = value.to(*args[1:], **kwargs)
         if known is not None:
-            self._known[found] = known.to(dtype or known.dtype)
+            self._keep(found, known.to(dtype or known.dtype))
         return found
 
     def _bring(self, value: Any, device: torch.device) -> Any:
@@ -98,7 +109,7 @@ class KnownNumbers(TorchFunctionMode):
             return value
         found = value.pin_memory().to(device, non_blocking=True)
         if value.numel() <= _MOST and not value.is_floating_point():
-            self._known[found] = value.clone()
+            self._keep(found, value.clone())
         return found
 
     def _host(self, value: Any) -> Any:
@@ -109,6 +120,20 @@ class KnownNumbers(TorchFunctionMode):
     def _number(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and value.dim() == 0 and value in self._known
         return self._known[value].item() if known else value
+
+
+def _any(ids: set[int], values: Iterable[Any]) -> bool:
+    """Whether one of the values, or what they hold, is among the ids."""
+    for value in values:
+        if id(value) in ids:
+            return True
+        kind = type(value)
+        if kind is tuple or kind is list:
+            if _any(ids, value):
+                return True
+        elif kind is slice and _any(ids, (value.start, value.stop, value.step)):
+            return True
+    return False
 
 
 def _each(change: Callable[[Any], Any], values: Any) -> Any:
@@ -130,10 +155,9 @@ def _call(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _is_a_part(index: Any) -> bool:
-    """Whether an index names a part of a tensor, and no single elements: numbers and slices."""
-    return all(
-        isinstance(x, int | slice) and not isinstance(x, bool) for x in (index if isinstance(index, tuple) else [index])
-    )
+    """Whether an index names a part of a tensor, and no single elements: numbers, slices, None and an ellipsis."""
+    parts = index if type(index) is tuple else (index,)
+    return all(type(x) in _PARTS for x in parts)
 
 
 def _without_slices(values: Any) -> Any:
