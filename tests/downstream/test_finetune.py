@@ -19,11 +19,9 @@ import torch
 
 from olivine.common import OlivineError
 from olivine.downstream import fit, segment
-from olivine.downstream.benchmarks import training_frames
-from olivine.downstream.data import CloudExamples, FrozenFeatures, KeptFeatures
+from olivine.downstream.data import CloudExamples
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
-from olivine.downstream.predict import predict
 from olivine.downstream.probe import linear_probe
 from olivine.downstream.results import read_result
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
@@ -188,83 +186,6 @@ def test_what_is_finished_is_not_done_again(whole, nuscenes_world, checkpoint, m
     assert finetune(checkpoint, *nuscenes_world.splits, out, SHORT) == result
 
 
-def test_a_probe_keeps_features_or_computes_them_again_with_the_same_scores(nuscenes_world, checkpoint, tmp_path):
-    probes = [
-        linear_probe(checkpoint, *nuscenes_world.splits, tmp_path / str(m), replace(HEAD, memory=m), random=r)
-        for m, r in ((HEAD.memory, True), (0, False))
-    ]
-    assert [r.name for r in probes[0]] == ["random weights", "pre-trained"]
-    assert probes[0][1].scores == probes[1][0].scores != probes[0][0].scores
-    assert "backbone_state" not in load_checkpoint(tmp_path / "0" / "pre-trained")
-
-
-def test_heads_that_share_a_backbones_features_score_as_alone_and_it_sees_each_frame_once(
-    nuscenes_world, checkpoint, tmp_path, monkeypatch
-):
-    true, seen = FrozenFeatures._features, []
-    monkeypatch.setattr(FrozenFeatures, "_features", lambda self, example: seen.append(1) or true(self, example))
-
-    def scores(name, kept):
-        seen.clear()
-        settings = [ProbeSettings(epochs=2, batch=2, augment=False, seed=seed) for seed in (0, 1)]
-        places = [(checkpoint, *nuscenes_world.splits, tmp_path / f"{name}-{one.seed}", one) for one in settings]
-        return [linear_probe(*place, random=False, kept=kept)[0].scores for place in places], len(seen)
-
-    alone, one_by_one = scores("alone", None)
-    together, once = scores("together", KeptFeatures(1 << 30))
-    assert together == alone and alone[0] != alone[1]
-    assert one_by_one == 2 * once
-
-
-def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_world, checkpoint):
-    """What the frozen network gets are the stored clouds up to a rotation about z and flips, drawn by epoch and frame."""
-    assert ProbeSettings().augment and settings_of(ProbeSettings, ["augment=false"]) == ProbeSettings(augment=False)
-    source, shards = read_source(checkpoint), open_shards(nuscenes_world.splits[0])
-    clouds = CloudExamples(shards, source.voxels, torch.device("cpu"), ProbeSettings().as_augmentation(), seed=3)
-    network, seen = source.build(0), []
-    examples = FrozenFeatures(clouds, network, KeptFeatures(1 << 30), "train")
-    encode = network.encode
-
-    def recorded(cloud):
-        seen.append(cloud.points.numpy().astype(np.float64))
-        return encode(cloud)
-
-    network.encode = recorded
-    members = [(0, 1), (1, 1), (2, 1), (0, 2), (0, 1)]
-    features = [examples.batch([member]).inputs for member in members]
-    assert len(seen) == len(members)  # nothing was kept
-    matrices = []
-    for (_, frame), moved in zip(members, seen):
-        stored = shards.points(frame).astype(np.float64)
-        np.testing.assert_array_equal(moved[:, 2:], stored[:, 2:])
-        matrix = np.linalg.lstsq(stored[:, :2], moved[:, :2], rcond=None)[0]
-        np.testing.assert_allclose(moved[:, :2], stored[:, :2] @ matrix, atol=1e-4)
-        np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=1e-6)
-        matrices.append(matrix)
-    assert np.array_equal(seen[0], seen[-1]) and torch.equal(features[0], features[-1])
-    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(matrices[:-1]) for b in matrices[:i])
-    # Over many draws both flips and every quarter of the circle occur.
-    cloud = np.array([[1, 0, 0, 0], [0, 1, 0, 0]], np.float32)
-    lone = SimpleNamespace(
-        intensity_offset=0.0, points=lambda frame: cloud.copy(), point_label=lambda frame: None, token=str
-    )
-    draws = CloudExamples(lone, VoxelSettings(), torch.device("cpu"), ProbeSettings().as_augmentation())
-    images = np.stack([draws.batch([(epoch, 0)]).inputs.points[:, :2].numpy() for epoch in range(400)])
-    turned = np.arctan2(images[:, 0, 1], images[:, 0, 0])
-    assert np.histogram(turned, 4, (-np.pi, np.pi))[0].min() > 60
-    assert 150 < (np.linalg.det(images) < 0).sum() < 250  # one flip of the two mirrors the cloud, in half of the draws
-
-
-def test_a_probe_with_and_without_augmentation_are_two_scores(nuscenes_world, checkpoint, tmp_path):
-    splits = nuscenes_world.splits
-    (plain,) = linear_probe(checkpoint, *splits, tmp_path / "probe", HEAD, random=False)
-    with pytest.raises(OlivineError, match="holds another run: augment is False there and True here"):
-        linear_probe(checkpoint, *splits, tmp_path / "probe", AUGMENTED, random=False)
-    (augmented,) = linear_probe(checkpoint, *splits, tmp_path / "other", AUGMENTED, random=False)
-    assert augmented.settings["augment"] and not plain.settings["augment"]
-    assert augmented.confusion != plain.confusion and augmented.train_frames == plain.train_frames
-
-
 def test_random_weights_are_the_seeds_and_not_the_checkpoints(checkpoint):
     fresh, trained = read_source(checkpoint, random=True), read_source(checkpoint)
     states = [s.state_dict() for s in (fresh.build(0), fresh.build(0), fresh.build(1), trained.build(0))]
@@ -312,96 +233,6 @@ def test_a_voxels_label_is_its_first_points(nuscenes_world):
 
 # --- a network that interpolates at points ---------------------------------------------------------------------------
 
-REACH = 25.6
-
-
-@pytest.fixture(scope="module")
-def voxelnet(make_checkpoint) -> Path:
-    """A VoxelNet on 128 x 128 x 40 coarse voxels, whose range ends before the clouds do."""
-    grid = ["size_m=0.4", "height_m=0.2", "feature=mean", "first_channel=0", "feature_channels=4", "crop=true"]
-    grid += ["from_corner=true", f"range_m=[{-REACH},{-REACH},-5,{REACH},{REACH},3]"]
-    return make_checkpoint("backbone.name=voxelnet", *(f"voxels.{setting}" for setting in grid))
-
-
-def test_the_places_of_a_voxelnet_are_the_points_also_beyond_its_range(voxelnet, nuscenes_world):
-    source = read_source(voxelnet)
-    network = source.build(0).eval()
-    shards = open_shards(nuscenes_world.pairs / "val")
-    examples = CloudExamples(shards, source.voxels, torch.device("cpu"), per_point=network.per_point)
-    example = examples.batch([(0, 0), (0, 1)])
-    label = np.concatenate([shards.point_label(frame) for frame in (0, 1)])
-    points = np.concatenate([shards.points(frame) for frame in (0, 1)]).astype(np.float32)
-    outside = (np.abs(points[:, :2]) > REACH).any(1)
-    assert example.label.tolist() == label.tolist() and outside.any()
-    assert torch.equal(example.inverse, torch.arange(len(label)))
-    with torch.no_grad():
-        feature = network.encode(example.inputs).raw()
-        cells = network.features(example.inputs.tensor)
-    # By hand: the cell of each point and its neighbours, each 3.2 m wide, on the map of 16 x 16 cells.
-    plane = torch.zeros(2, 16, 16, 128)
-    batch, x, y, z = cells.coordinate.long().T
-    assert not z.any()
-    plane[batch, x, y] = cells.feature
-    place = np.clip((points[:, :2] + np.float32(REACH)) / np.float32(3.2), 0, 15)
-    first = len(shards.points(0))
-    for i in (*range(0, len(points), 97), *np.flatnonzero(outside)[::53], first - 1, first):
-        (left, low), (a, b) = np.floor(place[i]).astype(int), place[i] - np.floor(place[i])
-        at = plane[int(i >= first)]
-        right, high = min(left + 1, 15), min(low + 1, 15)
-        below = (1 - a) * at[left, low] + a * at[right, low]
-        above = (1 - a) * at[left, high] + a * at[right, high]
-        torch.testing.assert_close(feature[i], (1 - b) * below + b * above, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("far", [0, 1])
-def test_a_frame_beyond_a_voxelnets_range_is_named(far, voxelnet):
-    cloud = np.random.default_rng(0).uniform(-9, 9, (40, 4)).astype(np.float32)
-    clouds = [cloud + 900 * np.eye(4, dtype=np.float32)[0] if frame == far else cloud for frame in (0, 1)]
-    shards = SimpleNamespace(
-        intensity_offset=0.0,
-        points=clouds.__getitem__,
-        point_label=lambda frame: None,
-        token=lambda frame: f"frame {frame}",
-    )
-    examples = CloudExamples(shards, read_source(voxelnet).voxels, torch.device("cpu"), per_point=True)
-    for call in (lambda: examples.batch([(0, 0), (0, 1)]), lambda: examples.whole(far)):
-        with pytest.raises(OlivineError, match=f"^frame {far}: no point of this frame lies in the network's range"):
-            call()
-    assert len(examples.whole(1 - far).label) == 40
-
-
-@pytest.mark.parametrize("kind", ["probe", pytest.param("finetune", marks=pytest.mark.soak)])
-def test_a_voxelnet_is_trained_and_every_point_is_scored(kind, voxelnet, nuscenes_world, tmp_path):
-    splits, out = nuscenes_world.splits, tmp_path / kind
-    if kind == "probe":
-        short = replace(HEAD, epochs=2)
-        (result,) = linear_probe(voxelnet, *splits, out, short, random=False, predictions=tmp_path / "a")
-        out = out / "pre-trained"
-    else:
-        result = finetune(voxelnet, *splits, out, SHORT, predictions=tmp_path / "a")
-    loss = [float(row["loss"]) for row in rows(out / "steps.csv")]
-    assert len(loss) == 8 and np.isfinite(loss).all() and np.mean(loss[-2:]) < loss[0]
-    assert result.provenance["backbone"] == "voxelnet"
-    shards = open_shards(splits[1])
-    truth = [shards.point_label(frame) for frame in range(len(shards))]
-    assert result.scores.point_count == sum(int((t > 0).sum()) for t in truth) == np.sum(result.confusion)
-    # The written predictions, one byte a point, give the same confusion matrix.
-    found = np.zeros_like(np.array(result.confusion))
-    files = {path.name.split("_")[0]: path for path in (tmp_path / "a").rglob("*.bin")}
-    assert len(files) == len(shards)
-    for frame, label in enumerate(truth):
-        predicted = np.fromfile(files[shards.token(frame)], np.uint8)
-        assert len(predicted) == len(shards.points(frame))
-        np.add.at(found, (label[label > 0], predicted[label > 0]), 1)
-    assert found.tolist() == result.confusion
-    if kind == "finetune":
-        start, end = load_backbone(voxelnet)[0].state_dict(), load_backbone(out)[0].state_dict()
-        assert all(not torch.equal(start[n], end[n]) for n in start if n.endswith("kernel"))
-        predict(out, splits[1], tmp_path / "b", accelerator="cpu")
-        again = {path.name: path.read_bytes() for path in (tmp_path / "b").rglob("*.bin")}
-        assert again == {path.name: path.read_bytes() for path in files.values()}
-
-
 OWN = """
 from olivine.train.backbones import SRUNetSmall
 class Own(SRUNetSmall):
@@ -428,48 +259,11 @@ def test_a_backbone_from_elsewhere_keeps_a_layer_named_as_published_heads_are(
 # --- fractions ------------------------------------------------------------------------------------------------------
 
 
-def stand_in(dataset: str, scenes: int, frames: int):
-    ranges = {f"s{i}": range(i * frames, (i + 1) * frames) for i in range(scenes)}
-
-    class Shards(list):
-        pass
-
-    shards = Shards(range(scenes * frames))
-    shards.benchmark, shards.scenes, shards.path = dataset_class(dataset).benchmark("v1.0-trainval"), ranges, "shards"
-    return shards
-
-
-@pytest.mark.parametrize(("percent", "count"), [(1, 7), (5, 35), (10, 70), (25, 175), (100, 700)])
-def test_nuscenes_subsets_are_every_kth_scene_as_published(percent, count):
-    frames = training_frames(stand_in("nuscenes", 700, 2), percent)
-    every = round(100 / percent)
-    assert len(frames) == 2 * count
-    assert frames[:2] == [2 * (every - 1), 2 * (every - 1) + 1]
-    assert (frames[-1] + 1) // 2 == 700 // every * every
-
-
-def test_semantickitti_subsets_are_every_kth_frame_from_the_first():
-    assert training_frames(stand_in("semantickitti", 2, 150), 1) == [0, 100, 200]
-    assert training_frames(stand_in("semantickitti", 2, 150), 100) == list(range(300))
-
-
-@pytest.mark.parametrize(("dataset", "percent"), [("nuscenes", 1), ("nuscenes", 25), ("semantickitti", 5)])
-def test_the_parts_of_a_fraction_are_the_whole_set_without_a_frame_twice(dataset, percent):
-    shards = stand_in(dataset, 200, 3)
-    parts = [training_frames(shards, percent, part) for part in range(100 // percent)]
-    assert parts[0] == training_frames(shards, percent)
-    assert sorted(frame for part in parts for frame in part) == list(range(600))
-    with pytest.raises(OlivineError, match=rf"part: no part {len(parts)} of {len(parts)}.*Use 0 to {len(parts) - 1}"):
-        training_frames(shards, percent, len(parts))
-
-
 def test_a_fraction_that_leaves_no_frame_or_has_no_rule_is_refused(nuscenes_world, checkpoint, tmp_path):
     with pytest.raises(
         OlivineError, match=r"1 % leaves no frame: it is every 100th scene, and there are 8\. .* from 25 % on"
     ):
         finetune(checkpoint, *nuscenes_world.splits, tmp_path, replace(SHORT, fraction=1))
-    with pytest.raises(OlivineError, match="30 % is not every k-th"):
-        training_frames(stand_in("nuscenes", 700, 2), 30)
     with pytest.raises(OlivineError, match="fraction of 0 %"):
         FinetuneSettings(fraction=0)
     assert not list(tmp_path.iterdir())
