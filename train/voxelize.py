@@ -142,7 +142,7 @@ def voxelize(
     """
     batch = _batch_of(points, batch_index)
     inside = in_range(points, settings) if checked is None else checked
-    kept = None if bool(inside.all()) else to_device(torch.nonzero(inside)[:, 0], points.device)
+    kept = to_device(torch.nonzero(inside)[:, 0], points.device) if settings.crop else None
     coordinate = torch.cat((batch[:, None], _grid_coordinate(points, settings)), 1)
     key = pack(coordinate if kept is None else coordinate.index_select(0, kept))
     distinct, voxel, count = torch.unique(key, sorted=True, return_inverse=True, return_counts=True)
