@@ -1,12 +1,14 @@
 """Two data sets in one run against either alone, and dropped beams in training against a cloud of half the beams.
 
     python benchmarks/several_sets.py FOLDER [--streets 660102] [--seeds 3] [--steps 60] [--frames 24] [--threads 1]
+    python benchmarks/several_sets.py FOLDER --beams-only --streets 660103 --frames 48 --finetune-epochs 30
 
 Makes a small synthetic nuScenes (32 beams, six cameras) and SemanticKITTI (64 beams, one camera) in FOLDER. For each seed it
 pre-trains the CPU preset on each alone, on both for as many steps, and on both for twice as many, so that each set is
 seen as often as alone; every network is probed on both sets. Networks pre-trained on SemanticKITTI are fine-tuned there, with
-and without dropped beams, and scored on worse clouds. What is there from an earlier call is kept. Prints the means over the
-seeds, and the means of the paired differences with their 95 % intervals.
+and without dropped beams, and scored on worse clouds. With `--beams-only` it makes SemanticKITTI alone, and asks of dropped
+beams alone. What is there from an earlier call is kept. Prints the means over the seeds, and the means of the paired
+differences with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ def olivine(folder: Path, *words: object) -> None:
     print(f"{time.monotonic() - begun:5.0f} s  olivine {' '.join(map(str, words))[:120]}", flush=True)
 
 
-def make_ground(folder: Path, streets: int, frames: int) -> dict[str, Path]:
-    """The shards of both data sets, with the label noise of a detector."""
+def make_ground(folder: Path, streets: int, frames: int, sets: dict[str, int]) -> dict[str, Path]:
+    """The shards of the data sets, with the label noise of a detector."""
     found = {}
-    for name, scenes in SETS.items():
+    for name, scenes in sets.items():
         found[name] = Path("data/pairs") / name
         if (folder / found[name] / "val" / "manifest.json").is_file():
             continue
@@ -67,10 +69,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--probe-epochs", type=int, default=10)
     parser.add_argument("--finetune-epochs", type=int, default=15)
+    parser.add_argument("--beams-only", action="store_true", help="SemanticKITTI and dropped beams alone")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     given.folder.mkdir(parents=True, exist_ok=True)
-    shards = make_ground(given.folder, given.streets, given.frames)
+    sets = {"semantickitti": SETS["semantickitti"]} if given.beams_only else SETS
+    shards = make_ground(given.folder, given.streets, given.frames, sets)
     for seed in range(given.seeds):
         for name in runs_of(shards, given.steps):
             run_one(given, shards, seed, name)
@@ -81,19 +85,20 @@ def main() -> None:
                 where = ["--checkpoint", folder_of(seed, start), "--shards", shards["semantickitti"], "--out", out]
                 epochs = ["--epochs", given.finetune_epochs, "--seed", seed]
                 olivine(given.folder, "finetune", *where, *epochs, "--corrupt", *words)
-    report(given.folder, given.seeds, list(runs_of(shards, given.steps)))
+    if not given.beams_only:
+        report_sets(given.folder, given.seeds, list(runs_of(shards, given.steps)))
+    report_beams(given.folder, given.seeds)
 
 
 def runs_of(shards: dict[str, Path], steps: int) -> dict[str, tuple[list[object], list[str]]]:
     """The pre-trainings: their shards and settings."""
-    nuscenes, kitti = (["--shards", shards[name] / "train"] for name in SETS)
-    return {
-        "nuscenes": (nuscenes, [f"run.steps={steps}"]),
-        "semantickitti": (kitti, [f"run.steps={steps}"]),
-        "both": ([*nuscenes, *kitti], [f"run.steps={steps}"]),
-        "both, twice the steps": ([*nuscenes, *kitti], [f"run.steps={2 * steps}"]),
-        "semantickitti, beams dropped": (kitti, [f"run.steps={steps}", f"augment.{DROPPED}"]),
-    }
+    where: dict[str, list[object]] = {name: ["--shards", folder / "train"] for name, folder in shards.items()}
+    alone, twice = [f"run.steps={steps}"], [f"run.steps={2 * steps}"]
+    runs = {name: (words, alone) for name, words in where.items()}
+    if len(where) > 1:
+        both = [*where["nuscenes"], *where["semantickitti"]]
+        runs |= {"both": (both, alone), "both, twice the steps": (both, twice)}
+    return runs | {"semantickitti, beams dropped": (where["semantickitti"], [*alone, f"augment.{DROPPED}"])}
 
 
 def run_one(given: argparse.Namespace, shards: dict[str, Path], seed: int, name: str) -> None:
@@ -103,7 +108,7 @@ def run_one(given: argparse.Namespace, shards: dict[str, Path], seed: int, name:
     more = [f"seed={seed}", f"run.threads={given.threads}", "run.validate_epochs=1000"]
     if not (given.folder / out / "last.pt").is_file():
         olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags([*changes, *more]))
-    for probed in SETS:
+    for probed in () if given.beams_only else SETS:
         if name.endswith("dropped") or (given.folder / out / f"probe-{probed}" / "scores.json").is_file():
             continue
         options = ["--no-augment", "--epochs", given.probe_epochs, "--seed", seed]
@@ -120,7 +125,7 @@ def flags(changes: list[str]) -> list[str]:
     return [word for change in changes for word in ("--set", change)]
 
 
-def report(folder: Path, seeds: int, names: list[str]) -> None:
+def report_sets(folder: Path, seeds: int, names: list[str]) -> None:
     scores: dict[str, dict[str, list[float]]] = {"nothing (random weights)": {}}
     for probed in SETS:
         for name in names:
@@ -140,6 +145,8 @@ def report(folder: Path, seeds: int, names: list[str]) -> None:
             cells = [interval(np.subtract(scores[both][p], scores[alone][p])) for p in SETS]
             print(f"| {both} − {alone} | {' | '.join(cells)} |")
 
+
+def report_beams(folder: Path, seeds: int) -> None:
     found = {}
     for name, (start, _) in BEAMS.items():
         of_seed = [
