@@ -1,4 +1,4 @@
-"""What every room shares, one file each: devices, errors, whole-or-nothing files, progress, processes, settings, tensors.
+"""What every room shares, one file each: devices, errors, whole-or-nothing files, locks, processes, settings, tensors.
 
 Nothing here knows a data set, a network or a command.
 """

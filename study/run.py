@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..common import (
     write_bytes,
     write_json,
 )
+from ..common.locks import HeldError, locked
 from ..common.settings import flat_values, settings_to_plain
 from ..downstream.data import KeptFeatures
 from ..downstream.finetune import finetune
@@ -66,6 +68,7 @@ class StudySummary:
         runs: of the study, for the seeds asked for; ``done`` by this call, ``kept`` from before.
         table, picture: the files.
         failures: runs that could not be done.
+        held_by_others: runs that another process is at, in the same folder.
     """
 
     out: Path
@@ -75,6 +78,7 @@ class StudySummary:
     table: Path
     picture: Path
     failures: list[Failure] = field(default_factory=list)
+    held_by_others: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,8 @@ def run_study(
 ) -> StudySummary:
     """Do what is left of a study, and make its table.
 
+    Processes that are given the same folder share its rows: each takes what no other is at.
+
     Args:
         study: see :func:`~olivine.study.config.load_study`.
         out: the study's folder.
@@ -223,26 +229,21 @@ def run_study(
     write_json(out / "study.json", study.plain)  # first: by it the folder is known as a study's
     (out / "rows").mkdir(exist_ok=True)
     remove_leftovers(out / "rows")
-    done, kept, failures = 0, 0, []
-    broken: set[tuple[str, int]] = set()
-    for number, run in enumerate(runs, 1):
-        if find_row(out, run) is not None:
-            kept += 1
-            continue
-        if (run.row, run.seed) in broken:
-            failures.append(Failure(run.unit, "the pre-training before it could not be done"))
-            continue
-        started = time.monotonic()
-        try:
-            result = _do(study, ground, run, out)
-        except OlivineError as error:
-            failures.append(Failure(run.unit, str(error)))
-            if run.stage == "pretrain":
-                broken.add((run.row, run.seed))
-            continue
-        write_row(out, run, result)
-        _note_time(out, run, time.monotonic() - started, f"{number}/{len(runs)}")
-        done += 1
+    numbered = [(f"{number}/{len(runs)}", run) for number, run in enumerate(runs, 1)]
+    left = [list(group) for _, group in groupby(numbered, key=lambda one: (one[1].row, one[1].seed))]
+    done, failures = 0, list[Failure]()
+    for _ in range(2):  # again those of a process that has ended meanwhile
+        held = []
+        for group in left:
+            try:
+                more, failed = _do_row(study, ground, group, out)
+            except HeldError:
+                held.append(group)
+                continue
+            done, failures = done + more, failures + failed
+        left = held
+    others = sum(find_row(out, run) is None for group in left for _, run in group)
+    kept = len(runs) - done - len(failures) - others
     # Rows of other seeds that this very study made earlier belong into the table as well.
     every = list(plan_study(study, ground, sorted({*study.seeds, *seeds})))
     finished = [row for row in (find_row(out, run) for run in every) if row is not None]
@@ -252,7 +253,40 @@ def run_study(
         if run.stage == "pretrain":
             costs.setdefault(run.row, []).append(out / "runs" / _folder_name(study, ground, run))
     write_bytes(out / "cost.md", cost_table(costs).encode())
-    return StudySummary(out, len(runs), done, kept, table, picture, failures)
+    return StudySummary(out, len(runs), done, kept, table, picture, failures, others)
+
+
+def _do_row(
+    study: StudySettings, ground: Ground, runs: Sequence[tuple[str, Run]], out: Path
+) -> tuple[int, list[Failure]]:
+    """Do what is left of one row and seed: how many runs were done, and what failed.
+
+    Raises:
+        HeldError: another process is at this row and seed.
+    """
+    done, failures, broken = 0, list[Failure](), False
+    if all(find_row(out, run) for _, run in runs):
+        return done, failures
+    folder = out / "runs" / _folder_name(study, ground, runs[0][1])
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".row.lock"):
+        for number, run in runs:
+            if find_row(out, run) is not None:
+                continue
+            if broken:
+                failures.append(Failure(run.unit, "the pre-training before it could not be done"))
+                continue
+            started = time.monotonic()
+            try:
+                result = _do(study, ground, run, out)
+            except OlivineError as error:
+                failures.append(Failure(run.unit, str(error)))
+                broken = run.stage == "pretrain"
+                continue
+            write_row(out, run, result)
+            _note_time(out, run, time.monotonic() - started, number)
+            done += 1
+    return done, failures
 
 
 def list_study(
@@ -416,7 +450,10 @@ def _pretrain(
     settings = replace(settings, seed=seed, data=replace(settings.data, shards=str(train.path)))
     if study.features == "stored" and needs_of(settings).encoder:
         encoder = build_encoder(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        stored = store_maps(train, settings, encoder, out / "features")[0].folder
+        features = out / "features"
+        features.mkdir(exist_ok=True)
+        with locked(features / ".maps.lock", wait_for="the encoder's maps of the images, which another process makes"):
+            stored = store_maps(train, settings, encoder, features)[0].folder
         settings = replace(settings, image=replace(settings.image, stored=str(stored)))
     forget_peak_memory()
     summary = pretrain(settings, folder)

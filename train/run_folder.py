@@ -6,22 +6,12 @@ starts from or distils (``source``, ``encoder``). While a run writes there, its 
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..common import (
-    FULL_DISK,
-    OlivineError,
-    demand,
-    disk_error,
-    read_json,
-    remove_leftovers,
-    write_json,
-)
+from ..common import OlivineError, demand, read_json, remove_leftovers, write_json
+from ..common.locks import HeldError, take_lock
 from ..common.settings import flat_values, settings_to_plain
 from .released import modern_run
 from .settings import INCIDENTAL, PretrainSettings
@@ -39,7 +29,7 @@ _held: dict[str, IO[str]] = {}
 def lock(out: Path) -> None:
     """Hold the folder's lock until this process ends or claims another folder, for it runs one run at a time.
 
-    The system frees the lock of a process that is gone, however it went; a file that it left behind holds nobody up.
+    A file that a dead process left behind holds nobody up.
 
     Raises:
         OlivineError: another process writes there; names it.
@@ -51,32 +41,13 @@ def lock(out: Path) -> None:
     while _held:
         _held.popitem()[1].close()
     try:
-        handle = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  held on purpose
-    except OSError as error:
-        raise disk_error(error, path) from error
-    try:
-        # Not flock, which the processes that load data would inherit and keep when this one is killed.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        handle.seek(0)
-        holder = " ".join(handle.read(200).split()) or "another process"
-        handle.close()
+        handle = take_lock(path)
+    except HeldError as holder:
         raise OlivineError(
             f"another run writes here ({holder})", where=out, remedy="wait for it, end it, or choose another --out"
         ) from None
-    except OSError:  # a file system without locks
-        handle.close()
-        return
-    try:
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        handle.flush()
-    except OSError as error:
-        handle.close()
-        if error.errno in FULL_DISK:
-            raise disk_error(error, path) from error
-        raise
-    _held[key] = handle
+    if handle is not None:
+        _held[key] = handle
 
 
 def read_identity(path: Path, remedy: str) -> dict[str, Any]:

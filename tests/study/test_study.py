@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from olivine.common import OlivineError
+from olivine.common.locks import HeldError
 from olivine.study import run as study_module
 from olivine.study.config import study_from_plain
 from olivine.study.rows import Run, find_row, read_rows, write_row
@@ -349,3 +352,46 @@ def test_a_study_of_streets_scores_every_row_and_its_pictures_are_encoded_once(
     monkeypatch.setattr(encoder.ImageEncoder, "forward", None)
     assert run_study(study, tmp_path / "study", (1,)).done == 11
     assert "images are not augmented" in summary.table.read_text()
+
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from olivine.common.locks import take_lock
+handle = take_lock(Path(sys.argv[1]))
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_row_that_another_process_is_at_is_left_to_it_and_to_nobody_once_it_is_dead(small, counted, ground, tmp_path):
+    run = next(run for run in plan_study(small, ground, (0,)) if run.row == "base")
+    folder = tmp_path / "runs" / study_module._folder_name(small, ground, run)
+    folder.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(folder / ".row.lock")], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "taken\n"
+            summary = run_study(small, tmp_path, (0,))
+        finally:
+            other.kill()
+    assert (summary.runs, summary.done, summary.kept, summary.held_by_others) == (5, 3, 0, 2)
+    assert not [row for row, *_ in counted if row == "base"]
+    summary = run_study(small, tmp_path, (0,))
+    assert (summary.done, summary.kept, summary.held_by_others) == (2, 3, 0)
+
+
+def test_a_row_is_taken_up_again_whose_process_ended_meanwhile(small, counted, tmp_path, monkeypatch):
+    do_row, tried = study_module._do_row, []
+
+    def held_once(study, ground, runs, out):
+        tried.append(runs[0][1].row)
+        if tried == ["random"]:
+            raise HeldError("process 1")
+        return do_row(study, ground, runs, out)
+
+    monkeypatch.setattr(study_module, "_do_row", held_once)
+    summary = run_study(small, tmp_path, (0,))
+    assert tried == ["random", "base", "whole", "random"]
+    assert (summary.done, summary.held_by_others) == (5, 0)

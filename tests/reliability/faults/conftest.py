@@ -332,7 +332,12 @@ class Machine:
         for path in sorted(self.case.rglob("*")):
             name = path.relative_to(self.case).as_posix()
             parts = Path(name).parts
-            if path.is_symlink() or not path.is_file() or parts[-1] in (".run.lock", "times.csv", "cost.md"):
+            if (
+                path.is_symlink()
+                or not path.is_file()
+                or path.suffix == ".lock"
+                or parts[-1] in ("times.csv", "cost.md")
+            ):
                 continue
             if any(part == "tensorboard" or part.endswith(".logs") for part in parts):
                 continue

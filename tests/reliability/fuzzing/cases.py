@@ -41,7 +41,7 @@ def snapshot(world: Path, but: Path) -> dict[str, object]:
             found[os.path.relpath(path, world)] = (
                 Path(path).read_bytes() if small else (state.st_size, state.st_mtime_ns)
             )
-    return {name: what for name, what in found.items() if name != str(but) and not name.endswith(".run.lock")}
+    return {name: what for name, what in found.items() if name != str(but) and not name.endswith(".lock")}
 
 
 def names_it(line: str, path: Path) -> bool:
