@@ -320,7 +320,7 @@ def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
     """Join the rows of folders of one study, for example one seed each, and make the table.
 
     Raises:
-        OlivineError: a folder holds no study or another one, or rows of different configurations.
+        OlivineError: a folder holds no study or another one, rows of different configurations, or a seed that none names.
     """
     places, out = [Path(folder) for folder in folders], Path(out)
     remedy = "name folders that olivine study wrote"
@@ -330,11 +330,19 @@ def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
             raise OlivineError(
                 f"holds another study than {places[0]}", where=place, remedy="merge folders of one study"
             )
-    study = study_from_plain(plain[0], str(places[0] / "study.json"))
+    plans = [study_from_plain(one, str(place / "study.json")) for place, one in zip(places, plain)]
+    study, planned = plans[0], sorted({seed for plan in plans for seed in plan.seeds})
     rows = read_rows(places)
     for row in rows:
+        if row.seed not in planned:
+            raise OlivineError(
+                f"{row.row}, {row.stage} is of seed {row.seed}, which the study has not",
+                where=next(place for place in places if Run(row.row, row.seed, row.stage, {}).file(place).is_file()),
+                remedy=f"leave the folder out, or add the seed to the study's file (seeds: {planned}) and run it there",
+            )
+    for row in rows:
         write_row(out, Run(row.row, row.seed, row.stage, row.configuration), row.result)
-    write_json(out / "study.json", {**plain[0], "seeds": sorted({row.seed for row in rows})})
+    write_json(out / "study.json", {**plain[0], "seeds": planned})
     table, picture = write_table(study, rows, out)
     return StudySummary(out, len(rows), 0, len(rows), table, picture)
 

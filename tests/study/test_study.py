@@ -244,6 +244,13 @@ def test_folders_that_do_not_belong_together_are_not_joined(plain, small, counte
         merge_studies([tmp_path / "a", tmp_path / "d"], tmp_path / "c")
     with pytest.raises(OlivineError, match="Name folders that olivine study wrote"):
         merge_studies([tmp_path / "a", tmp_path / "empty"], tmp_path / "c")
+    monkeypatch.setattr(study_module, "open_ground", lambda study: ground)
+    run_study(small, tmp_path / "e", (7,))
+    with pytest.raises(OlivineError, match=r"e: base, pretrain is of seed 7, which the study has not"):
+        merge_studies([tmp_path / "a", tmp_path / "e"], tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    run_study(replace(small, seeds=(7,), plain={**small.plain, "seeds": [7]}), tmp_path / "e")
+    assert merge_studies([tmp_path / "a", tmp_path / "e"], tmp_path / "c").runs == 10
 
 
 def test_a_damaged_row_is_named(tmp_path):
