@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..common.compiled import compiled
 from ..labelgen.store import LabelStore
-from ..readers.frame import Box, Frame
+from ..readers.frame import Box, Frame, rotation_of
 from ..readers.project import look_up, project_points
 from .clusters import move
 from .settings import ConsolidationSettings
@@ -397,13 +397,8 @@ def _along_tracks(votes: _Votes, here: _Votes) -> _Votes:
 
 
 def _box_to_lidar(box: Box) -> NDArray[np.float64]:
-    w, x, y, z = box.rotation
     matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
+    matrix[:3, :3] = rotation_of(box.rotation)
     matrix[:3, 3] = box.center
     return matrix
 

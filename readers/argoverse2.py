@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..common import OlivineError
 from ..common.images import image_size
 from .dataset import Dataset, truth_folder
-from .frame import Box, Camera, Frame
-from .recording import nearest, rotation_of
+from .frame import Box, Camera, Frame, rotation_of
+from .recording_files import nearest
 
 SPLITS = ("train", "val", "test")
 Matrix = NDArray[np.float64]

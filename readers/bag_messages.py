@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
+from .frame import rotation_of
 
 Matrix = NDArray[np.float64]
 
@@ -151,7 +152,6 @@ def lens_of(message: Any, rectified: bool, where: str) -> dict[str, Any]:
 
 def rigid(translation: Any, rotation: Any) -> Matrix:
     """A transform [4, 4] of a message's vector and quaternion."""
-    from .recording import rotation_of
 
     quaternion = np.array([rotation.w, rotation.x, rotation.y, rotation.z], float)
     matrix = np.eye(4)

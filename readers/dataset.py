@@ -33,6 +33,7 @@ OWN = (
     "lidar_odometry",
     "project",
     "recording",
+    "recording_files",
     "recording_start",
 )
 """The modules of this room that are no data set."""

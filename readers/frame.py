@@ -37,6 +37,18 @@ def check_lens(model: str, distortion: Sequence[float], where: object) -> None:
         )
 
 
+def rotation_of(quaternion: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rotation matrix, float64 [3, 3], of a quaternion (w, x, y, z), which is made one of length 1."""
+    w, x, y, z = np.asarray(quaternion, np.float64) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """One camera image of a frame.

@@ -16,7 +16,8 @@ from ..common.images import image_size
 from .clouds import CloudLayout, read_cloud
 from .dataset import Dataset
 from .frame import INDEX_AGAIN, Camera, Frame
-from .recording import FILE, Poses, Stream, names_of, nearest, read_description, scene_name, stream_of
+from .recording import FILE, read_description, scene_name
+from .recording_files import Poses, Stream, nearest, stream_of
 
 _CLOUD = {
     "file": str,
@@ -89,7 +90,7 @@ class RigDataset(Dataset):
         first, others = streams[0], streams[1:]
         poses = None
         if rig.poses is not None:
-            of = names_of([*rig.lidars, *rig.cameras]).get(rig.poses.of)
+            of = {sensor.name: sensor for sensor in (*rig.lidars, *rig.cameras)}.get(rig.poses.of)
             to_vehicle = np.eye(4) if of is None else of.to_vehicle
             poses = Poses(rig.poses, self.root / folder, first, to_vehicle)
         sizes = {

@@ -11,17 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-def quaternion_matrix(rotation: list[float]) -> NDArray[np.float64]:
-    """Rotation matrix float64 [3, 3] of a unit quaternion (w, x, y, z)."""
-    w, x, y, z = np.asarray(rotation, np.float64) / np.linalg.norm(rotation)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+from ..readers.frame import rotation_of
 
 
 def rigid(rotation: NDArray[np.float64], translation: Any) -> NDArray[np.float64]:
@@ -114,7 +104,7 @@ def _lidar(plain: dict[str, Any]) -> LidarMount:
         np.deg2rad(np.array(plain["elevation_deg"], np.float64)),
         plain["columns"],
         float(np.deg2rad(plain["first_azimuth_deg"])),
-        rigid(quaternion_matrix(plain["rotation"]), plain["translation"]),
+        rigid(rotation_of(plain["rotation"]), plain["translation"]),
         tuple(plain["rotation"]),
         plain["period_us"],
     )
@@ -132,7 +122,7 @@ def nuscenes_rig() -> Rig:
                 c["width"],
                 c["height"],
                 np.array(c["intrinsic"], np.float64),
-                rigid(quaternion_matrix(c["rotation"]), c["translation"]),
+                rigid(rotation_of(c["rotation"]), c["translation"]),
                 tuple(c["rotation"]),
                 c["delay_us"],
             )

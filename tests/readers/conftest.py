@@ -16,7 +16,7 @@ def tum(time_us, matrix):
 
 
 def matrix_of(record):
-    from olivine.readers.recording import rotation_of
+    from olivine.readers.frame import rotation_of
 
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation_of(np.array(record["rotation"])), record["translation"]

@@ -15,6 +15,7 @@ from olivine.readers.benchmark import Benchmark, benchmark_from_plain
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "readers/recording.py",  # poses in a table of KITTI's form are poses in a table of KITTI's form
+    "readers/recording_files.py",
     "readers/recording_start.py",
     "commands/detect.py",  # KITTI's benchmark of detection is what this command trains for
     "study/config.py",  # the folder of the demo's shards is the default of a study
