@@ -150,12 +150,19 @@ def lens_of(message: Any, rectified: bool, where: str) -> dict[str, Any]:
     return {**keys, "model": model, "distortion": [float(v) for v in d[:most]]}
 
 
-def rigid(translation: Any, rotation: Any) -> Matrix:
-    """A transform [4, 4] of a message's vector and quaternion."""
+def rigid(translation: Any, rotation: Any, where: object) -> Matrix:
+    """A transform [4, 4] of a message's vector and quaternion.
 
+    Raises:
+        OlivineError: the quaternion has no length, as a message that nobody filled in has; ``where`` names it.
+    """
     quaternion = np.array([rotation.w, rotation.x, rotation.y, rotation.z], float)
+    if not np.linalg.norm(quaternion) > 1e-6:
+        raise OlivineError(
+            f"the quaternion {quaternion.tolist()} is no rotation", where=where, remedy="correct what publishes it"
+        )
     matrix = np.eye(4)
-    matrix[:3, :3] = rotation_of(quaternion / max(float(np.linalg.norm(quaternion)), 1e-12))
+    matrix[:3, :3] = rotation_of(quaternion)
     matrix[:3, 3] = translation.x, translation.y, translation.z
     return matrix
 

@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from olivine.common import OlivineError
 from olivine.readers import open_dataset
-from olivine.readers.bag_messages import cloud_of, image_of
+from olivine.readers.bag_messages import cloud_of, image_of, rigid
 from olivine.readers.bags import BagSettings, import_bag
 
 START = 1_700_000_000_123_456_789  # ns
@@ -334,3 +334,11 @@ def test_points_of_a_big_endian_organised_cloud_and_every_pixel_order() -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), rgb, err_msg=encoding)
     with pytest.raises(OlivineError, match="neither JPEG nor PNG"):
         image_of(_Message(format="h264", data=b"\0\0\0\1"), "test")
+
+
+def test_a_transform_that_nobody_filled_in_is_named() -> None:
+    nowhere, unset = _Message(x=0.0, y=0.0, z=0.0), _Message(x=0.0, y=0.0, z=0.0, w=0.0)
+    with pytest.raises(OlivineError, match=r"transform from lidar to base: the quaternion .* is no rotation"):
+        rigid(nowhere, unset, "transform from lidar to base")
+    half = _Message(x=0.0, y=0.0, z=1.4, w=1.4)  # not of length 1, as some publishers send it
+    np.testing.assert_allclose(rigid(nowhere, half, "")[:2, :2], [[0, -1], [1, 0]], atol=1e-12)
