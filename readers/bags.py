@@ -264,8 +264,8 @@ def _read(
         else:
             for one in message.transforms:
                 pair = one.header.frame_id.lstrip("/"), one.child_frame_id.lstrip("/")
-                where = f"transform from {pair[1]} to {pair[0]}"
-                found.transforms[pair] = rigid(one.transform.translation, one.transform.rotation, where)
+                name = f"transform from {pair[1]} to {pair[0]}"
+                found.transforms[pair] = rigid(one.transform.translation, one.transform.rotation, name)
 
 
 def _add_poses_of_clouds(lidar: _Sensor, folder: Path, found: _Found) -> None:

@@ -24,6 +24,7 @@ OWN = (
     "bag_messages",
     "bags",
     "benchmark",
+    "check_edges",
     "checks",
     "clouds",
     "dataset",

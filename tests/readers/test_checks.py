@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from olivine.readers import open_dataset
-from olivine.readers.checks import CheckSettings, check_frames, steps_in_depth
+from olivine.readers.check_edges import steps_in_depth
+from olivine.readers.checks import CheckSettings, check_frames
 
 SETTINGS = CheckSettings(frames=8)
 
@@ -163,7 +164,7 @@ def test_the_command_writes_a_page_and_ends_with_1_where_something_is_wrong(kitt
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_frames_edges_fit_best_where_its_calibration_puts_them(nuscenes_keyframe, axis):
     """The figures for the real frame are in docs/own-data.md."""
-    from olivine.readers.checks import fit_when_rotated
+    from olivine.readers.check_edges import fit_when_rotated
 
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
     fit = {}
