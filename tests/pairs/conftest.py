@@ -33,6 +33,12 @@ def write_store(folder: Path, classes: tuple[str, ...], segments: str = "none") 
 
 
 @pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """What lies in a folder: the bytes of every file."""
+    return lambda path: {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture(scope="session")
 def keyframe(nuscenes_keyframe: Path) -> Frame:
     """The nuScenes keyframe."""
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()

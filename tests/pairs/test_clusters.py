@@ -23,6 +23,7 @@ from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings
 
 MakeStore = Callable[..., LabelStore]
+Contents = Callable[[Path], dict[str, bytes]]
 SETTINGS = PairSettings(clusters=1)
 THINGS = np.array([[8.0, 0, 0.5], [0, 9, 0.5], [-7, -6, 0.5], [5, -9, 1.0]])  # in the world
 ROAD = -1.8
@@ -66,10 +67,6 @@ def drive(store: LabelStore) -> list[Frame]:
         point_classes=index.point_classes,
     )  # fmt: skip
     return frames
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
 
 
 def test_one_thing_has_one_number_in_both_scans(make_store: MakeStore, tmp_path: Path) -> None:
@@ -129,7 +126,9 @@ def test_shards_of_one_scene_hold_what_one_shard_would(
 
 
 @pytest.mark.soak
-def test_the_bytes_do_not_depend_on_workers_or_on_a_second_run(make_store: MakeStore, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_workers_or_on_a_second_run(
+    contents: Contents, make_store: MakeStore, tmp_path: Path
+) -> None:
     store = make_store({"a": 3, "b": 2})
     drive(store)
     for name, settings in (("one", SETTINGS), ("again", SETTINGS), ("two", replace(SETTINGS, workers=2))):
@@ -163,7 +162,7 @@ def test_a_number_beyond_the_clusters_is_found_by_the_check(make_store: MakeStor
 
 
 def test_a_frame_whose_partner_cannot_be_read_is_left_out_and_made_when_mended(
-    make_store: MakeStore, tmp_path: Path
+    contents: Contents, make_store: MakeStore, tmp_path: Path
 ) -> None:
     store = make_store({"a": 3})
     frames = drive(store)

@@ -28,6 +28,7 @@ from olivine.readers.frame import Box, Frame
 from olivine.readers.index import write_index
 
 MakeStore = Callable[..., LabelStore]
+Contents = Callable[[Path], dict[str, bytes]]
 VOTED = PairSettings(consolidate=5)
 WRONG = 0.2
 """Share of pixels that each label map has wrong, drawn anew for each."""
@@ -104,10 +105,6 @@ def right(shards: ShardSet, column: str) -> float:
         hits += (getattr(record, column) == np.where(u < 0.5, 1, 3))[clear].sum()
         total += clear.sum()
     return float(hits / total)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
 
 
 def scored(store: LabelStore, score_of: Callable[[np.ndarray], np.ndarray]) -> LabelStore:
@@ -243,7 +240,7 @@ def test_labels_that_differ_by_picture_are_repaired_and_the_pixels_own_are_kept(
 
 
 def test_bytes_do_not_depend_on_shards_or_on_a_second_run(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contents: Contents, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store({"a": 4, "b": 1})
     street(store)

@@ -29,6 +29,9 @@ from olivine.readers.index import write_index
 
 pytestmark = pytest.mark.soak
 
+Contents = Callable[[Path], dict[str, bytes]]
+
+
 BUILD = """
 import sys
 from olivine.labelgen.store import open_store
@@ -68,12 +71,8 @@ print(json.dumps({"opened": opened, "first": first, "frame": frame, "memory": pr
 """
 
 
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
-
-
 def test_killed_at_20_random_moments_the_bytes_are_those_of_one_run(
-    make_store: Callable[..., LabelStore], tmp_path: Path
+    contents: Contents, make_store: Callable[..., LabelStore], tmp_path: Path
 ) -> None:
     store = make_store({f"s{k:02d}": 4 for k in range(40)})
     program, out = tmp_path / "build.py", tmp_path / "killed"
