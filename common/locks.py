@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +28,7 @@ def take_lock(path: Path, *, wait_for: str = "") -> IO[str] | None:
         wait_for: what the holder is at: a line says so, and its end is waited for.
 
     Returns:
-        None on a file system without locks.
+        None on a file system without locks, which is said once.
 
     Raises:
         HeldError: another process has it.
@@ -48,8 +49,9 @@ def take_lock(path: Path, *, wait_for: str = "") -> IO[str] | None:
             raise HeldError(holder) from None
         print(f"olivine: waits for {wait_for} ({holder})", file=sys.stderr, flush=True)
         fcntl.lockf(handle, fcntl.LOCK_EX)
-    except OSError:
+    except OSError as error:
         handle.close()
+        _say_that_there_are_none(error.strerror)
         return None
     try:
         handle.truncate(0)
@@ -61,6 +63,12 @@ def take_lock(path: Path, *, wait_for: str = "") -> IO[str] | None:
             raise disk_error(error, path) from error
         raise
     return handle
+
+
+@cache  # once
+def _say_that_there_are_none(reason: str) -> None:
+    line = f"the file system has no locks ({reason}); start nothing else that writes into the same folder"
+    print(f"olivine: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
