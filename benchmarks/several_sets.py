@@ -75,9 +75,10 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     sets = {"semantickitti": SETS["semantickitti"]} if given.beams_only else SETS
     shards = make_ground(given.folder, given.streets, given.frames, sets)
-    beams = {name: BEAMS[name] for name in list(BEAMS)[: 2 if given.beams_only else None]}
+    runs = runs_of(shards, given.steps)
+    beams = {name: one for name, one in BEAMS.items() if one[0] in runs}
     for seed in range(given.seeds):
-        for name in ["semantickitti"] if given.beams_only else runs_of(shards, given.steps):
+        for name in runs:
             run_one(given, shards, seed, name)
         for name, (start, changes) in beams.items():
             out = folder_of(seed, start) / f"finetune-{name.replace(' ', '-')}"
@@ -87,19 +88,20 @@ def main() -> None:
                 epochs = ["--epochs", given.finetune_epochs, "--seed", seed]
                 olivine(given.folder, "finetune", *where, *epochs, "--corrupt", *words)
     if not given.beams_only:
-        report_sets(given.folder, given.seeds, list(runs_of(shards, given.steps)))
+        report_sets(given.folder, given.seeds, list(runs))
     report_beams(given.folder, given.seeds, beams)
 
 
 def runs_of(shards: dict[str, Path], steps: int) -> dict[str, tuple[list[object], list[str]]]:
-    """The pre-trainings: their shards and settings."""
+    """The pre-trainings: their shards and settings; over one data set that alone."""
     where: dict[str, list[object]] = {name: ["--shards", folder / "train"] for name, folder in shards.items()}
     alone, twice = [f"run.steps={steps}"], [f"run.steps={2 * steps}"]
     runs = {name: (words, alone) for name, words in where.items()}
-    if len(where) > 1:
-        both = [*where["nuscenes"], *where["semantickitti"]]
-        runs |= {"both": (both, alone), "both, twice the steps": (both, twice)}
-    return runs | {"semantickitti, beams dropped": (where["semantickitti"], [*alone, f"augment.{DROPPED}"])}
+    if len(where) == 1:
+        return runs
+    both = [*where["nuscenes"], *where["semantickitti"]]
+    dropped = {"semantickitti, beams dropped": (where["semantickitti"], [*alone, f"augment.{DROPPED}"])}
+    return runs | {"both": (both, alone), "both, twice the steps": (both, twice)} | dropped
 
 
 def run_one(given: argparse.Namespace, shards: dict[str, Path], seed: int, name: str) -> None:
@@ -109,7 +111,7 @@ def run_one(given: argparse.Namespace, shards: dict[str, Path], seed: int, name:
     more = [f"seed={seed}", f"run.threads={given.threads}", "run.validate_epochs=1000"]
     if not (given.folder / out / "last.pt").is_file():
         olivine(given.folder, "pretrain", "--config", "cpu", *where, "--out", out, *flags([*changes, *more]))
-    for probed in () if given.beams_only else SETS:
+    for probed in SETS if len(shards) > 1 else ():
         if name.endswith("dropped") or (given.folder / out / f"probe-{probed}" / "scores.json").is_file():
             continue
         options = ["--no-augment", "--epochs", given.probe_epochs, "--seed", seed]

@@ -53,7 +53,11 @@ _FARTHEST = 60.0  # metres; steps further away have too few points
 
 
 def look_at(frame: Frame, camera: Camera, points: NDArray[np.float32], twist: Matrix | None) -> tuple[Look, float]:
-    """A camera's look at a cloud, float32 [N, 4], and the share of the points that it sees; ``twist`` the vehicle's, if known.
+    """A camera's look at a cloud, and the share of the points that it sees.
+
+    Args:
+        points: float32 [N, 4], metres in the LiDAR's frame.
+        twist: the vehicle's motion in a second, float64 [4, 4], the logarithm of its transform; None where it is not known.
 
     Raises:
         OlivineError: the image cannot be read, or has another size.
@@ -182,7 +186,7 @@ def gain_over(there: NDArray[np.float64], here: NDArray[np.float64]) -> tuple[fl
 
 
 def rotated(look: Look, degrees: Sequence[float]) -> Matrix:
-    """The transform of a camera that is rotated by so much about its x, y and z axes."""
+    """The transform, float64 [4, 4], of a camera that is rotated by so many degrees about its x, y and z axes."""
     x, y, z = np.radians(degrees)
     # Small angles: the order does not matter.
     vector = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

@@ -244,15 +244,17 @@ def run_study(
         left = held
     others = sum(find_row(out, run) is None for group in left for _, run in group)
     kept = len(runs) - done - len(failures) - others
-    # Rows of other seeds that this very study made earlier belong into the table as well.
-    every = list(plan_study(study, ground, sorted({*study.seeds, *seeds})))
-    finished = [row for row in (find_row(out, run) for run in every) if row is not None]
-    table, picture = write_table(study, finished, out)
-    costs: dict[str, list[Path]] = {}
-    for run in every:
-        if run.stage == "pretrain":
-            costs.setdefault(run.row, []).append(out / "runs" / _folder_name(study, ground, run))
-    write_bytes(out / "cost.md", cost_table(costs).encode())
+    # One process at a time, so that the last to end reads the rows of all.
+    with locked(out / ".table.lock", wait_for="the table, which another process writes"):
+        # Rows of other seeds that this very study made earlier belong into the table as well.
+        every = list(plan_study(study, ground, sorted({*study.seeds, *seeds})))
+        finished = [row for row in (find_row(out, run) for run in every) if row is not None]
+        table, picture = write_table(study, finished, out)
+        costs: dict[str, list[Path]] = {}
+        for run in every:
+            if run.stage == "pretrain":
+                costs.setdefault(run.row, []).append(out / "runs" / _folder_name(study, ground, run))
+        write_bytes(out / "cost.md", cost_table(costs).encode())
     return StudySummary(out, len(runs), done, kept, table, picture, failures, others)
 
 

@@ -88,7 +88,7 @@ SPOILERS = [
 ]  # fmt: skip
 
 
-def test_a_bad_frame_is_left_out_and_named_and_made_when_mended(
+def test_a_bad_frame_is_left_out_and_named_and_made_when_repaired(
     contents: Contents, make_store: MakeStore, tmp_path: Path
 ) -> None:
     """A scene for each fault: its second frame of three is bad."""
@@ -113,8 +113,8 @@ def test_a_bad_frame_is_left_out_and_named_and_made_when_mended(
 
     shutil.copytree(tmp_path / "raw-good", tmp_path / "raw", dirs_exist_ok=True)
     shutil.copytree(tmp_path / "labels-good", tmp_path / "labels", dirs_exist_ok=True)
-    mended = build_pairs(store, out, SETTINGS, split="train")
-    assert not mended.failures and open_shards(out).complete
+    repaired = build_pairs(store, out, SETTINGS, split="train")
+    assert not repaired.failures and open_shards(out).complete
     build_pairs(store, tmp_path / "fresh", SETTINGS, split="train")
     assert contents(out) == contents(tmp_path / "fresh")
 
@@ -172,7 +172,7 @@ def test_a_shard_that_is_a_link_is_left_alone_and_the_rest_is_done(make_store: M
 
 
 def _spoil_then_build(store: LabelStore, out: Path, scene: str) -> Callable[[], object]:
-    """Build with the last frame of a scene left out; returns what mends it."""
+    """Build with the last frame of a scene left out; returns what repairs it."""
     frame = [f for f in store.index().frames() if f.scene == scene][-1]
     path = frame.root / frame.point_file
     data = path.read_bytes()
@@ -183,9 +183,9 @@ def _spoil_then_build(store: LabelStore, out: Path, scene: str) -> Callable[[], 
 
 def test_a_unit_tried_again_keeps_the_frames_that_are_stored(make_store: MakeStore, tmp_path: Path) -> None:
     store, out = make_store({"a": 3}), tmp_path / "out"
-    mend = _spoil_then_build(store, out, "a")
+    repair = _spoil_then_build(store, out, "a")
     before = {p: p.read_bytes() for p in (out / "shard-00000.zarr").rglob("*") if p.is_file()}
-    mend()
+    repair()
     first = next(store.index().frames())
     image = first.image_path(first.cameras[0])
     data = image.read_bytes()
