@@ -91,7 +91,7 @@ class ImageEncoder(nn.Module):
     Args:
         kind: its name, as :func:`find_encoder` knows it.
         weights: local file, or a folder with ``model.safetensors`` in it; None takes the bundled ones, or those that
-            ``olivine weights fetch`` brought. ``random`` gives random weights (tests, ablations).
+            ``olivine weights fetch`` brought. ``random`` gives random weights, the same ones everywhere (tests, ablations).
         fold: fold batch norms into the convolutions before them.
         dtype: of the convolutions.
         compiled: let torch compile the network when it first runs: biases, ReLUs and sums join the products before them.
@@ -124,10 +124,13 @@ class ImageEncoder(nn.Module):
                 where="image.weights",
                 remedy=f"fetch one and pass --set image.weights=FILE{fetch}",
             )
-        network = spec()
         if weights == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                network = spec()
             self.digest = "random"
         else:
+            network = spec()
             own = network.state_dict()
             # A norm's counter is absent from some files and changes nothing in evaluation.
             counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}

@@ -105,6 +105,16 @@ def test_the_encoder_never_trains(tmp_path: Path) -> None:
     assert not encoder(random_image()).requires_grad
 
 
+def test_random_weights_are_the_same_ones_whatever_was_drawn_before() -> None:
+    """Their digest is one word: maps that were stored of them, and a run that goes on, must mean the same network."""
+    image, first = random_image(), ImageEncoder("small", "random")
+    state = torch.random.get_rng_state()
+    assert torch.equal(ImageEncoder("small", "random")(image), first(image))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(1)
+    assert torch.equal(ImageEncoder("small", "random")(image), first(image))
+
+
 @pytest.mark.parametrize("name", ["small", "small-vit"])
 def test_the_small_encoders_weights_are_in_the_package_and_small(name: str) -> None:
     assert find_encoder(name).bundled.stat().st_size < 1_000_000
