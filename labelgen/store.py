@@ -20,7 +20,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +343,15 @@ class LabelStore:
         """
         return open_index(self.root / "frames", root)
 
+    def maps_digest(self, scene: str) -> str:
+        """Tells a scene's finished maps from others of the same manifest; empty where no record of them can be read."""
+        path = self.root / "units" / f"{scene}.json"
+        try:
+            state = path.stat()
+            return _maps_digest(path, state.st_mtime_ns, state.st_size)
+        except (OSError, OlivineError):  # who reads the maps is told of a damaged record
+            return ""
+
     def unit(self, scene: str) -> dict[str, Any] | None:
         """The record of a finished unit, None where it is not finished."""
         path = self.root / "units" / f"{scene}.json"
@@ -388,6 +397,11 @@ def _digests(path: Path, modified: int, size: int) -> dict[str, dict[str, str]]:
     """The SHA-256 of each label map and segment map of a unit, by the image's key; ``modified``, ``size``: of its record."""
     record = read_record(path)
     return {k.column: dict(zip(record["images"], record.get(k.column, []))) for k in KINDS.values()}
+
+
+@cache  # 64 characters a scene
+def _maps_digest(path: Path, modified: int, size: int) -> str:
+    return digest(_digests(path, modified, size))
 
 
 _MANIFEST = {

@@ -110,7 +110,7 @@ def build_pairs(
         )
     _check_labels(store, settings)
     recipe = recipe_of(store, index, settings, split)
-    refuse_other_recipe(out, recipe, overwrite)
+    refuse_other_recipe(out, recipe, store, overwrite)
     try:
         (out / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -208,7 +208,7 @@ def accounts_of(
     """The account of each split; the arguments are checked as :func:`build_pairs` does."""
     _check_labels(store, settings)
     for split in splits if not overwrite else ():
-        refuse_other_recipe(out / split, recipe_of(store, index, settings, split), overwrite=False)
+        refuse_other_recipe(out / split, recipe_of(store, index, settings, split), store, overwrite=False)
     return [Account(logs / s, "build-pairs", out / s, len(plan_units(index, s))) for s in splits]
 
 

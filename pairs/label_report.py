@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, track, write_json
 from ..labelgen.store import LabelStore
+from .manifest import label_maps, of_other_maps, read_entries
 from .round_labels import RoundAgreement, compare_rounds
 from .shards import FrameRecord, ShardSet, open_shards
 
@@ -141,7 +142,10 @@ def check_labels(
         OlivineError: no shards, damaged ones, or the labels or rounds of others.
     """
     shards = open_shards(path)
-    if store is not None and store.digest != shards.manifest["recipe"]["labels"]:
+    if store is not None and (
+        store.digest != shards.manifest["recipe"]["labels"]
+        or any(of_other_maps(entry, label_maps(store, entry["scene"])) for entry in read_entries(shards.path))
+    ):
         raise OlivineError(
             "holds other labels than these shards were made of",
             where=store.root,
@@ -208,9 +212,10 @@ class _Counts:
 
     def _add_cameras(self, record: FrameRecord, label: NDArray[np.uint8]) -> tuple[int, int]:
         """Points that two cameras label: how many differently, and how many in all."""
-        order = np.argsort(record.pair_point, kind="stable")
+        labelled = np.flatnonzero(label)
+        order = labelled[np.argsort(record.pair_point[labelled], kind="stable")]
         point, camera, label = record.pair_point[order], record.pair_camera[order], label[order]
-        both = (point[1:] == point[:-1]) & (label[1:] > 0) & (label[:-1] > 0)
+        both = point[1:] == point[:-1]
         one, other = label[:-1][both], label[1:][both]
         np.add.at(self.pairs_of_labels, (np.minimum(one, other), np.maximum(one, other)), 1)
         np.add.at(self.cameras, (camera[:-1][both], camera[1:][both], (one == other).astype(int)), 1)

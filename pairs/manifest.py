@@ -12,12 +12,15 @@ import contextlib
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common import OlivineError, Whole, check_replaceable, demand, digest, inside, read_json, write_json
 from ..common.settings import differences
 from ..readers.benchmark import Benchmark, benchmark_from_plain
 from .layout import DATASET, FORMAT, MANIFEST, SCHEMA, UNITS, check_schema, is_shard_file, shard_name
+
+if TYPE_CHECKING:  # the trainer reads shards without it
+    from ..labelgen.store import LabelStore
 
 _AGAIN = "delete it and run olivine build-pairs again"
 
@@ -46,6 +49,11 @@ def entered(out: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+def read_entries(out: Path) -> list[dict[str, Any]]:
+    """The entries of the finished units, by ascending number."""
+    return [entry for number in entered(out) if (entry := read_entry(out, number)) is not None]
+
+
 _SHARD = {
     "number": Whole(),
     "scene": str,
@@ -58,7 +66,14 @@ _SHARD = {
     "left_out": [(str, str)],
     "files": {str: (Whole(), str)},
 }
-_ENTRY = {**_SHARD, "recipe": str, "cameras": [str], "has_point_label": bool, "packages": {str: str}}
+_ENTRY = {
+    **_SHARD,
+    "recipe": str,
+    "label_maps?": [str],
+    "cameras": [str],
+    "has_point_label": bool,
+    "packages": {str: str},
+}
 _MANIFEST = {
     "recipe": {
         "dataset": str,
@@ -105,6 +120,16 @@ def write_entry(out: Path, entry: dict[str, Any]) -> None:
 
 def _entry_digest(entry: dict[str, Any]) -> str:
     return digest({key: value for key, value in entry.items() if key != "digest"})
+
+
+def label_maps(store: LabelStore, scene: str) -> list[str]:
+    """What a shard's entry knows the scene's label maps by: of the store and of each that votes beside it, "" = not known."""
+    return [one.maps_digest(scene) for one in (store, *store.also)]
+
+
+def of_other_maps(entry: dict[str, Any], maps: list[str]) -> bool:
+    """Whether a shard was built of other label maps than ``maps`` (:func:`label_maps`); False where either is not known."""
+    return any(mine and theirs and mine != theirs for mine, theirs in zip(entry.get("label_maps", ()), maps))
 
 
 def is_whole(out: Path, entry: dict[str, Any]) -> bool:
@@ -189,8 +214,7 @@ def merge_manifest(
     written: list[dict[str, Any]] | None = None
     manifest: dict[str, Any] = {}
     while True:
-        found = [read_entry(out, number) for number in entered(out)]
-        entries = [entry for entry in found if entry is not None and entry["recipe"] == identity]
+        entries = [entry for entry in read_entries(out) if entry["recipe"] == identity]
         if entries == written:
             return manifest
         manifest = _manifest_of(entries, recipe, provenance, planned_frames)
@@ -240,15 +264,17 @@ def _manifest_of(
     return {**manifest, "digest": _entry_digest(manifest)}
 
 
-def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> None:
-    """Raise when ``out`` holds shards of another recipe; with ``overwrite``, remove those.
+def refuse_other_recipe(out: Path, recipe: dict[str, Any], store: LabelStore, overwrite: bool) -> None:
+    """Raise when ``out`` holds shards of another recipe, or of label maps that have been replaced; with ``overwrite``,
+    remove those.
 
     Raises:
         OlivineError: names what differs.
     """
     identity = digest(recipe)
     numbers = entered(out)
-    others = [n for n in numbers if (entry := read_entry(out, n)) is not None and entry["recipe"] != identity]
+    entries = read_entries(out)
+    others = [entry["number"] for entry in entries if entry["recipe"] != identity]
     if (others or not numbers) and (out / MANIFEST).is_file() and not overwrite:
         old = read_manifest(out)["recipe"]
         if old != recipe:
@@ -263,6 +289,22 @@ def refuse_other_recipe(out: Path, recipe: dict[str, Any], overwrite: bool) -> N
             where=out,
             remedy="choose another --out folder, or replace them with --overwrite",
         )
+    # One with left-out frames is built again anyway.
+    stale = [
+        entry
+        for entry in entries
+        if entry["number"] not in others
+        and not entry["left_out"]
+        and of_other_maps(entry, label_maps(store, entry["scene"]))
+    ]
+    if stale and not overwrite:
+        raise OlivineError(
+            f"{len(stale)} of its {len(entries)} shards, that of {stale[0]['scene']} the first, were built of other label "
+            f"maps than {store.root} holds now",
+            where=out,
+            remedy="choose another --out folder, or build them again with --overwrite",
+        )
+    others += [entry["number"] for entry in stale]
     for number in others:
         check_replaceable(out / shard_name(number), is_shard_file)
     for number in others:

@@ -25,7 +25,7 @@ from .clusters import ClusterSettings, SceneClusters
 from .consolidate import SceneVotes
 from .frames import build_frame
 from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
-from .manifest import entry_path, is_whole, read_entry, write_entry
+from .manifest import entry_path, is_whole, label_maps, of_other_maps, read_entry, write_entry
 from .settings import ConsolidationSettings, PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
 
@@ -114,8 +114,10 @@ class UnitBuilder:
         """
         if not self.again and finished(self.out, unit):
             return UnitResult(0, kept=unit.count)
-        stored = read_entry(self.out, unit.number)
-        if stored is not None and not (stored["recipe"] == digest(self.recipe) and is_whole(self.out, stored)):
+        stored, maps = read_entry(self.out, unit.number), label_maps(self.store, unit.scene.name)
+        if stored is not None and not (
+            stored["recipe"] == digest(self.recipe) and is_whole(self.out, stored) and not of_other_maps(stored, maps)
+        ):
             stored = None
         kept_frames = stored["frames"] if stored is not None else 0
         try:
@@ -156,14 +158,17 @@ class UnitBuilder:
             # zarr writes in a thread of its own, which would go on writing into a folder that the
             # interrupted caller has just removed.
             with ctrl_c_afterwards():
-                self._store(unit, kept, frames, failures)
+                self._store(unit, kept, frames, failures, maps)
         return UnitResult(len(frames), tuple(failures), changed=sum(_changed(frame) for frame in frames))
 
-    def _store(self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure]) -> None:
+    def _store(
+        self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure], maps: list[str]
+    ) -> None:
         final, before = self.out / shard_name(unit.number), read_entry(self.out, unit.number)
         entry: dict[str, Any] = {
             "number": unit.number,
             "recipe": digest(self.recipe),
+            "label_maps": maps,
             "scene": unit.scene.name,
             "first": unit.first,
             "frames": len(frames),

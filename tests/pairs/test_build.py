@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from olivine.common import OlivineError
-from olivine.labelgen.store import LabelStore, open_store
+from olivine.common import OlivineError, sha256_file
+from olivine.labelgen.store import LabelStore, encode_label_map, open_store, write_record
 from olivine.pairs.build import build_pairs
 from olivine.pairs.frames import build_frame
+from olivine.pairs.label_report import check_labels
 from olivine.pairs.project import project_points
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
@@ -118,6 +119,48 @@ def test_shards_made_otherwise_are_not_mixed_and_not_replaced_unasked(
     assert open_shards(out)[1].image is None
     build_pairs(store, tmp_path / "fresh", other, split="train")
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def _record_maps(store: LabelStore, scene: str) -> None:
+    """Enter a scene's label maps as they are now, as labelgen does at its end."""
+    frames = [frame for frame in store.index().frames() if frame.scene == scene]
+    paths = {camera.key: store.label_path(camera) for frame in frames for camera in frame.cameras}
+    record = {
+        "images": list(paths),
+        "sha256": [sha256_file(path) for path in paths.values()],
+        "pixels": [],
+        "notes": {},
+        "detections": {"image": [], "box": [], "score": [], "text_score": [], "class": [], "area": []},
+    }
+    write_record(store.root / "units" / f"{scene}.json", record)
+
+
+def test_label_maps_made_again_are_not_mixed_with_shards_of_those_before(
+    contents: Contents, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """The manifest says how labels were made; imported ones can be others all the same."""
+    store, out = make_store({"a": 1, "b": 1, "c": 1}), tmp_path / "out"
+    for scene in "ab":
+        _record_maps(store, scene)
+    build_pairs(store, out, SETTINGS, split="train")
+    _record_maps(store, "c")  # not known when its shard was built, so nothing is known against it
+    assert build_pairs(store, out, SETTINGS, split="train").frames_kept == 3
+    first = next(store.index().frames()).cameras[0]
+    label = store.label_map(first)
+    store.label_path(first).write_bytes(
+        encode_label_map(np.where(label == 1, 2, label).astype(np.uint8), store.classes)
+    )
+    _record_maps(store, "a")
+    before = contents(out)
+    with pytest.raises(OlivineError, match=r"1 of its 3 shards, that of a the first, were built of other label maps"):
+        build_pairs(store, out, SETTINGS, split="train")
+    with pytest.raises(OlivineError, match="holds other labels than these shards were made of"):
+        check_labels(out, store)
+    assert contents(out) == before
+    build_pairs(store, out, SETTINGS, split="train", overwrite=True)
+    build_pairs(store, tmp_path / "fresh", SETTINGS, split="train")
+    assert contents(out) == contents(tmp_path / "fresh")
+    check_labels(out, store)
 
 
 def test_a_set_without_images_needs_no_label_maps(make_store: MakeStore, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from olivine.common import OlivineError, write_json
 from olivine.labelgen.store import LabelStore, encode_label_map, write_record
 from olivine.pairs.build import build_pairs
-from olivine.pairs.label_report import DISTANCES, REASONS, check_labels, report_text
+from olivine.pairs.label_report import DISTANCES, REASONS, _Counts, check_labels, report_text
 from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import ShardSet, open_shards
@@ -96,6 +97,15 @@ PLANTED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "vote": lambda label: np.choose(label.astype(int), [0, 3, 3, 1]),  # left and right are swapped
     "jump": lambda label: np.full(label.shape, 2),
 }
+
+
+def test_two_cameras_are_compared_though_a_third_says_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 1})
+    build_pairs(store, tmp_path / "pairs", PairSettings(), split="train")
+    counts = _Counts(open_shards(tmp_path / "pairs"))
+    point, camera = np.array([7, 7, 5, 5, 7]), np.array([0, 1, 0, 1, 1])
+    record = SimpleNamespace(pair_point=point, pair_camera=camera)
+    assert counts._add_cameras(record, np.array([1, 0, 2, 2, 3], np.uint8)) == (1, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reason", PLANTED)
