@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from .options import (
     Workers,
     unfold,
 )
+
+if TYPE_CHECKING:
+    from ..readers.index import FrameIndex
 
 _LABEL_BYTES = 0.041  # of a label map, a pixel: measured on dense synthetic ones; sparser ones take less
 
@@ -211,16 +214,16 @@ def labelgen(
         what = f"label maps for {dataset} by {name} ({why})"
         return console.say_plan(what, out, as_json, images=len(opened) * len(sizes), gigabytes=size)
     index, found = index_dataset(out / "frames", dataset, root, version)
-    if limit:
-        index = dataclasses.replace(index, scenes=index.scenes[:limit])
+    tried = dataclasses.replace(index, scenes=index.scenes[: limit or None])
     console.note(f"frames: {found}", as_json or bool(units.plan))
     if units.plan:
-        print(json.dumps(plan_labels(index, out, units.plan).to_plain()))
+        print(json.dumps(plan_labels(tried, out, units.plan).to_plain()))
         return
     if verify:
-        return console.finish("labelgen --verify", verify_labels(index, out, settings), None, as_json)
+        return console.finish("labelgen --verify", verify_labels(tried, out, settings), None, as_json)
     options: dict[str, Any] = {"executor": place, "logs": logs_of(out), "merge_only": units.merge}
-    summary = generate_labels(index, out, settings, part=defaults.part(units.shard), overwrite=overwrite, **options)
+    options |= {"part": defaults.part(units.shard), "limit": limit, "overwrite": overwrite}
+    summary = generate_labels(index, out, settings, **options)
     console.finish("labelgen", summary, out, as_json)
 
 
@@ -256,10 +259,19 @@ def score_labels(
     console.note(f"labels: {labels} ({why})", as_json)
     out = out or labels.with_name(f"{labels.name}-scores")
     check_output(out, inputs=(labels, root), known=("score.json",))
-    summary = score(open_store(labels), out, split=split, against=against, root=root)
+    store = open_store(labels)
+    _check_current(store.index(root), as_json)
+    summary = score(store, out, split=split, against=against, root=root)
     if summary.calibration is not None and not as_json:
         print(calibration_table(summary.calibration))
     console.finish("score-labels", summary, out, as_json)
+
+
+def _check_current(index: FrameIndex, as_json: bool) -> None:
+    from ..readers import check_current
+
+    if said := check_current(index):
+        console.note(said, as_json)
 
 
 def check_labels(
@@ -416,6 +428,7 @@ def build_pairs(
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset
     console.note(f"labels: {labels} ({why})", as_json or bool(units.plan))
+    _check_current(index, as_json or bool(units.plan))
     splits = [split] if split else index.splits()
     for name in splits:
         check_output(out / name, inputs=(labels, index.root), known=("units", "shard-*.zarr"))

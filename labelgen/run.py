@@ -144,7 +144,7 @@ def _settle_manifest(
             where=path,
             remedy="choose another --out folder, or replace them with --overwrite",
         )
-    # Every unit goes, also those of other parts: a map of the old settings must not
+    # Every unit goes, also those of other parts and beyond a limit: a map of the old settings must not
     # be taken for one of the new.
     for scene in index.scenes:
         Unit.of_scene(labels, scene, 1).discard()
@@ -158,6 +158,7 @@ def generate_labels(
     settings: LabelSettings,
     *,
     part: tuple[int, int] = (0, 1),
+    limit: int = 0,
     overwrite: bool = False,
     executor: Executor | None = None,
     logs: Path | None = None,
@@ -172,6 +173,7 @@ def generate_labels(
         index: the data set's frames.
         labels: the label folder, made where absent.
         part: (i, n): the i-th of n parts of the scenes, 0 <= i < n.
+        limit: only the first so many scenes, to try; 0: all.
         overwrite: make the labels again, also where the folder's were made with other settings.
         executor: where scenes are done; in this process without one.
         logs: the folder for the job's account, see :mod:`olivine.cluster.journal`.
@@ -203,7 +205,8 @@ def generate_labels(
         raise OlivineError("no manifest, so no labels to merge", where=path, remedy="run olivine labelgen first")
     if not overwrite:
         settings = adopt_settings(settings, old if (old or {}).get("labeler") == name else None)
-    scenes = list(index.scenes)[part[0] :: part[1]]
+    planned = index.scenes[: limit or None]
+    scenes = list(planned[part[0] :: part[1]])
     summary = LabelSummary(labels, name, reason, units=len(scenes))
     if merge_only:
         check_labels(labels, scenes, settings, summary)
@@ -233,7 +236,7 @@ def generate_labels(
     total = sum(scene.frame_count for scene in scenes) * cameras
     pixels = np.zeros(len(vocabulary.classes) + 1, np.int64)
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(logs, job.name, labels, len(index.scenes))) if logs is not None else None
+        journal = stack.enter_context(Journal(logs, job.name, labels, len(planned))) if logs is not None else None
         for outcome in stack.enter_context(closing(execute(job, units, executor, total=total, journal=journal))):
             if (result := outcome.result) is None:
                 summary.failures.append(Failure(outcome.unit.key, outcome.error))

@@ -7,13 +7,22 @@ One file for each data set, found by its name, each reading through the data set
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 from ..common import OlivineError, PathLike, digest
 from .dataset import Dataset, dataset_class, dataset_names, reader_of, recognize
 from .index import FrameIndex, OutdatedIndex, open_index, write_index
 
-__all__ = ["Dataset", "dataset_class", "dataset_names", "index_dataset", "open_dataset", "recognize"]
+__all__ = [
+    "Dataset",
+    "check_current",
+    "dataset_class",
+    "dataset_names",
+    "index_dataset",
+    "open_dataset",
+    "recognize",
+]
 
 
 def open_dataset(name: str, root: PathLike, version: str | None = None) -> Dataset:
@@ -61,18 +70,51 @@ def index_dataset(directory: PathLike, name: str, root: PathLike, version: str |
             if same and index.fingerprint == _fingerprint(kind, root, index.version):
                 return index, f"{index.version}, {len(index)} frames, index at hand in {directory}"
     dataset = open_dataset(name, root, version)
-    index = write_index(
+    index = _write(directory, dataset)
+    return index, f"{dataset.note}; {len(index)} frames in {len(index.scenes)} scenes"
+
+
+def check_current(index: FrameIndex) -> str:
+    """Check that an index still says what its data set's tables say; quick where they are the very files it was made of.
+
+    Returns:
+        A line on what could not be checked; empty where all was.
+
+    Raises:
+        OlivineError: frames have come, gone or changed (a calibration, a time, a pose); or the data set cannot be opened.
+    """
+    kind, root = index.source, index.root
+    if not index.fingerprint or not root.is_dir() or index.fingerprint == _fingerprint(kind, root, index.version):
+        return ""  # of no data set at all the first frame tells
+    if not kind.state(root, index.version):
+        return f"{root} has none of the data set's tables: that they are as when they were labelled was not checked"
+    with tempfile.TemporaryDirectory() as folder:  # copied files have other times and the same content
+        now = _write(folder, kind(root, index.version))
+    before, after = ({scene.name: (scene.split, scene.digest) for scene in one.scenes} for one in (index, now))
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if changed:
+        raise OlivineError(
+            f"the data set has changed since its frames were listed: {len(changed)} of {len({**before, **after})} scenes, "
+            f"{changed[0]} the first",
+            where=root,
+            remedy="run the same olivine labelgen again: it lists them anew and keeps the label maps",
+        )
+    return ""
+
+
+def _write(directory: PathLike, dataset: Dataset) -> FrameIndex:
+    kind = type(dataset)
+    return write_index(
         directory,
         dataset.frames(),
         dataset=dataset.name,
         version=dataset.version,
-        root=root,
+        root=dataset.root,
         point_classes=dataset.point_classes,
         intensity_offset=dataset.intensity_offset,
         reader=reader_of(kind),
-        fingerprint=_fingerprint(kind, root, dataset.version),
+        fingerprint=_fingerprint(kind, dataset.root, dataset.version),
     )
-    return index, f"{dataset.note}; {len(index)} frames in {len(index.scenes)} scenes"
 
 
 def _fingerprint(kind: type[Dataset], root: Path, version: str) -> str:

@@ -22,6 +22,7 @@ _AGAIN = "download this log of the Sensor data set again"
 _LIMIT_NS = 50_000_000  # the cameras take 20 images a second
 _POSE = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
 _LIDAR = "up_lidar"
+_STATE = ("sensors/lidar", "sensors/cameras/*", "*.feather", "calibration/*.feather")
 
 
 class Argoverse2Dataset(Dataset):
@@ -60,9 +61,7 @@ class Argoverse2Dataset(Dataset):
     def state(cls, root: Path, version: str) -> Sequence[Path]:
         """The folders of the sweeps and images, and the tables; see :class:`Dataset`."""
         logs = [log for split in SPLITS for log in _logs(root, split)]
-        return [
-            p for log in logs for place in ("sensors/lidar", "sensors/cameras/*", "*.feather") for p in log.glob(place)
-        ]
+        return [path for log in logs for place in _STATE for path in log.glob(place)]
 
     def frames(self, split: str | None = None) -> list[Frame]:
         """The sweeps of ``train``, ``val`` or ``test`` (all without one), log by log in time order.

@@ -59,8 +59,9 @@ class KittiDataset(Dataset):
 
     @classmethod
     def state(cls, root: Path, version: str) -> Sequence[Path]:
-        """The sequences and what lies in them; see :class:`Dataset`."""
-        return [p for s in root.glob("sequences/*") if s.is_dir() for p in (s, *s.iterdir())]
+        """The sequences, what lies in them, and the poses; see :class:`Dataset`."""
+        sequences = [p for s in root.glob("sequences/*") if s.is_dir() for p in (s, *s.iterdir())]
+        return [*sequences, *root.glob("poses/*.txt")]
 
     def label_lookup(self, sequence: str, split: str) -> bytes:
         """The class of every raw id of a sequence's label files; empty where it has no labels."""

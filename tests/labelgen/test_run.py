@@ -85,6 +85,15 @@ def test_other_settings_leave_no_old_map_even_in_other_parts(make_world, tmp_pat
     assert len(list((tmp_path / "labels").glob("CAM_*/*.png"))) == 12
 
 
+def test_other_settings_leave_no_old_map_beyond_the_limit(make_world, tmp_path):
+    world, other, labels = make_world(), LabelSettings("oracle", seed=5), tmp_path / "labels"
+    generate_labels(world.index, labels, ORACLE)
+    assert generate_labels(world.index, labels, other, limit=1, overwrite=True).units == 1
+    generate_labels(world.index, labels, other)
+    generate_labels(world.index, tmp_path / "fresh", other)
+    assert contents(labels) == contents(tmp_path / "fresh")
+
+
 def test_a_run_that_failed_before_its_first_batch_binds_nobody(make_world, tmp_path, monkeypatch):
     world = make_world(1, 1)
     with monkeypatch.context() as patch:

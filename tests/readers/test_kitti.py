@@ -8,7 +8,7 @@ import pykitti
 import pytest
 
 from olivine.common import OlivineError
-from olivine.readers import index_dataset, open_dataset
+from olivine.readers import check_current, index_dataset, open_dataset
 from olivine.readers.index import open_index
 
 
@@ -126,6 +126,23 @@ def test_an_index_from_before_the_rules_of_today_is_refused_and_written_anew(kit
     again, note = index_dataset(tmp_path, "kitti", kitti_frame)
     assert again == first and "index at hand" not in note
     assert open_index(tmp_path).intensity_offset == 1.0
+
+
+def test_poses_that_come_later_are_seen(kitti_frame, tmp_path):
+    """The remedy of a command that needs poses is to add them."""
+    root, poses = tmp_path / "kitti", tmp_path / "poses"
+    shutil.copytree(kitti_frame, root, symlinks=False)
+    (root / "poses").rename(poses)
+    before, _ = index_dataset(tmp_path / "frames", "kitti", root)
+    assert np.isnan(next(before.frames()).pose).all()
+    poses.rename(root / "poses")
+    with pytest.raises(OlivineError, match="changed since its frames were listed: 1 of 1 scenes, 00 the first"):
+        check_current(before)
+    after, note = index_dataset(tmp_path / "frames", "kitti", root)
+    assert np.isfinite(next(after.frames()).pose).all() and "index at hand" not in note and check_current(after) == ""
+    (root / "sequences").rename(tmp_path / "elsewhere")
+    (root / "poses").rename(poses)
+    assert "has none of the data set's tables" in check_current(after)
 
 
 @pytest.mark.parametrize(
