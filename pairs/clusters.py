@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
-from ..readers.frame import Frame
+from ..readers.frame import UP, Frame
 
 NONE = -1
 """The number of points in no cluster."""
@@ -91,9 +91,11 @@ class SceneClusters:
         """Which points of a scan are clustered: those off the ground and off the vehicle."""
         if position not in self._grounds:
             scan, settings = self._scan(position), self._settings
-            far = np.hypot(scan[:, 0], scan[:, 1]) >= settings.near
+            frame = self._frames[position]
+            upright = level(scan, frame)
+            far = np.hypot(upright[:, 0], upright[:, 1]) >= settings.near
             usable = far.copy()
-            usable[far] = ~fit_ground(scan[far], settings, _generator(self._frames[position]))
+            usable[far] = ~fit_ground(upright[far], settings, _generator(frame))
             self._grounds[position] = usable
         return self._grounds[position]
 
@@ -131,6 +133,18 @@ def move(xyz: NDArray[np.float64], transform: NDArray[np.float64]) -> NDArray[np
     # Sums written out: a matrix product's bits depend on the number of BLAS threads.
     x, y, z = xyz.T
     return np.stack([m[0] * x + m[1] * y + m[2] * z + m[3] for m in transform[:3]], axis=1)
+
+
+def level(xyz: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:
+    """Points of a frame's LiDAR, float64 [N, 3], turned so that z is up; as they are where it is already."""
+    if frame.up == UP:
+        return xyz
+    x, y, z = frame.up
+    turn = np.diag([1.0, -1.0, -1.0, 1.0])  # upside down, where no axis is nearer than another
+    if z > -1 + 1e-9:  # Rodrigues' formula, about the axis up x z
+        cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
+        turn[:3, :3] = np.eye(3) + cross + cross @ cross / (1 + z)
+    return move(xyz, turn)
 
 
 def fit_ground(

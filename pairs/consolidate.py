@@ -31,7 +31,7 @@ from ..common.compiled import compiled
 from ..labelgen.store import LabelStore
 from ..readers.frame import Box, Frame, rotation_of
 from ..readers.project import look_up, project_points
-from .clusters import move
+from .clusters import level, move
 from .settings import ConsolidationSettings
 from .visibility import visible_pairs
 
@@ -170,7 +170,8 @@ class SceneVotes:
                 [len(frame.cameras) * number + camera.astype(np.int64) for number in range(len(stores))]
             )
             point, votes = np.tile(point, len(stores)), np.tile(seen, len(stores)) & (label > 0) & (score > 0)
-            above = height_over_ground(xyz, self._settings.ground_cell) > self._settings.ground_height
+            upright, settings = level(xyz, frame), self._settings
+            above = height_over_ground(upright, settings.ground_cell) > settings.ground_height
             votes &= ~(above[point] & np.isin(label, self._store.ground))
             voter = point[votes]
             weight = score[votes] / 255 / np.sqrt(np.maximum(_length(xyz)[voter], self._settings.nearest))

@@ -20,6 +20,8 @@ MAX_DISTANCE = 1e5
 """Metres from the sensor; a point further away is damage, and would ruin its frame's distance density."""
 MODELS = {"pinhole": (0,), "brown-conrady": (4, 5, 8, 12), "fisheye": (4,)}
 """How many coefficients each model may have: none; k1, k2, p1, p2, then k3, then k4, k5, k6, then s1 … s4; k1 … k4."""
+UP = (0.0, 0.0, 1.0)
+"""The z axis."""
 INDEX_AGAIN = "delete the frames folder and run olivine labelgen again"
 """What to do where the index holds something that is no frame."""
 
@@ -143,6 +145,7 @@ class Frame:
         truth_folder: folder with the exact masks of a synthetic data set, or None.
         reader: where a data set outside this package is found, ``package.module:Class``; empty where its name is enough.
         detail: what else the data set's file needs to read the frame; nobody else looks into it.
+        up: unit vector of up in the LiDAR frame, where the LiDAR's z axis is not.
     """
 
     dataset: str
@@ -162,6 +165,7 @@ class Frame:
     truth_folder: str | None = None
     reader: str = ""
     detail: str = ""
+    up: tuple[float, float, float] = UP
 
     @property
     def source(self) -> type[Dataset]:
@@ -243,6 +247,8 @@ def check_frame(frame: Frame, where: object) -> None:
         OlivineError: names the file, and the path, frame or camera.
     """
     check_scene_name(frame.scene, where)
+    if not abs(math.hypot(*frame.up) - 1) < 1e-6:  # NaN too
+        raise OlivineError(f"up of frame {frame.token} is {frame.up}, no unit vector", where=where, remedy=INDEX_AGAIN)
     # A token may have a folder (08/000123), and names a prediction's file.
     names = [frame.token, frame.point_file, *(camera.image for camera in frame.cameras)]
     for name in (*names, frame.point_label_file, frame.truth_folder):

@@ -24,7 +24,7 @@ from ..common import (
     write_json,
 )
 from .dataset import Dataset, dataset_class
-from .frame import INDEX_AGAIN, Camera, Frame, check_frame, check_scene_name
+from .frame import INDEX_AGAIN, UP, Camera, Frame, check_frame, check_scene_name
 
 INDEX_SCHEMA = "1.1"
 
@@ -44,8 +44,8 @@ def has_offset(dataset: str) -> bool:
 def _frame_to_plain(frame: Frame) -> dict[str, Any]:
     plain: dict[str, Any] = {f.name: getattr(frame, f.name) for f in fields(Frame)}
     del plain["root"]
-    for name in ("reader", "detail"):  # most data sets have neither
-        if not plain[name]:
+    for name, usual in (("reader", ""), ("detail", ""), ("up", UP)):  # most data sets have these
+        if plain[name] == usual:
             del plain[name]
     plain["pose"] = frame.pose.ravel().tolist()
     plain["point_label_lookup"] = list(frame.point_label_lookup)
@@ -91,6 +91,7 @@ _FRAME_FIELDS = {
     "truth_folder": {str, None},
     "reader?": str,
     "detail?": str,
+    "up?": (float, float, float),
 }
 
 
@@ -104,6 +105,7 @@ def _frame_from_plain(plain: Any, root: Path, where: str) -> Frame:
     try:
         values["pose"] = np.array(plain["pose"], np.float64).reshape(4, 4)
         values["point_label_lookup"] = bytes(plain["point_label_lookup"])
+        values["up"] = tuple(map(float, plain.get("up", UP)))
         values["cameras"] = tuple(
             Camera(
                 c["name"],

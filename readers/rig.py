@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,8 @@ from ..common import OlivineError, demand, inside, parse_json
 from ..common.images import image_size
 from .clouds import CloudLayout, read_cloud
 from .dataset import Dataset
-from .frame import INDEX_AGAIN, Camera, Frame
-from .recording import FILE, read_description, scene_name
+from .frame import INDEX_AGAIN, UP, Camera, Frame
+from .recording import FILE, Sensor, read_description, scene_name
 from .recording_files import Poses, Stream, nearest, stream_of
 
 _CLOUD = {
@@ -27,6 +28,10 @@ _CLOUD = {
     "xyz": (str, str, str),
     "intensity": str,
 }
+
+
+_TILTED = 20.0
+"""Degrees between a LiDAR's z axis and up from which on the user is told."""
 
 
 class RigDataset(Dataset):
@@ -47,6 +52,13 @@ class RigDataset(Dataset):
         self.note = f"{FILE} with {', '.join(s.name for s in sensors)}"
         for remark in self.description.remarks:
             self.note += f"; {remark}"
+        first = self.description.lidars[0]
+        tilt = math.degrees(math.acos(np.clip(_up(first)[2], -1, 1)))
+        if tilt > _TILTED:
+            self.note += (
+                f"; the z axis of {first.name} is {tilt:.0f}° from up: --consolidate and --clusters go by up, "
+                "pre-training (ranges, turns, flips) by the LiDAR's own axes"
+            )
 
     @classmethod
     def count(cls, root: Path) -> int:
@@ -156,6 +168,7 @@ class RigDataset(Dataset):
             pose=to_world[0] if has_poses else np.full((4, 4), np.nan),
             cameras=tuple(cameras),
             detail=json.dumps({"clouds": clouds, "min_range": rig.min_range, "delays_us": delays}),
+            up=_up(first.sensor),
         )
 
     def _say(
@@ -216,3 +229,10 @@ class RigDataset(Dataset):
                 points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
             parts.append(points)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _up(lidar: Sensor) -> tuple[float, float, float]:
+    """Up in a LiDAR's frame, by its place on the vehicle."""
+    row = lidar.to_vehicle[2, :3]
+    x, y, z = (row / np.linalg.norm(row)).tolist()
+    return UP if math.hypot(x, y) < 1e-6 and z > 0 else (x, y, z)

@@ -14,10 +14,10 @@ from olivine.labelgen.store import LabelStore
 from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards
-from olivine.pairs.clusters import ClusterSettings, SceneClusters, cluster, fit_ground
+from olivine.pairs.clusters import ClusterSettings, SceneClusters, cluster, fit_ground, level
 from olivine.pairs.settings import PairSettings
 from olivine.pairs.shards import open_shards
-from olivine.readers.frame import Frame
+from olivine.readers.frame import UP, Frame
 from olivine.readers.index import write_index
 from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings
@@ -100,7 +100,7 @@ def test_a_gap_of_two_frames_pairs_every_scan_with_the_next_but_one() -> None:
 class _Scan:
     """As much of a Frame as clustering reads."""
 
-    dataset, scene = "made-up", "street"
+    dataset, scene, up = "made-up", "street", UP
 
     def __init__(self, k: int) -> None:
         self.token, self.pose = str(k), pose_of(k)
@@ -209,6 +209,17 @@ def test_the_ground_is_the_plane_and_not_the_wall() -> None:
     ground = fit_ground(np.concatenate([slope, wall]), ClusterSettings(), rng)
     assert ground[:400].mean() > 0.99 and not ground[400:].any()
     assert not fit_ground(np.zeros((2, 3)), ClusterSettings(), rng).any()
+
+
+@pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.0, 0.0, -1.0), (0.6, 0.0, 0.8), (0.48, -0.64, -0.6)])
+def test_points_are_levelled_by_up(make_frame: Callable[..., Frame], tmp_path: Path, up: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    frame = replace(make_frame(tmp_path, tmp_path, "a", 0, rng, 8, 8, 10, "train"), up=up)
+    xyz = rng.normal(size=(50, 3))
+    found = level(xyz, frame)
+    np.testing.assert_allclose(found[:, 2], xyz @ np.array(up), atol=1e-12)  # the height
+    np.testing.assert_allclose(found @ found.T, xyz @ xyz.T, atol=1e-12)  # a rotation, or a mirror image …
+    assert np.linalg.det(level(np.eye(3), frame)) > 0.99  # … which it is not
 
 
 def test_clusters_are_numbered_by_size_and_only_the_largest_are_kept() -> None:

@@ -297,6 +297,30 @@ def test_ground_has_no_vote_above_the_ground(make_store: MakeStore, tmp_path: Pa
         assert voted[record.pair_point][~high[record.pair_point]].mean() > 0.7
 
 
+def test_a_lidar_that_hangs_upside_down_has_the_same_ground(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store({"a": 2})
+    street(store)  # "road" is one of its labels
+    build_pairs(store, tmp_path / "upright", VOTED, split="train")
+    over = np.diag([1.0, -1.0, -1.0, 1.0])
+
+    def hang(k: int, frame: Frame) -> Frame:
+        points = frame.points()
+        points[:, 1:3] *= -1
+        points.tofile(frame.root / frame.point_file)
+        cameras = tuple(replace(c, lidar_to_camera=c.lidar_to_camera @ over) for c in frame.cameras)
+        return replace(frame, cameras=cameras, pose=frame.pose @ over, up=(0.0, 0.0, -1.0))
+
+    frames = [hang(k, frame) for k, frame in enumerate(store.index().frames())]
+    names = store.index().point_classes
+    write_index(
+        store.root / "frames", frames, dataset="nuscenes", version="v0", root=frames[0].root, point_classes=names
+    )
+    build_pairs(store, tmp_path / "hanging", VOTED, split="train")
+    for one, other in zip(open_shards(tmp_path / "upright"), open_shards(tmp_path / "hanging"), strict=True):
+        assert np.array_equal(one.point_weak, other.point_weak) and len(np.unique(one.point_weak)) > 2
+        assert np.array_equal(one.pair_score, other.pair_score)
+
+
 def test_another_folder_of_labels_votes_beside_the_first_as_further_images(
     make_store: MakeStore, tmp_path: Path
 ) -> None:

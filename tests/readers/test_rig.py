@@ -1,6 +1,7 @@
 """A recording of one's own: the sample frames rewritten as such a folder, and what is wrong with one in a line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import yaml
 from PIL import Image
 
 from olivine.common import OlivineError
-from olivine.readers import open_dataset, recognize
+from olivine.readers import check_current, index_dataset, open_dataset, recognize
+from olivine.readers.frame import UP
 from olivine.readers.project import project_points
 from olivine.readers.rig import RigDataset
 
@@ -238,6 +240,26 @@ def test_a_second_lidar_is_moved_into_the_first_ones_frame_at_its_own_time(drive
     assert np.allclose(frame.cameras[0].lidar_to_camera[:3, 3], [0, 0, -0.1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("quaternion", "up", "said"),
+    [
+        ([0.8, 0, 0, 0.6], (0, 0, 1), False),  # turned about the vehicle's z axis
+        ([0, 1, 0, 0], (0, 0, -1), True),  # hangs upside down
+        ([0.8, 0, 0.6, 0], (-0.96, 0, 0.28), True),  # looks down by 74°
+    ],
+)
+def test_up_is_the_vehicles_z_axis(drive, tmp_path_factory, quaternion, up, said):
+    root, plain = drive
+    plain["lidars"]["top"]["lidar_to_vehicle"] = {"translation": [0, 0, 2], "quaternion_wxyz": quaternion}
+    front = plain["cameras"]["front"]
+    front["camera_to_vehicle"] = np.linalg.inv(front.pop("lidar_to_camera")).tolist()
+    write(root, plain)
+    index, note = index_dataset(tmp_path_factory.mktemp("labels"), "rig", root)
+    frame = next(index.frames())
+    assert np.allclose(frame.up, up, atol=1e-9) and (frame.up == UP) == (up == (0, 0, 1))
+    assert ("the z axis of top is" in note) == said
+
+
 def test_near_points_and_every_second_cloud_can_be_left_out(drive):
     root, plain = drive
     plain |= {"min_range": 10, "matching": {"every": 2, "limit": 0.05}}
@@ -372,3 +394,18 @@ def test_a_folder_without_images_is_said(drive):
     with pytest.raises(OlivineError, match=r"holds no images \(\.jpg"):
         start_description(root)
     assert not Path(root / "rig.yaml").exists()
+
+
+def test_a_rig_that_was_changed_after_the_labels_is_not_built_from(drive, tmp_path_factory):
+    """Calibrating again is what people do when they have seen their pairs."""
+    root, plain = drive
+    index, _ = index_dataset(tmp_path_factory.mktemp("labels"), "rig", root)
+    assert check_current(index) == ""
+    os.utime(root / "rig.yaml", ns=(0, 0))  # a copy has other times
+    assert check_current(index) == ""
+    plain["cameras"]["front"]["lidar_to_camera"][0][3] = 1
+    write(root, plain)
+    with pytest.raises(
+        OlivineError, match=r"changed since its frames were listed: 1 of 1 scenes.*olivine labelgen again"
+    ):
+        check_current(index)
