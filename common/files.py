@@ -207,19 +207,17 @@ def atomic_directory(path: PathLike, ours: Callable[[str], bool] | None = None) 
             list(pool.map(_sync_file, files))
         check_replaceable(path, ours)
         # Two renames: what is there goes as a whole, or, where that fails, stays as a whole.
-        before = _partial_name(path) if path.exists() else None
-        if before is not None:
-            os.rename(path, before)
+        before = _partial_name(path)
         try:
+            if path.exists():
+                os.rename(path, before)
             os.replace(partial, path)
-        except OSError:
-            if before is not None:
-                with contextlib.suppress(OSError):  # another writer's is there by now
-                    os.rename(before, path)
+        except BaseException:  # Ctrl-C too
+            with contextlib.suppress(OSError):  # nothing was there, or another writer's is by now
+                os.rename(before, path)
             raise
         finally:
-            if before is not None:
-                shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
         _sync_directory(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -29,21 +29,30 @@ def test_an_output_that_cannot_be_written_says_so(tmp_path):
     assert str(disk_error(full, tmp_path / "out")).startswith("/elsewhere/x: the disk is full")
 
 
-def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stops", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch, stops, between):
+    """Also when Ctrl-C comes between the two renames."""
+
     def write(text):
         with atomic_directory(tmp_path / "out") as folder:
             (folder / "a").write_text(text)
 
     write("first")
-    real = os.replace
+    real = {name: getattr(os, name) for name in ("rename", "replace")}
 
     def fails(source, target):
         if target == tmp_path / "out":
-            raise OSError(errno.EIO, "Input/output error")
-        real(source, target)
+            raise stops
+        real["replace"](source, target)
 
-    monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OlivineError, match="cannot be written"):
+    def renamed_and_stopped(source, target):
+        real["rename"](source, target)
+        if source == tmp_path / "out":
+            raise stops
+
+    monkeypatch.setattr(os, *(("rename", renamed_and_stopped) if between else ("replace", fails)))
+    with pytest.raises((OlivineError, KeyboardInterrupt), match=r"cannot be written|^$"):
         write("second")
     assert (tmp_path / "out" / "a").read_text() == "first" and os.listdir(tmp_path) == ["out"]
     monkeypatch.undo()
