@@ -81,7 +81,8 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
 def choose_checkpoint(checkpoint: Path | None, pattern: str = "*") -> tuple[Path, str]:
     """The run folder or checkpoint, the reason, and how far it got where its run is not finished."""
     chosen, why = (newest_run(pattern), "the newest run") if checkpoint is None else (checkpoint, "as asked")
-    from ..train.checkpoint import load_checkpoint, progress_of
+    from ..downstream.checkpoints import progress_of
+    from ..train.checkpoint import load_checkpoint
 
     progress = progress_of(load_checkpoint(chosen))
     return chosen, f"{why}; {progress}" if progress else why

@@ -120,9 +120,13 @@ def pretrain(
         weights, why, several = {str(folder): 1.0 for folder, _ in chosen}, chosen[0][1], len(chosen) > 1
         if len(weights) < len(chosen):
             raise OlivineError("names a folder twice", where="--shards", remedy="name each once")
-    if not validation and named.validation is not None:
+    if validation:
+        validation = [defaults.choose_shards(folder, "val")[0] for folder in validation]
+    elif named.validation is not None:
         validation = [Path(path) for path in weights_of(named.validation)]
-    elif not validation:
+    elif any(change.partition("=")[0].strip() in ("data.validation", "validation") for change in changes):
+        validation = []  # null was asked for
+    else:
         beside = [Path(path).parent / "val" for path in weights if Path(path).name != "val"]
         validation = [path for path in beside if (path / "manifest.json").is_file()]
     changes += [f"data.shards={json.dumps(weights if several else str(*weights))}"]

@@ -15,8 +15,9 @@ from ..common import OlivineError, PathLike
 from ..common.settings import settings_from_plain
 from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
-from ..train.mixture import normalised_intensity, takes_normalised
+from ..train.mixture import normalised_intensity
 from ..train.voxelize import VoxelSettings, voxelize
+from .checkpoints import takes_normalised
 from .network import new_head
 
 Points = TypeVar("Points", NDArray[Any], Tensor)

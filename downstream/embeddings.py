@@ -23,9 +23,9 @@ from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.decode import decode_crop
 from ..train.encoder import ImageEncoder
 from ..train.feature_map import sample_features
-from ..train.mixture import takes_normalised
 from ..train.settings import ImageSettings
 from ..train.voxelize import VoxelSettings
+from .checkpoints import takes_normalised
 from .data import CloudExamples
 
 _HEADS = {"point_head": "pixel_head", "category_point_head": "category_pixel_head"}

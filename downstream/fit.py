@@ -104,8 +104,11 @@ def fit(
         dampening=settings.dampening,
         weight_decay=settings.weight_decay,
     )
-    if last.is_file():
-        found = load_checkpoint(last)
+    found = load_checkpoint(last) if last.is_file() else None
+    if fabric.world_size > 1:
+        share_norms(model, torch.distributed.group.WORLD)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if found is not None:  # after the set-up, which gives the weights their type
         if found["steps"] != steps:  # a batch that is chosen here depends on the number of processes
             raise OlivineError(
                 f"a run of {found['steps']} steps there and {steps} here, on other devices",
@@ -116,9 +119,6 @@ def fit(
             load_state(part, found[f"{name}_state"], last)
         optimizer.load_state_dict(found["optimizer_state"])
         started = found["step"]
-    if fabric.world_size > 1:
-        share_norms(model, torch.distributed.group.WORLD)
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     if started == steps:
         return wrapped
     rank_zero = fabric.global_rank == 0

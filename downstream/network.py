@@ -13,10 +13,11 @@ from ..common import OlivineError, PathLike, demand, sha256_file
 from ..common.settings import flat_values, settings_from_plain, settings_to_plain
 from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
-from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state, progress_of
-from ..train.mixture import NORMALISED, takes_normalised
+from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state
+from ..train.mixture import NORMALISED
 from ..train.settings import PretrainSettings
 from ..train.voxelize import VoxelSettings
+from .checkpoints import progress_of, takes_normalised
 
 
 @dataclass(frozen=True)

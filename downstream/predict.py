@@ -17,13 +17,13 @@ from ..common.ahead import Ahead
 from ..common.settings import settings_from_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.backbone import Clouds
-from ..train.checkpoint import checkpoint_file, load_backbone, load_state, progress_of
+from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.devices import make_fabric
-from ..train.mixture import takes_normalised
 from ..train.sparse.engines import MapsAhead
 from ..train.voxelize import VoxelSettings
 from . import afi
 from .benchmarks import PredictionWriter
+from .checkpoints import progress_of, takes_normalised
 from .data import CloudExamples, Example, Examples
 from .network import Segmenter, new_head
 from .settings import FinetuneSettings

@@ -12,8 +12,9 @@ from ..common import OlivineError, PathLike, check_output_file, sha256_file
 from ..common.settings import settings_to_plain
 from ..train.backbone import build_backbone
 from ..train.build import backbone_arguments
-from ..train.checkpoint import checkpoint_file, exported_heads, load_backbone, load_checkpoint, save_checkpoint
+from ..train.checkpoint import checkpoint_file, load_backbone, load_checkpoint, save_checkpoint
 from ..train.settings import PretrainSettings, load_settings
+from .checkpoints import exported_heads
 from .layouts import export_weights, load_weights, own_layout, read_weights
 
 

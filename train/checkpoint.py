@@ -138,26 +138,20 @@ def load_backbone(path: PathLike) -> tuple[Backbone, dict[str, Any]]:
     return network, content
 
 
-def progress_of(content: dict[str, Any]) -> str:
-    """How far an unfinished run's checkpoint got, for people; empty where the run is finished or has no length."""
-    step, steps = content.get("step"), content.get("steps")
-    if step is None or not steps or step == steps:
-        return ""
-    return f"step {step:,} of {steps:,}: the run is not finished"
+def _numbered(directory: Path) -> list[Path]:
+    """The checkpoints ``epoch-NNNN.pt`` by number; from 10,000 on their names have another order."""
+    found = {int(path.stem[6:]): path for path in directory.glob("epoch-*.pt") if path.stem[6:].isdecimal()}
+    return [found[number] for number in sorted(found)]
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """What a run goes on from: ``last.pt``, or without it the newest numbered checkpoint; None where there is neither."""
+    last = directory / "last.pt"
+    return last if last.is_file() else next(reversed(_numbered(directory)), None)
 
 
 def prune(directory: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest numbered checkpoints of a run."""
-    numbered = sorted(directory.glob("epoch-*.pt"))
+    numbered = _numbered(directory)
     for old in numbered[: max(0, len(numbered) - keep)]:
         old.unlink(missing_ok=True)
-
-
-def exported_heads(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The point heads in a checkpoint, by the names that they have in exported files."""
-    return {
-        f"{exported}.{name.removeprefix(f'{module}.')}": tensor
-        for exported, module in content.get("exported_heads", {}).items()
-        for name, tensor in content.get("method_state", {}).items()
-        if name.startswith(f"{module}.")
-    }

@@ -184,7 +184,8 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
-    products, rounded = float32_products(), torch.backends.cuda.matmul.allow_tf32
+    products = float32_products()
+    rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     set_float32_products(settings.run.float32_products)
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
@@ -199,5 +200,5 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
         torch.utils.deterministic.fill_uninitialized_memory = was_filled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
         set_float32_products(products)
-        torch.backends.cuda.matmul.allow_tf32 = rounded
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = rounded
         release_memory()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError, package_versions, stop_signals, track, write_json
+from ..common import OlivineError, Whole, demand, package_versions, stop_signals, track, write_json
 from ..common.ahead import Ahead
 from ..common.settings import settings_to_plain
 from ..common.together import ending_together
@@ -33,13 +33,13 @@ from .build import (
     open_text,
     open_validation,
 )
-from .checkpoint import load_checkpoint, load_state, prune, save_checkpoint
+from .checkpoint import load_checkpoint, load_state, newest_checkpoint, prune, save_checkpoint
 from .devices import anywhere, make_fabric, naming_what_to_lower, over_processes, share_of_step, torch_state
 from .forward import Distiller, Terms
 from .loader import FrameStream
 from .method import Reduce
 from .metrics_log import MetricsLog, memory_mib
-from .mixture import NORMALISED, ShardMixture, Shards, held_out_sets
+from .mixture import NORMALISED, ShardMixture, Shards
 from .pixel_features import PixelFeatures, open_pixel_features
 from .prepare import Prepared, passes, prepare_pass
 from .run_folder import claim, identity_of
@@ -50,6 +50,7 @@ from .transfer import to_device
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import Precision
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,24 @@ class PretrainSummary:
     notes: tuple[str, ...] = ()
 
 
+_CONTENT = {
+    "step": Whole(),
+    "best": {float, None},
+    "backbone_state": dict,
+    "method_state": dict,
+    "optimizer_state": dict,
+    "precision_state?": dict,
+}
+"""What a run goes on from."""
+
+
 @dataclass
 class RunState:
-    """What changes during a run, and is therefore in its checkpoints."""
+    """What changes during a run, and is therefore in its checkpoints; ``precision`` has the scale of ``16-mixed``."""
 
     model: Distiller
     optimizer: torch.optim.Optimizer
+    precision: Precision
     step: int = 0
     best: float | None = None
 
@@ -97,15 +110,26 @@ class RunState:
             "backbone_state": self.model.backbone.state_dict(),
             "method_state": self.model.method.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
+            **({"precision_state": scaler} if (scaler := self.precision.state_dict()) else {}),
         }
         save_checkpoint(path, {**constant, **content})
 
     def restore(self, path: Path) -> None:
-        """Take up where a checkpoint was written."""
-        found = load_checkpoint(path)
+        """Take up where a checkpoint was written.
+
+        Raises:
+            OlivineError: it is damaged, lacks what a run goes on from, or is another run's.
+        """
+        remedy = "remove it, and the run goes on from its newest numbered checkpoint, or from the start"
+        found = demand(load_checkpoint(path), _CONTENT, path, remedy)
         load_state(self.model.backbone, found["backbone_state"], path)
         load_state(self.model.method, found["method_state"], path)
-        self.optimizer.load_state_dict(found["optimizer_state"])
+        try:
+            self.optimizer.load_state_dict(found["optimizer_state"])
+        except ValueError as error:  # other groups of parameters
+            raise OlivineError(f"its optimiser is another run's ({error})", where=path, remedy=remedy) from None
+        if "precision_state" in found:
+            self.precision.load_state_dict(found["precision_state"])
         self.step, self.best = found["step"], found["best"]
 
 
@@ -159,19 +183,21 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 
         channels = 0 if pixels is None else pixels.channels
         text = open_text(settings, shards)
-        if settings.data.validation:
-            held_out_sets(settings.data.validation, shards)  # what does not fit is refused now, not after an epoch
+        if settings.data.validation:  # what does not fit is refused now, not after an epoch
+            for _, held_out, _ in open_validation(settings, shards, fabric.global_rank, fabric.world_size):
+                held_out.close()
         model = build_model(settings, channels, names, steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
-        state = RunState(model, optimizer)
+        state = RunState(model, optimizer, fabric.strategy.precision)
         if rank_zero:  # only now, when everything else has been found right
             claim(out, settings, identity, resume=resume)
         fabric.barrier()
-        if last.is_file():
-            state.restore(last)
         if fabric.world_size > 1:  # batch norm over the global batch
             share_norms(model, torch.distributed.group.WORLD)
         wrapped, optimizer = fabric.setup(model, optimizer)
+        if (newest := newest_checkpoint(out)) is not None:  # after the set-up, which gives the weights their type
+            state.restore(newest)
+        gone = [f"last.pt is gone, so it went on from {newest.name}"] if newest not in (None, last) else []
         constant = {
             **identity,
             "steps": steps,
@@ -201,10 +227,14 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             try:
                 ready = next(prepared)
             except OlivineError:
-                if not stop.requested:
-                    raise
-                interrupted = True  # the signal that stops this process reached its workers first
-                break
+                # A signal that stops this process may reach its workers first. Of several processes the others may wait for
+                # this one for ever: all end here.
+                interrupted = stop.requested and fabric.world_size == 1
+                if interrupted:
+                    break
+                if stop.requested:
+                    save("last.pt")
+                raise
             rate = learning_rate(settings, step, steps, stream.count)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -241,7 +271,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
 
             if epoch > before or state.step == steps:
                 summary: dict[str, float] = {}
-                if settings.data.validation and (state.step == steps or epoch % run.validate_epochs == 0):
+                if settings.data.validation and (state.step == steps or crossed(run.validate_epochs, before, epoch)):
                     summary = validate(settings, shards, wrapped, pixels, fabric)
                     if state.best is None or summary.get("validation_loss", math.inf) < state.best:
                         state.best = summary["validation_loss"]
@@ -249,7 +279,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                 if log is not None:
                     log.add("epochs", {"step": step, "epoch": epoch, **log.means_of_epoch(before), **summary})
                 # Before last.pt: a run that is killed between the two makes this epoch, and its checkpoint, again.
-                if rank_zero and run.checkpoint_epochs and epoch % run.checkpoint_epochs == 0:
+                if rank_zero and run.checkpoint_epochs and crossed(run.checkpoint_epochs, before, epoch):
                     save(f"epoch-{epoch:04d}.pt")
                     prune(out, run.keep)
                 save("last.pt")
@@ -277,7 +307,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         seconds,
         taken / seconds,
         waited_s() / seconds,
-        (*model.method.summary(), *([shards.note] if isinstance(shards, ShardMixture) else [])),
+        (*model.method.summary(), *([shards.note] if isinstance(shards, ShardMixture) else []), *gone),
     )
 
 
@@ -347,6 +377,11 @@ def metrics_of_step(
     ).tolist()
     row = dict(zip(("loss", *(f"loss_{name}" for name in names), *passes[0].counts), found))
     return {name: value for name, value in row.items() if not math.isnan(value)}, last
+
+
+def crossed(every: int, before: int, epoch: int) -> bool:
+    """Whether one of every so many epochs has ended since ``before``; a step may be longer than an epoch."""
+    return epoch // every > before // every
 
 
 def _not_finite(what: str, passes: Sequence[Pass], step: int, out: Path) -> OlivineError:

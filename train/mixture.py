@@ -37,22 +37,6 @@ def normalised_intensity(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     return raw / np.float32(mean if mean > 0 else 1) + np.float32(OFFSET)
 
 
-def takes_normalised(content: Mapping[str, Any], where: object) -> bool:
-    """Whether the network of a checkpoint's content takes :func:`normalised_intensity`, and not the raw one.
-
-    Raises:
-        OlivineError: it takes a form that an earlier version made.
-    """
-    form = content.get("intensity")
-    if form not in (None, NORMALISED):
-        raise OlivineError(
-            f"takes intensities of several data sets in another form ({form}) than this version makes",
-            where=where,
-            remedy="train it again, or use the version that made it",
-        )
-    return form is not None
-
-
 def network_intensity(points: NDArray[np.float32], shards: ShardSet, normalised: bool) -> None:
     """Replace the raw intensity of a cloud [N, 4] of some shards by what a network takes.
 
@@ -117,7 +101,8 @@ class ShardMixture:
         count = np.zeros(len(self.classes) + 1)
         for weight, shards, number in zip(factors, self.sets, self._weak):
             np.add.at(count, number, weight * shards.class_count)
-        self.class_count: NDArray[np.int64] = np.rint(count).astype(np.int64)
+        # A class of few pairs in a set of small weight is still one.
+        self.class_count: NDArray[np.int64] = np.maximum(np.rint(count), count > 0).astype(np.int64)
         self.cameras = max((shards.cameras for shards in self.sets), key=len)
         self.digest = digest([[shards.digest, weight] for shards, weight in zip(self.sets, factors)])
         self._first = np.cumsum([0, *(len(shards) for shards in self.sets)]).tolist()

@@ -88,7 +88,7 @@ def claim(
     remove_leftovers(out)
     if not resume:
         raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
-    if not (out / "last.pt").is_file():  # nothing of that run is left to lose
+    if not any(out.glob("*.pt")):  # nothing of that run is left to lose
         write_json(path, identity)
         return
     difference = _difference(read_identity(path, remedy), settings, identity, incidental)

@@ -152,6 +152,12 @@ def voxelize(
     member = order if kept is None else kept.index_select(0, order)
     first = member.index_select(0, begin)
     columns = points[:, settings.first_channel : settings.first_channel + settings.feature_channels].float()
+    if columns.shape[1] != settings.feature_channels:
+        raise OlivineError(
+            f"a point has {points.shape[1]} columns, not {settings.feature_channels} from column {settings.first_channel} (from 0)",
+            where="voxels.first_channel",
+            remedy="use 3 with feature_channels 1 for the intensity, 0 with 4 for x, y, z and intensity",
+        )
     if settings.feature == "first":
         feature = columns.index_select(0, first)
     else:

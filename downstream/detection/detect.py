@@ -13,11 +13,12 @@ import torch
 from ...common import OlivineError, PathLike, claim_output, demand, digest, read_json, track, write_bytes, write_json
 from ...common.ahead import Ahead
 from ...common.settings import settings_from_plain, settings_to_plain
-from ...train.checkpoint import checkpoint_file, load_checkpoint, progress_of
+from ...train.checkpoint import checkpoint_file, load_checkpoint
 from ...train.devices import make_fabric
 from ...train.run_folder import claim
 from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
+from ..checkpoints import progress_of
 from ..fit import Plan
 from ..network import Source
 from .fit import fit, load_detector

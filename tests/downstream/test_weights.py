@@ -10,13 +10,14 @@ import torch
 
 from olivine.common import OlivineError
 from olivine.common.settings import settings_to_plain
+from olivine.downstream.checkpoints import exported_heads
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
 from olivine.downstream.settings import FinetuneSettings
 from olivine.downstream.weights import export_backbone, import_weights
 from olivine.train.backbones import build_backbone
 from olivine.train.build import backbone_arguments, build_model
-from olivine.train.checkpoint import exported_heads, load_backbone, load_checkpoint, save_checkpoint
+from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
 from olivine.train.settings import load_settings
 from olivine.train.sparse import SparseTensor
 from olivine.train.sparse.engines import engine_problem

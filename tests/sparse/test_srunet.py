@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.downstream.checkpoints import exported_heads
 from olivine.train.backbone import Clouds
 from olivine.train.backbones import build_backbone
 from olivine.train.build import build_model
-from olivine.train.checkpoint import exported_heads
 from olivine.train.settings import load_settings
 from olivine.train.sparse import SparseTensor
 from olivine.train.sparse.engines import Plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 
 from olivine.common import OlivineError
 from olivine.pairs.shards import open_shards
-from olivine.train.checkpoint import load_backbone, load_checkpoint
+from olivine.train.checkpoint import load_backbone, load_checkpoint, newest_checkpoint, prune
 from olivine.train.forward import Distiller
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
@@ -73,6 +74,53 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
     columns = ("step", "loss", "loss_ppkt", "loss_wcd", "gradient_norm", "pairs")
     steps = [[row[c] for c in columns] for row in rows(out / "steps.csv")]
     assert steps == [[row[c] for c in columns] for row in rows(whole_run / "steps.csv")]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_so_does_one_of_weights_of_another_type(
+    precision: str,
+    small_shards: Path,
+    small_settings: Settings,
+    tmp_path: Path,
+    sigterm_in: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    settings = small_settings(small_shards, f"run.precision={precision}", "run.steps=3", "image.dtype=float32")
+    pretrain(settings, tmp_path / "whole")
+    with sigterm_in(1):
+        assert pretrain(settings, tmp_path / "stopped").interrupted
+    assert pretrain(settings, tmp_path / "stopped").resumed_from == 2
+    expected, found = (tensors(tmp_path / name / "last.pt") for name in ("whole", "stopped"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert all(expected[name].dtype == found[name].dtype for name in expected)
+    assert expected["/method_state/statistics.mean"].dtype == torch.float64  # α of a change is lost in bfloat16
+
+
+def test_without_its_last_checkpoint_a_run_goes_on_from_the_newest_and_no_other_takes_its_folder(
+    small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    settings, out = small_settings(small_shards, "run.checkpoint_epochs=1"), tmp_path / "run"
+    pretrain(settings, out)
+    expected = tensors(out / "last.pt")
+    (out / "last.pt").unlink()
+    refuse(small_settings(small_shards, "seed=7"), out, "another run: seed is 0 there and 7 here")
+    summary = pretrain(settings, out)
+    assert summary.resumed_from == 5 and summary.notes == ("last.pt is gone, so it went on from epoch-0002.pt",)
+    found = tensors(out / "last.pt")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_numbered_checkpoints_go_by_their_number_and_come_though_a_step_is_longer_than_an_epoch(
+    small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
+    for number in (9980, 9990, 10_000):
+        (tmp_path / f"epoch-{number:04d}.pt").touch()
+    (tmp_path / "epoch-mine.pt").touch()
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["epoch-10000.pt", "epoch-9990.pt", "epoch-mine.pt"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch-10000.pt"
+    changes = "run.batch=6", "run.group=6", "run.steps=3", "run.checkpoint_epochs=3"  # an epoch has five frames
+    pretrain(small_settings(small_shards, *changes), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").glob("epoch-*.pt")] == ["epoch-0003.pt"]
 
 
 PROCESSES = """
@@ -232,6 +280,16 @@ def test_settings_that_do_not_fit_are_refused(small_shards: Path, small_settings
     with pytest.raises(OlivineError, match="no backbone 'resnet'"):
         small_settings(small_shards, "backbone.name=resnet")
     refuse(small_settings(tmp_path / "nowhere"), out, "nowhere")
+    refuse(small_settings(small_shards, f"data.validation={tmp_path / 'elsewhere'}"), out, "elsewhere")
+    refuse(
+        small_settings(small_shards, "voxels.first_channel=4"),
+        out,
+        r"voxels\.first_channel: a point has 4 columns, not 1 from",
+    )
+    with pytest.raises(OlivineError, match="seed is -1"):
+        small_settings(small_shards, "seed=-1")
+    changes = "backbone.name=voxelnet", "voxels.feature=mean", "voxels.first_channel=0", "voxels.feature_channels=4"
+    refuse(small_settings(small_shards, *changes), out, "counts voxels from a corner.*--config voxelnet")
     refuse(load_settings("cpu"), out, "no shards given")
     assert not out.exists() or not list(out.glob("*.pt"))
 
@@ -315,9 +373,22 @@ def test_a_folder_where_nothing_was_trained_may_be_taken(
     assert summary.step == 2
 
 
-def test_a_damaged_or_foreign_checkpoint_is_refused(whole_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_refused(
+    whole_run: Path, small_shards: Path, small_settings: Settings, tmp_path: Path
+) -> None:
     (tmp_path / "cut.pt").write_bytes((whole_run / "last.pt").read_bytes()[:5000])
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    out = tmp_path / "run"
+    shutil.copytree(whole_run, out)
+    content = torch.load(out / "last.pt", weights_only=True)
+    groups = {"state": {}, "param_groups": [*content["optimizer_state"]["param_groups"]] * 2}
+    for changed, message in (
+        ({key: value for key, value in content.items() if key != "best"}, "best"),
+        ({key: value for key, value in content.items() if key != "optimizer_state"}, "optimizer_state"),
+        ({**content, "optimizer_state": groups}, "its optimiser is another run's"),
+    ):
+        torch.save(changed, out / "last.pt")
+        refuse(small_settings(small_shards), out, rf"last\.pt: .*{message}.*[Rr]emove it")
     for name, message in [
         ("cut.pt", "cannot be read"),
         ("foreign.pt", "not a checkpoint of olivine"),

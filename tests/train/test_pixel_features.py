@@ -248,6 +248,18 @@ def test_what_is_stored_is_not_made_again_and_parts_make_the_whole(
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == content
 
 
+def test_maps_of_another_precision_are_other_maps(small_shards: Path, small_settings: Make, tmp_path: Path) -> None:
+    settings, shards = small_settings(small_shards, *WHOLE), open_shards(small_shards)
+    coarse = store_maps(shards, settings, ImageEncoder("small", dtype=torch.bfloat16), tmp_path, "float32")
+    exact = store_maps(shards, settings, ImageEncoder("small"), tmp_path, "float32")
+    assert coarse[1] == exact[1] == 5 and coarse[0].folder != exact[0].folder
+    for dtype, maps in (("bfloat16", coarse[0]), ("float32", exact[0])):
+        reading = small_settings(small_shards, *WHOLE, f"image.dtype={dtype}")
+        assert StoredFeatures(tmp_path, reading, shards)._maps.folder == maps.folder
+    with pytest.raises(OlivineError, match=r"2 stores fit this run"):
+        StoredFeatures(tmp_path, small_settings(small_shards, *WHOLE, "image.dtype=auto"), shards)
+
+
 def test_other_labels_of_the_same_images_take_the_same_maps(
     small_shards: Path, small_settings: Make, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...common import OlivineError
 from ..backbone import Backbone, BackboneSettings, Clouds, Features
 from ..sparse.modules import BatchNorm, Conv3d
 from ..sparse.operations import to_dense
@@ -110,8 +111,19 @@ class VoxelNet(Backbone):
         return head
 
     def encode(self, clouds: Clouds) -> Features:
-        """Features of coarse cells; every point is a place of its own, those outside the range at its border."""
-        cells, settings = self.features(clouds.tensor), clouds.settings
+        """Features of coarse cells; every point is a place of its own, those outside the range at its border.
+
+        Raises:
+            OlivineError: voxels do not count from a corner.
+        """
+        settings = clouds.settings
+        if not settings.from_corner:
+            raise OlivineError(
+                "voxelnet counts voxels from a corner of its range",
+                where="voxels.from_corner",
+                remedy="take --config voxelnet, or --set voxels.from_corner=true voxels.crop=true",
+            )
+        cells = self.features(clouds.tensor)
         low = torch.tensor(settings.range_m[:2], device=clouds.points.device)
         place = (clouds.points[:, :2] - low) / (settings.size_m * STRIDE)
 

@@ -19,6 +19,7 @@ from ..build import build_encoder
 from ..devices import make_fabric, torch_state
 from ..encoder import ImageEncoder, find_encoder
 from ..settings import PretrainSettings
+from ._stored import computed_in
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def store_maps(
         "cameras": len(shards.cameras),
         "dtype": dtype,
         "mirrored": mirrored,
+        **computed_in(encoder.dtype),
     }
     maps = FeatureMaps.create(parent, identity)
     remove_leftovers(maps.folder)

@@ -18,6 +18,11 @@ from ..settings import PretrainSettings
 from ..transfer import to_device
 
 
+def computed_in(dtype: torch.dtype) -> dict[str, str]:
+    """What stored maps say of the type that their encoder computed in, where that is not float32."""
+    return {} if dtype == torch.float32 else {"computed": str(dtype).removeprefix("torch.")}
+
+
 class StoredFeatures(PixelFeatures):
     """Maps that ``olivine features`` wrote, read as they are asked for; the encoder's weights are not needed.
 
@@ -44,6 +49,8 @@ class StoredFeatures(PixelFeatures):
         file = None if image.weights is None else weights_file(find_encoder(image.encoder), image.weights)
         if file is not None:
             wanted["weights"] = "random" if image.weights == "random" else sha256_file(file)
+        if image.dtype != "auto":
+            wanted["computed"] = computed_in(getattr(torch, image.dtype)).get("computed")
         if settings.augment.flip_image:
             wanted["mirrored"] = True
         self._maps = find_maps(folder, wanted)

@@ -203,9 +203,9 @@ class Olivine(Method):
         if self.settings.frequency == "batch" or not bool(count.any()):
             return label, torch.bincount(label, minlength=len(count))
         if self.settings.frequency == "dataset":
-            return label, count
+            return label, count.clamp(min=1)  # a true class that the weak labels lack has none
         counts = group.column("class_count", host=True)  # a class in another frame is another class
-        return group.frame_of_pairs(host=True)[candidates] * counts.shape[1] + label, counts.flatten()
+        return group.frame_of_pairs(host=True)[candidates] * counts.shape[1] + label, counts.flatten().clamp(min=1)
 
     def _density(self, group: Group) -> Tensor:
         if self.settings.mode == "category":

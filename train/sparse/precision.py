@@ -33,9 +33,7 @@ def float32_products() -> Float32Products:
 
 
 def set_float32_products(products: str) -> None:
-    """Set it for the engine ``triton`` and for PyTorch's matrix products, from now on.
-
-    Images' convolutions (cuDNN) are the frozen encoder's, whose precision is a setting of its own.
+    """Set it for the engine ``triton``, for PyTorch's matrix products and for cuDNN's convolutions, from now on.
 
     Raises:
         OlivineError: an unknown setting.
@@ -46,4 +44,4 @@ def set_float32_products(products: str) -> None:
             f"no way {products!r} to multiply float32", remedy=f"choose one of {', '.join(FLOAT32_PRODUCTS)}"
         )
     _products = products
-    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = products == "tf32"

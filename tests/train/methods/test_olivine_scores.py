@@ -37,13 +37,18 @@ def columns() -> dict[str, torch.Tensor]:
     }
 
 
-def draw(columns: dict[str, torch.Tensor], seed: int, **changes: object) -> torch.Tensor:
+def draw(
+    columns: dict[str, torch.Tensor], seed: int, count: torch.Tensor | None = None, **changes: object
+) -> torch.Tensor:
+    """What OLIVINE draws of a group of one frame; ``count``: of each class [those of the pairs]."""
     labels = tuple(f"class {k}" for k in range(CLASSES))
     method = Olivine(replace(SETTINGS, **changes), Context(lambda width: nn.Identity(), 1, labels, 1, 0.1))  # type: ignore[arg-type]
+    count = torch.bincount(columns["pair_label"], minlength=CLASSES) if count is None else count
     group = SimpleNamespace(
         size=COUNT,
-        column=lambda name, host=False: columns[name],
-        class_count=torch.bincount(columns["pair_label"], minlength=CLASSES),
+        column=lambda name, host=False: count[None] if name == "class_count" else columns[name],
+        frame_of_pairs=lambda host: torch.zeros(COUNT, dtype=torch.int64),
+        class_count=count,
         generator=lambda draw: generator_of(seed, 0, 0, draw),
     )
     return method.draw_by_label(group)  # type: ignore[arg-type]
@@ -118,6 +123,14 @@ def test_shards_without_scores_name_the_command_that_adds_them(streets: Path, qu
     settings = quick("cpu", streets, "method.scored_draw=true", "method.pairs=100")
     with pytest.raises(OlivineError, match=r"pair_score.*olivine build-pairs --consolidate"):
         pretrain(settings, tmp_path / "run")
+
+
+@pytest.mark.parametrize("frequency", ["dataset", "frame"])
+def test_a_true_class_that_the_weak_labels_lack_is_drawn_as_one_of_a_single_pair(columns, frequency: str) -> None:
+    """With ``true prompts`` the frequencies are the weak labels'."""
+    count = torch.bincount(columns["pair_label"], minlength=CLASSES)
+    none, one = (count.index_fill(0, torch.tensor(3), value) for value in (0, 1))
+    assert torch.equal(*(draw(columns, 0, given, frequency=frequency) for given in (none, one)))
 
 
 def test_one_draw_serves_other_labels(columns) -> None:
