@@ -88,8 +88,11 @@ def test_a_step_waits_and_launches_no_more_than_its_budget(preset: str, runs: di
         assert sum(counted.values()) <= most, f"{preset}: {sum(counted.values())} {kind}, at most {most}\n{said}"
 
 
-def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(on_pretend_gpu: Callable[..., Any], streets: Path) -> None:
-    found = on_pretend_gpu("resume_and_probe", changes("cpu", streets))
+@pytest.mark.parametrize("precision", ["32-true", soak("16-mixed")])
+def test_a_stopped_run_ends_with_the_same_bits_and_is_probed(
+    precision: str, on_pretend_gpu: Callable[..., Any], streets: Path
+) -> None:
+    found = on_pretend_gpu("resume_and_probe", [*changes("cpu", streets), f"run.precision={precision}"])
     assert found["resumed"] == 1
     assert found["same"]
     assert 0 <= found["scores"][0] <= 1
