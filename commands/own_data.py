@@ -54,11 +54,15 @@ def import_bag(
         ),
     ] = None,
     vehicle: Annotated[
-        str | None, typer.Option(help="Frame whose poses they are (default: as the odometry says).")
+        str | None, typer.Option(help="Frame whose poses they are (default: the child frame that the odometry names).")
     ] = None,
     stamps: Annotated[str, typer.Option(help="Times: header (the sensors' own) or received.")] = "header",
     scene: Annotated[str | None, typer.Option(help="Name of the scene (default: the bag's).")] = None,
-    split: Annotated[str, typer.Option(help="Of the scene: train, val or test.")] = "train",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of the scene: train, val or test (default: as rig.yaml has it, else train)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the scene, if one has this name.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a ROS 1 or ROS 2 bag as a folder that --dataset rig reads; no ROS is needed.
@@ -68,8 +72,9 @@ def import_bag(
     from ..readers.bags import BagSettings
     from ..readers.bags import import_bag as run
 
-    settings = BagSettings(tuple(lidar or ()), tuple(camera or ()), odometry or "", vehicle or "", stamps, split)
-    console.finish("import-bag", run(bags, out, scene or "", settings), out, as_json)
+    settings = BagSettings(tuple(lidar or ()), tuple(camera or ()), odometry or "", vehicle or "", stamps, split or "")
+    summary = run(bags, out, scene or "", settings, overwrite=overwrite)
+    console.finish("import-bag", summary, out, as_json)
 
 
 def check_data(

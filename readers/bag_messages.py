@@ -117,22 +117,23 @@ def image_of(message: Any, where: str) -> tuple[bytes, str]:
     return file.getvalue(), ".png"
 
 
-def lens_of(message: Any, rectified: bool, where: str) -> dict[str, Any]:
+def lens_of(message: Any, rectified: bool, size: tuple[int, int], where: str) -> dict[str, Any]:
     """A ``sensor_msgs/CameraInfo`` as the keys of a camera in ``rig.yaml``; {} where it is not calibrated (fx is 0).
 
     Args:
         rectified: the images are those after rectification, whose matrix is P.
+        size: of the images, width and height in pixels.
 
     Raises:
-        OlivineError: a distortion model that is not read.
+        OlivineError: a distortion model that is not read, or it is of images of another size.
     """
-    # ROS 1 writes the names in capitals.
-    k, d, p = (np.asarray(getattr(message, name, getattr(message, name.upper(), ()))) for name in "kdp")
-    matrix = (p.reshape(3, 4)[:, :3] if rectified else k.reshape(3, 3)).astype(float)
+    matrix = _projection(message)[:, :3] if rectified else _array(message, "k").reshape(3, 3)
     if matrix[0, 0] == 0:
         return {}
-    keys: dict[str, Any] = {"intrinsic": matrix.tolist()}
-    if rectified or not np.any(d):
+    keys: dict[str, Any] = {"intrinsic": _on_the_images(matrix, message, size, where).tolist()}
+    d = _array(message, "d")
+    # Without coefficients a lens is a pinhole's, but an equidistant one still is not: it maps the angle, not its tangent.
+    if rectified or not (np.any(d) or message.distortion_model == "equidistant"):
         return keys
     if message.distortion_model not in _LENSES:
         raise OlivineError(
@@ -147,7 +148,53 @@ def lens_of(message: Any, rectified: bool, where: str) -> dict[str, Any]:
             where=where,
             remedy="calibrate again",
         )
-    return {**keys, "model": model, "distortion": [float(v) for v in d[:most]]}
+    distortion = [float(v) for v in d[:most]]
+    if model == "fisheye":
+        distortion += [0.0] * (most - len(distortion))
+    return {**keys, "model": model, "distortion": distortion}
+
+
+def beside_its_frame(message: Any) -> Matrix:
+    """Where a ``sensor_msgs/CameraInfo`` puts its camera in the frame of its P: x, y, z in metres.
+
+    Not 0 for the right camera of a stereo pair, whose P is for points in the left camera's frame.
+    """
+    p = _projection(message)
+    place = np.zeros(3) if np.linalg.det(p[:, :3]) == 0 else -np.linalg.solve(p[:, :3], p[:, 3])
+    return np.where(np.abs(place) > 1e-6, place, 0.0)
+
+
+def _array(message: Any, name: str) -> Matrix:
+    """One of d, k and p; ROS 1 writes the names in capitals."""
+    return np.array(getattr(message, name, getattr(message, name.upper(), ())), float)
+
+
+def _projection(message: Any) -> Matrix:
+    return _array(message, "p").reshape(3, 4)
+
+
+def _on_the_images(matrix: Matrix, message: Any, size: tuple[int, int], where: str) -> Matrix:
+    """K, or the left of P, for the images as they are.
+
+    A CameraInfo's matrices are for all pixels of the sensor. The images may be a region of them (``roi``), and each pixel
+    the mean of several (``binning``; 0 is 1).
+    """
+    region, offsets = message.roi, (message.roi.x_offset, message.roi.y_offset)
+    full = region.width or message.width, region.height or message.height
+    binning = [max(1, int(b)) for b in (message.binning_x, message.binning_y)]
+    if all(full) and any(abs(its * b - of) >= b for its, b, of in zip(size, binning, full)):
+        said = f"{full[0]} x {full[1]} pixels"
+        said += f" binned by {binning[0]} x {binning[1]}" if max(binning) > 1 else ""
+        raise OlivineError(
+            f"is of images of {said}, and the images are of {size[0]} x {size[1]}",
+            where=where,
+            remedy="choose the images that it belongs to with --camera, or take it out of the bag and fill in the intrinsic",
+        )
+    matrix = matrix.copy()
+    for row in range(2):
+        matrix[row, 2] -= offsets[row]
+        matrix[row] /= binning[row]
+    return matrix
 
 
 def rigid(translation: Any, rotation: Any, where: object) -> Matrix:

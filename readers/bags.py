@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..common import OlivineError, atomic_directory, check_output, read_text, track, write_bytes
-from ..common.settings import read_yaml_file
-from .bag_messages import Matrix, between, cloud_of, image_of, lens_of, rigid
+from ..common import MARK, OlivineError, atomic_directory, atomic_file, check_output, track, write_bytes
+from ..common.images import open_image
+from .bag_messages import Matrix, beside_its_frame, between, cloud_of, image_of, lens_of, rigid
+from .bag_rig import check_names, check_scene, entered
 from .lidar_odometry import poses_from_clouds
 from .recording import FILE, FILL_IN, SPLITS
 
@@ -38,9 +41,10 @@ class BagSettings:
         cameras: topics of the images; () for all, and of an image that is there raw and compressed the raw one.
         odometry: topic of the vehicle's poses; empty: the only one there is; ``none`` takes none; ``kiss-icp`` computes
             them from the first LiDAR's clouds.
-        vehicle: frame whose poses they are; empty: the odometry's own child frame.
+        vehicle: frame whose poses they are; empty: the odometry's own child frame. Without poses, the frame in which
+            the sensors' places are said; empty: the first LiDAR's.
         stamps: ``header``, the sensor's own time, or ``received``, when the message was recorded.
-        split: of the scene.
+        split: of the scene; empty: the one that ``rig.yaml`` has for it, else train.
     """
 
     lidars: tuple[str, ...] = ()
@@ -48,7 +52,7 @@ class BagSettings:
     odometry: str = ""
     vehicle: str = ""
     stamps: str = "header"
-    split: str = "train"
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,37 +81,45 @@ class _Sensor:
     is_camera: bool
     frame: str = ""
     suffix: str = ""
+    size: tuple[int, int] = (0, 0)
     columns: tuple[str, ...] = ()
     times: set[int] = field(default_factory=set)
 
 
-def import_bag(paths: Sequence[Path], out: Path, scene: str = "", settings: BagSettings | None = None) -> BagSummary:
+def import_bag(
+    paths: Sequence[Path], out: Path, scene: str = "", settings: BagSettings | None = None, *, overwrite: bool = False
+) -> BagSummary:
     """Write a bag into the folder ``out``: a folder of its own for the scene, and the scene's line in ``rig.yaml``.
 
     Points keep all their fields (.npy), compressed images their bytes; raw images become PNG. Where ``rig.yaml`` is there
-    already, with the same sensors, only the scene is added to it.
+    already, and says the same of the sensors, only the scene is added to it. Where anything is wrong, nothing is changed.
 
     Args:
         paths: one ROS 2 bag (its folder, or its .mcap or .db3 file), or the .bag files of one ROS 1 recording.
         scene: its name; the bag's without it.
+        overwrite: replace the scene, if one of this name is there.
 
     Raises:
         OlivineError: rosbags is not installed; the bag is damaged; a topic is not there (those that are are listed); an
-            encoding is not read; poses and sensors are not joined by a static transform.
+            encoding is not read; poses and sensors are not joined by a static transform, or the poses do not say whose
+            they are; the scene is there already; ``rig.yaml`` says something else of the sensors than the bag.
     """
     settings = settings or BagSettings()
-    if settings.split not in SPLITS or settings.stamps not in ("header", "received"):
-        remedy = f"choose one of {', '.join(SPLITS)}" if settings.split not in SPLITS else "choose header or received"
+    if settings.split not in ("", *SPLITS) or settings.stamps not in ("header", "received"):
+        wrong_split = settings.split not in ("", *SPLITS)
+        remedy = f"choose one of {', '.join(SPLITS)}" if wrong_split else "choose header or received"
         raise OlivineError(f"{settings.split!r}, {settings.stamps!r}", where="--split, --stamps", remedy=remedy)
     scene = scene or re.sub(r"[^\w-]", "_", paths[0].stem)
     if not re.fullmatch(r"[\w-]+", scene):
         raise OlivineError(f"{scene!r} is no name of a scene", where="--scene", remedy="use letters, digits, - and _")
-    check_output(out, inputs=paths, known=(FILE,))
+    check_output(out, inputs=paths, known=(FILE, f"{scene}/{MARK}"))
+    check_scene(out, scene, settings.split, overwrite=overwrite)
     with _opened(paths) as reader:
         types = {name: info.msgtype or "" for name, info in reader.topics.items()}
         sensors = _sensors(types, settings)
         odometry = _odometry(types, settings, paths[0])
-        with atomic_directory(out / scene) as folder:
+        check_names(out, *([s.name for s in sensors if s.is_camera == camera] for camera in (False, True)))
+        with _scene_and_line(out, scene) as (folder, rig):
             found = _Found()
             wanted = {sensor.topic: sensor for sensor in sensors}
             _read(reader, wanted, odometry, settings, folder, found, paths[0])
@@ -125,10 +137,30 @@ def import_bag(paths: Sequence[Path], out: Path, scene: str = "", settings: BagS
                     f"{t // 10**9}.{t % 10**9:09d} {' '.join(map(repr, row))}" for t, row in sorted(found.poses.items())
                 )
                 write_bytes(folder / "poses.txt", ("\n".join(lines) + "\n").encode())
-            plain, to_fill_in = _describe(sensors, found, settings, paths[0])
-        _enter(out, scene, settings.split, plain)
+            plain = _describe(sensors, found, settings, paths[0])
+            text, to_fill_in = entered(
+                out, scene, settings.split, paths[0], plain, {s.name: s.columns for s in sensors}
+            )
+            rig.write(text.encode())
+            rig.flush()
+            os.fsync(rig.fileno())  # a full disk is found before anything has its name
     counts = {sensor.name: len(sensor.times) for sensor in sensors}
-    return BagSummary(out, scene, counts, len(found.poses), found.repeated, tuple(to_fill_in))
+    return BagSummary(out, scene, counts, len(found.poses), found.repeated, to_fill_in)
+
+
+@contextmanager
+def _scene_and_line(out: Path, scene: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A scene's folder and the new ``rig.yaml``, which appear one after the other, or none of them."""
+    fresh, entire = not (out / scene).exists(), False
+    try:
+        with atomic_file(out / FILE) as rig:
+            with atomic_directory(out / scene) as folder:
+                yield folder, rig
+            entire = True
+    except BaseException:
+        if entire and fresh:  # the scene is there, its line is not
+            shutil.rmtree(out / scene, ignore_errors=True)
+        raise
 
 
 @dataclass
@@ -256,6 +288,12 @@ def _read(
         elif topic == odometry:
             pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
             found.vehicle = settings.vehicle or getattr(message, "child_frame_id", "")
+            if not found.vehicle:
+                raise OlivineError(
+                    f"the poses of {topic} do not say whose they are",
+                    where=where,
+                    remedy="name their frame with --vehicle FRAME, or leave them out: --odometry none",
+                )
             p, q = pose.position, pose.orientation
             values = [float(v) for v in (p.x, p.y, p.z, q.x, q.y, q.z, q.w)]
             found.poses[_time(message, received, settings, topic)] = values
@@ -313,12 +351,15 @@ def _write(sensor: _Sensor, message: Any, time: int, folder: Path, found: _Found
     where = f"{sensor.topic} at {time} ns"
     if sensor.is_camera:
         data, suffix = image_of(message, where)
+        if not sensor.times:
+            with open_image(data, where=where, remedy="choose other topics with --camera") as image:
+                sensor.size = image.size
     else:
         points = cloud_of(message, where)
         file = io.BytesIO()
         np.save(file, points, allow_pickle=False)
         data, suffix, sensor.columns = file.getvalue(), ".npy", points.dtype.names or ()
-    sensor.frame = message.header.frame_id.lstrip("/")
+    sensor.frame = _frame(message)
     if sensor.suffix not in ("", suffix):
         raise OlivineError(f"{suffix} after {sensor.suffix}", where=where, remedy="record one encoding for each camera")
     sensor.suffix = suffix
@@ -331,12 +372,10 @@ def _write(sensor: _Sensor, message: Any, time: int, folder: Path, found: _Found
 # -- rig.yaml -----------------------------------------------------------------------------------------------------------
 
 
-def _describe(
-    sensors: Sequence[_Sensor], found: _Found, settings: BagSettings, where: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """``rig.yaml`` without its scenes, and what is to be filled in."""
+def _describe(sensors: Sequence[_Sensor], found: _Found, settings: BagSettings, where: Path) -> dict[str, Any]:
+    """``rig.yaml`` without its scenes."""
     lidars = [sensor for sensor in sensors if not sensor.is_camera]
-    first, to_fill_in = lidars[0].frame, []
+    first = lidars[0].frame
     vehicle = (found.vehicle or settings.vehicle or first).lstrip("/")
     if found.poses and between(found.transforms, first, vehicle) is None:
         raise OlivineError(
@@ -348,59 +387,55 @@ def _describe(
     for sensor in sensors:
         keys: dict[str, Any] = {"files": f"{sensor.name}/*{sensor.suffix}", "times": "name", "unit": "ns"}
         to_vehicle = between(found.transforms, sensor.frame, vehicle)
-        at = f"{'cameras' if sensor.is_camera else 'lidars'}.{sensor.name}"
+        if not sensor.frame and (sensor.is_camera or len(lidars) > 1):
+            to_vehicle = None  # several sensors without a frame are not at the same place
         if sensor.is_camera:
-            lens, key = _lens(sensor, found), "camera_to_vehicle"
-            if not lens:
-                to_fill_in.append(f"{at}.intrinsic")
+            lens, camera = _lens(sensor, found)
             keys |= lens or {"intrinsic": FILL_IN}
+            if to_vehicle is not None:
+                to_vehicle = to_vehicle @ camera
         else:
-            key = "lidar_to_vehicle"
             keys["intensity"] = next((c for c in _INTENSITIES if c in sensor.columns), "none")
-        if to_vehicle is None and (sensor.is_camera or len(lidars) > 1):
-            to_fill_in.append(f"{at}.{key}")
-        if to_vehicle is not None or sensor.is_camera or len(lidars) > 1:
-            keys[key] = FILL_IN if to_vehicle is None else to_vehicle.tolist()
+        key = "camera_to_vehicle" if sensor.is_camera else "lidar_to_vehicle"
+        keys[key] = FILL_IN if to_vehicle is None else to_vehicle.tolist()
         plain["cameras" if sensor.is_camera else "lidars"][sensor.name] = keys
     plain["matching"] = {"limit": 0.05, "every": 1}
     if found.poses:
         plain["poses"] = {"file": "poses.txt", "format": "tum", "of": "vehicle"}
-    return plain, to_fill_in
+    return plain
 
 
-def _lens(sensor: _Sensor, found: _Found) -> dict[str, Any]:
-    """Of the CameraInfo beside the images' topic; {} where there is none, or it is not calibrated."""
-    topic = sensor.topic.removesuffix("/compressed")
+def _lens(sensor: _Sensor, found: _Found) -> tuple[dict[str, Any], Matrix]:
+    """Of the CameraInfo beside the images' topic; {} where there is none, or it is not calibrated.
+
+    The second value is the camera in its own frame, [4, 4].
+    """
+    topic, camera = sensor.topic.removesuffix("/compressed"), np.eye(4)
     beside = topic.rpartition("/")[0] + "/camera_info"
     message = found.infos.get(beside)
-    return {} if message is None else lens_of(message, "image_rect" in topic.rpartition("/")[2], beside)
+    if message is None:
+        return {}, camera
+    rectified = "image_rect" in topic.rpartition("/")[2]
+    place = beside_its_frame(message)
+    others = (name for name, m in found.infos.items() if _frame(m) == sensor.frame and not beside_its_frame(m).any())
+    # Of a stereo pair the right camera has the left one's frame, and P for its rectified images, or a frame of its own.
+    left = next(others, "") if place.any() else ""
+    if place.any() and rectified and not left:
+        raise OlivineError(
+            f"puts its camera {np.linalg.norm(place):.3g} m beside the frame {sensor.frame}, which no other camera has",
+            where=beside,
+            remedy="choose the raw images with --camera, or leave this camera out",
+        )
+    if left and not rectified:
+        raise OlivineError(
+            f"its raw images are in the frame {sensor.frame} of {left}, {np.linalg.norm(place):.3g} m beside this camera",
+            where=beside,
+            remedy="choose the rectified images with --camera, or leave this camera out",
+        )
+    if left:
+        camera[:3, 3] = place
+    return lens_of(message, rectified, sensor.size, beside), camera
 
 
-def _enter(out: Path, scene: str, split: str, plain: dict[str, Any]) -> None:
-    """Write ``rig.yaml``, or add a scene to the one that is there and keep what its user wrote into it."""
-    import yaml
-
-    path = out / FILE
-    line = f"  {scene}: {split}\n"
-    if not path.is_file():
-        head = "# What is what in this folder: written by olivine import-bag. Every key is explained in docs/own-data.md.\n"
-        text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-        write_bytes(path, f"{head}scenes:\n{line}{text}".encode())
-        return
-    there = read_yaml_file(path)
-    scenes = there.get("scenes") if isinstance(there, dict) else None
-    for section in ("lidars", "cameras"):
-        names = list((there or {}).get(section) or {}) if isinstance(there, dict) else []
-        if names != list(plain[section]):
-            raise OlivineError(
-                f"has the {section} {', '.join(names) or 'none'}, this bag {', '.join(plain[section])}",
-                where=path,
-                remedy="import bags of other sensors into another folder, or choose the topics",
-            )
-    if not isinstance(scenes, dict):
-        raise OlivineError("has no section scenes", where=path, remedy="add it: scenes: {NAME: train}")
-    if scene not in scenes:
-        text = read_text(path, "check its permissions")
-        if "scenes:\n" not in text:
-            raise OlivineError("its scenes are on one line", where=path, remedy=f"add there: {line.strip()}")
-        write_bytes(path, text.replace("scenes:\n", f"scenes:\n{line}", 1).encode())
+def _frame(message: Any) -> str:
+    return str(message.header.frame_id).lstrip("/")

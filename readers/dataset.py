@@ -22,6 +22,7 @@ from .frame import Box, Frame
 PACKAGE = "olivine.readers"
 OWN = (
     "bag_messages",
+    "bag_rig",
     "bags",
     "benchmark",
     "check_edges",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -134,20 +135,10 @@ def read_description(root: Path) -> RigDescription:
     path = root / FILE
     if not path.is_file():
         raise OlivineError(f"no {FILE} here", where=root, remedy=f"write one with: olivine init-rig {root}")
-    keys = _Keys(path, "", read_yaml_file(path))
+    plain = read_yaml_file(path)
+    keys = _Keys(path, "", plain)
     keys.only(_TOP)
-    lidar_keys, camera_keys = keys.section("lidars"), keys.section("cameras")
-    if not lidar_keys.names() or not camera_keys.names():
-        missing = "lidars" if not lidar_keys.names() else "cameras"
-        raise keys.wrong(f"{missing} names none", f"describe each of the {missing} there; olivine init-rig shows how")
-    lidars = tuple(_lidar(lidar_keys.section(name)) for name in lidar_keys.names())
-    cameras, remarks = [], []
-    for name in camera_keys.names():
-        camera, remark = _camera(camera_keys.section(name), lidars[0])
-        cameras.append(camera)
-        remarks += remark
-    if both := {s.name for s in lidars} & {c.name for c in cameras}:
-        raise keys.wrong(f"{both.pop()} is a LiDAR and a camera", "give each sensor a name of its own")
+    lidars, cameras, remarks = sensors_of(path, plain)
     matching, poses = keys.section("matching", optional=True), None
     matching.only(("limit", "every"))
     if keys.plain.get("poses") is not None:
@@ -156,14 +147,57 @@ def read_description(root: Path) -> RigDescription:
         path=path,
         scenes=_scenes(keys),
         lidars=lidars,
-        cameras=tuple(cameras),
+        cameras=cameras,
         limit=matching.number("limit", 0.05, 0.0),
         every=int(matching.number("every", 1, 1)),
         poses=poses,
         min_range=keys.number("min_range", 0.0, 0.0),
         intensity_offset=keys.number("intensity_offset", 0.0),
-        remarks=tuple(remarks),
+        remarks=remarks,
     )
+
+
+def sensors_of(path: Path, plain: Any) -> tuple[tuple[Sensor, ...], tuple[Sensor, ...], tuple[str, ...]]:
+    """The LiDARs and cameras of a ``rig.yaml``, and what is unusual about them.
+
+    Args:
+        plain: what the file ``path`` holds.
+
+    Raises:
+        OlivineError: as :func:`read_description`.
+    """
+    keys = _Keys(path, "", plain)
+    lidar_keys, camera_keys = keys.section("lidars"), keys.section("cameras")
+    if not lidar_keys.names() or not camera_keys.names():
+        missing = "lidars" if not lidar_keys.names() else "cameras"
+        raise keys.wrong(f"{missing} names none", f"describe each of the {missing} there; olivine init-rig shows how")
+    lidars = tuple(_lidar(lidar_keys.section(name)) for name in lidar_keys.names())
+    cameras: list[Sensor] = []
+    remarks: list[str] = []
+    for name in camera_keys.names():
+        camera, remark = _camera(camera_keys.section(name), lidars[0])
+        cameras.append(camera)
+        remarks += remark
+    if both := {s.name for s in lidars} & {c.name for c in cameras}:
+        raise keys.wrong(f"{both.pop()} is a LiDAR and a camera", "give each sensor a name of its own")
+    return lidars, tuple(cameras), tuple(remarks)
+
+
+def splits_of(path: Path, plain: Any) -> dict[str, str]:
+    """The folders that the scenes of a ``rig.yaml`` name, whether they are there or not, and the split of each.
+
+    Args:
+        plain: what the file ``path`` holds.
+
+    Raises:
+        OlivineError: a name is no text, or a split is none.
+    """
+    keys = _Keys(path, "", plain)
+    scenes = keys.section("scenes").plain if "scenes" in keys.plain else {".": "train"}
+    for folder, split in scenes.items():
+        if split not in SPLITS:
+            raise keys.wrong(f"scenes.{folder} is {split!r}", f"use {', '.join(SPLITS)}")
+    return dict(scenes)
 
 
 class _Keys:
@@ -171,7 +205,15 @@ class _Keys:
 
     def __init__(self, path: Path, at: str, plain: Any) -> None:
         self.path, self.at = path, at
-        if not isinstance(plain, dict) or not all(isinstance(name, str) for name in plain):
+        if isinstance(plain, dict):
+            for name in plain:
+                if not isinstance(name, str):
+                    raise OlivineError(
+                        f"{at.rstrip('.') or 'the file'} has the name {name}, which YAML does not read as text",
+                        where=path,
+                        remedy='write such a name in quotes, as "00" or "on"',
+                    )
+        else:
             raise OlivineError(
                 f"{at.rstrip('.') or 'the file'} is {str(plain)[:30]!r}, expected names with values",
                 where=path,
@@ -232,17 +274,26 @@ class _Keys:
 
 
 def _scenes(keys: _Keys) -> dict[str, str]:
-    scenes = keys.section("scenes").plain if "scenes" in keys.plain else {".": "train"}
-    for folder, split in scenes.items():
-        if split not in SPLITS:
-            raise keys.wrong(f"scenes.{folder} is {split!r}", f"use {', '.join(SPLITS)}")
+    scenes = splits_of(keys.path, keys.plain)
+    for folder in scenes:
         if folder != ".":
             inside(keys.path.parent, folder, keys.path)
         if not (keys.path.parent / folder).is_dir():
             raise keys.wrong(f"scenes names the folder {folder}, which is not there", "correct its name")
     if len({scene_name(folder) for folder in scenes}) < len(scenes):
         raise keys.wrong("two scenes have the same name", "rename one of the folders")
-    return dict(scenes)
+    return scenes
+
+
+def quoted(text: str) -> str:
+    """A name or a path as it stands in ``rig.yaml``: in quotes where YAML would not read it as this text, as 00 or on."""
+    import yaml
+
+    try:
+        same = yaml.safe_load(text) == text
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
+        same = False
+    return text if same and text != "." and re.fullmatch(r"[\w./-]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 def scene_name(folder: str) -> str:

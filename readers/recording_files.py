@@ -30,6 +30,12 @@ class Stream:
     times: NDArray[np.int64]
 
 
+def in_order(path: Path | str) -> tuple[list[tuple[str | int, ...]], str]:
+    """A key for sorting files and folders: their names' numbers by value (2 before 10), else by their characters."""
+    parts = [re.split(r"(\d+)", part) for part in Path(path).parts]
+    return [tuple(int(word) if word.isdecimal() else word for word in words) for words in parts], str(path)
+
+
 def stream_of(root: Path, scene: str, sensor: Sensor) -> Stream:
     """A sensor's files in a scene.
 
@@ -37,7 +43,7 @@ def stream_of(root: Path, scene: str, sensor: Sensor) -> Stream:
         OlivineError: no file matches, or a file's time is not known.
     """
     folder = root / scene
-    files = sorted(path for path in folder.glob(sensor.files) if path.is_file())
+    files = sorted((path for path in folder.glob(sensor.files) if path.is_file()), key=in_order)
     if not files:
         raise OlivineError(
             f"{sensor.name} has no file {sensor.files}",
@@ -64,7 +70,15 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
                 where=table,
                 remedy="name the files in it too (one line for each: name, time), or complete it",
             )
-        return [_time(words[0], UNITS[clock.unit], where) for where, words in rows]
+        times = [_time(words[0], UNITS[clock.unit], where) for where, words in rows]
+        back = next((k for k in range(1, len(times)) if times[k] < times[k - 1]), None)
+        if back is not None and sorted(files) != list(files):  # its lines may be in the order 1, 10, 2
+            raise OlivineError(
+                f"the times go back at {rows[back][0]}, and the files' names have numbers of different lengths",
+                where=table,
+                remedy=f"write the lines in the order {files[0].name} … {files[-1].name}, or name the files in it too",
+            )
+        return times
     by_name: dict[str, int] = {}
     for where, words in rows:
         if len(words) != 2:

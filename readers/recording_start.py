@@ -12,7 +12,8 @@ import numpy as np
 from ..common import OlivineError, read_text, write_bytes
 from ..common.images import image_size
 from .clouds import SUFFIXES, CloudLayout, read_columns
-from .recording import FILE, FILL_IN
+from .recording import FILE, FILL_IN, quoted
+from .recording_files import in_order
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _INTENSITIES = ("intensity", "i", "reflectivity", "reflectance", "remission", "scalar_intensity")
@@ -82,10 +83,10 @@ def start_description(root: Path, *, overwrite: bool = False) -> StartSummary:
     lines = [*_HEAD, "", "scenes:  # the folder of each recording (. is this one): train, val or test"]
     for k, scene in enumerate(scenes):
         split = "val" if len(scenes) > 1 and k == len(scenes) - 1 else "train"
-        lines.append(f"  {_quoted(scene)}: {split}")
+        lines.append(f"  {quoted(scene)}: {split}")
     lines += ["", "lidars:  # points are given in the frame of the first one, whose files are the frames"]
     for k, group in enumerate(lidars):
-        lines += [f"  {names[group]}:  # {len(group.files)} files", *_lidar_lines(group, tables)]
+        lines += [f"  {quoted(names[group])}:  # {len(group.files)} files", *_lidar_lines(group, tables)]
         if k:
             lines.append(
                 f"    lidar_to_vehicle: {FILL_IN}  # as lidar_to_camera below; the first LiDAR has one too then"
@@ -93,7 +94,7 @@ def start_description(root: Path, *, overwrite: bool = False) -> StartSummary:
             to_fill_in.append(f"lidars.{names[group]}.lidar_to_vehicle")
     lines += ["", "cameras:"]
     for group in cameras:
-        lines += [f"  {names[group]}:  # {len(group.files)} files", *_camera_lines(group, tables)]
+        lines += [f"  {quoted(names[group])}:  # {len(group.files)} files", *_camera_lines(group, tables)]
         to_fill_in += [f"cameras.{names[group]}.intrinsic", f"cameras.{names[group]}.lidar_to_camera"]
     lines += ["", *_MATCHING, ""]
     if poses is None:
@@ -102,7 +103,7 @@ def start_description(root: Path, *, overwrite: bool = False) -> StartSummary:
         form = "tum" if len(poses[1]) == 8 else "kitti"
         lines += [
             "poses:  # where the vehicle was; every sensor's motion until its own time is taken out",
-            f"  file: {_quoted(poses[0])}",
+            f"  file: {quoted(poses[0])}",
             f"  format: {form}  # tum: time x y z qx qy qz qw; kitti: 12 numbers for each file of the first LiDAR",
             "  of: vehicle  # or the name of the sensor whose poses they are",
         ]
@@ -135,12 +136,12 @@ _NO_POSES = (
 def _folders(root: Path) -> list[tuple[str, str, tuple[Path, ...]]]:
     """Folders relative to ``root`` with their point files or images, by suffix."""
     found = []
-    for folder in sorted([root, *(p for p in root.rglob("*") if p.is_dir())]):
+    for folder in sorted([root, *(p for p in root.rglob("*") if p.is_dir())], key=in_order):
         relative = folder.relative_to(root)
         if len(relative.parts) > _DEPTH or any(part.startswith(".") for part in relative.parts):
             continue
         files: dict[str, list[Path]] = {}
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.iterdir(), key=in_order):
             if path.is_file() and path.suffix.lower() in (*SUFFIXES, *_IMAGES):
                 files.setdefault(path.suffix, []).append(path)
         found += [(relative.as_posix(), suffix, tuple(members)) for suffix, members in files.items()]
@@ -155,7 +156,7 @@ def _scenes(folders: Sequence[tuple[str, str, tuple[Path, ...]]]) -> list[str]:
         inner.setdefault(first, set()).add(f"{rest}*{suffix}" if rest else "")
     rests = list(inner.values())
     alike = rests and all(rest == rests[0] for rest in rests) and "" not in rests[0]
-    return sorted(inner) if alike and len(rests[0]) > 1 else ["."]
+    return sorted(inner, key=in_order) if alike and len(rests[0]) > 1 else ["."]
 
 
 def _below(place: str, scene: str) -> str:
@@ -178,7 +179,7 @@ def _names(groups: Sequence[_Group]) -> dict[_Group, str]:
 
 def _tables(folder: Path) -> Iterator[tuple[str, list[str], int]]:
     """Text files that are tables of numbers: path, first row, number of rows."""
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=in_order):
         if path.suffix.lower() not in (".txt", ".csv", ".tum") or not path.is_file() or path.stat().st_size > _TABLE:
             continue
         try:
@@ -214,7 +215,7 @@ def _clock_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) ->
         ]
     if near:
         return [
-            f"    times: {_quoted(near[0][0])}  # one line for each file: its time, or its name and its time",
+            f"    times: {quoted(near[0][0])}  # one line for each file: its time, or its name and its time",
             f"    unit: {_unit_of(near[0][1][-1])}",
             "    clock_offset: 0  # seconds, added to every time",
         ]
@@ -230,7 +231,7 @@ def _unit_of(time: str) -> str:
 
 
 def _lidar_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) -> list[str]:
-    lines = [f"    files: {_quoted(group.pattern)}", *_clock_lines(group, tables)]
+    lines = [f"    files: {quoted(group.pattern)}", *_clock_lines(group, tables)]
     suffix = group.suffix.lower()
     columns, named = _columns(group, suffix)
     if not named:
@@ -281,14 +282,10 @@ def _columns(group: _Group, suffix: str) -> tuple[list[str], bool]:
 def _camera_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) -> list[str]:
     width, height = image_size(group.files[0], "remove it")
     return [
-        f"    files: {_quoted(group.pattern)}",
+        f"    files: {quoted(group.pattern)}",
         *_clock_lines(group, tables),
         f"    intrinsic: {FILL_IN}  # [fx, fy, cx, cy] in pixels of these images of {width} x {height}, or 3 rows of 3",
         "    model: pinhole  # or brown-conrady or fisheye, with distortion: [k1, k2, p1, p2, k3] or [k1, k2, k3, k4]",
         f"    lidar_to_camera: {FILL_IN}  # 4 rows of 4, or {{translation: [x, y, z], quaternion_wxyz: [w, x, y, z]}};",
         "    # or instead camera_to_lidar or camera_to_vehicle. Camera axes: x right, y down, z ahead",
     ]
-
-
-def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[\w./-]+", text) and text != "." else '"' + text.replace('"', '\\"') + '"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,19 @@ class Street(Drive):
             self.rings.append(np.zeros(len(points), "<u2"))
 
 
+# A message's topic, kind and the message, and the types to make another one of; None to leave it out.
+Change = Callable[[str, str, Any, Any], tuple[str, str, Any] | None]
+
+
 def write(
-    path: Path, drive: Drive, kind: str, *, encoding: str = "bgr8", info: bool = True, static: bool = True
+    path: Path,
+    drive: Drive,
+    kind: str,
+    *,
+    encoding: str = "bgr8",
+    info: bool = True,
+    static: bool = True,
+    change: Change = lambda topic, kind, message, types: (topic, kind, message),
 ) -> Path:
     """The drive as a bag: ``ros1``, ``mcap`` or ``sqlite3``."""
     one = kind == "ros1"
@@ -182,7 +194,11 @@ def write(
         writer = Writer2(path, version=9, storage_plugin=plugin)
     with writer:
         connections = {}
-        for topic, kind_of, time, message in sorted(messages, key=lambda m: m[2]):
+        for *said, time, original in sorted(messages, key=lambda m: m[2]):
+            changed = change(*said, original, t)
+            if changed is None:
+                continue
+            topic, kind_of, message = changed
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind_of, typestore=store)
             serialize = store.serialize_ros1 if one else store.serialize_cdr

@@ -95,7 +95,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "out",
     ),
     "check-labels": ("check-labels", "--shards", "data/pairs/nuscenes/train", "--out", "out"),
-    "import-bag": ("import-bag", "data/drive", "--out", "out"),
+    "import-bag": ("import-bag", "data/drive", "--out", "out", "--overwrite"),
     "detect": ("detect", "--random", "--root", "data/objects", "--epochs", "1", *TINY_DETECTOR, "--out", "out"),
 }
 """Every command that writes, in a working folder with ``data``, ``runs`` and ``study.yaml``; it writes to ``out``."""
