@@ -53,9 +53,9 @@ def driver_lives(path: Path) -> bool:
         silent = abs(time.time() - path.stat().st_mtime)
     except OSError:
         return False
-    if host == socket.gethostname() and rest.isdecimal():
-        return is_running(int(rest))
-    return silent < SILENT
+    # On this machine its process must be there too; that alone is not enough, for another one may have its number by now.
+    here = host == socket.gethostname() and rest.isdecimal()
+    return silent < SILENT and (not here or is_running(int(rest)))
 
 
 @dataclass(frozen=True)

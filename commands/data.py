@@ -147,6 +147,7 @@ def labelgen(
     from ..labelgen.prompts import load_vocabulary
     from ..labelgen.run import generate_labels, plan_labels
     from ..labelgen.settings import REGION_LABELERS, LabelSettings
+    from ..labelgen.store import open_store
     from ..labelgen.verify import verify_labels
     from ..readers import dataset_class, index_dataset, open_dataset
 
@@ -192,7 +193,7 @@ def labelgen(
         view=view,
         device=device,
         precision=precision,
-        batch_size=batch_size if batch_size == "auto" else int(defaults.number("--batch-size", batch_size)),
+        batch_size=batch_size if batch_size == "auto" else defaults.whole_number("--batch-size", batch_size),
         seed=seed,
     )
     if preview is not None:
@@ -213,7 +214,13 @@ def labelgen(
         make_labeler(name, settings, load_vocabulary(settings.prompts), root, out)
         what = f"label maps for {dataset} by {name} ({why})"
         return console.say_plan(what, out, as_json, images=len(opened) * len(sizes), gigabytes=size)
-    index, found = index_dataset(out / "frames", dataset, root, version)
+    if not overwrite:
+        version = _version_of_labels(out, dataset_class(dataset).name, version)
+    if verify:  # which writes nothing
+        index, found = open_store(out).index(root), f"as in {out / 'frames'}"
+        _check_current(index, as_json)
+    else:
+        index, found = index_dataset(out / "frames", dataset, root, version)
     tried = dataclasses.replace(index, scenes=index.scenes[: limit or None])
     console.note(f"frames: {found}", as_json or bool(units.plan))
     if units.plan:
@@ -265,6 +272,29 @@ def score_labels(
     if summary.calibration is not None and not as_json:
         print(calibration_table(summary.calibration))
     console.finish("score-labels", summary, out, as_json)
+
+
+def _version_of_labels(labels: Path, dataset: str, version: str | None) -> str | None:
+    """The data set's version that a label folder is of, where it is there; ``version`` where it is not.
+
+    Raises:
+        OlivineError: it is of another data set or version, whose list of frames would be replaced.
+    """
+    from ..labelgen.store import MANIFEST, read_label_manifest
+
+    path = labels / MANIFEST
+    if not path.is_file():
+        return version
+    data = read_label_manifest(path, "replace the labels with --overwrite").get("data")
+    if data is None:
+        return version
+    if data["dataset"] != dataset or version not in (None, data["version"]):
+        raise OlivineError(
+            f"holds labels of {data['dataset']} {data['version']}, not of {dataset} {version or ''}".rstrip(),
+            where=labels,
+            remedy="choose another --out folder, or replace them with --overwrite",
+        )
+    return str(data["version"])
 
 
 def _check_current(index: FrameIndex, as_json: bool) -> None:

@@ -153,6 +153,16 @@ def make_labeler(
     if settings.oracle_scores != "calibrated" and not (settings.scored and name == "oracle"):
         what = f"--oracle-scores {settings.oracle_scores} is for scores of the oracle"
         raise OlivineError(what, remedy="add --scores" if name == "oracle" else "leave it out")
+    for option, given, takers in (
+        ("--camseg", settings.camseg, ("import",)),
+        ("--classes", settings.classes, ("import",)),
+        ("--regions", settings.regions, ("regions",)),
+        ("--phrases", settings.phrases, ("sam-clip",)),
+    ):
+        if given is not None and name not in takers:
+            raise OlivineError(
+                f"{option} is not for --labeler {name}", remedy=f"add --labeler {takers[0]}, or leave {option} out"
+            )
     if name == "oracle":
         from .oracle import OracleLabeler
 

@@ -120,7 +120,9 @@ def parse_error_model(text: str) -> ErrorModel:
     if text in ("none", "default"):
         return NO_ERROR if text == "none" else ErrorModel()
     if "=" in text and not os.path.exists(text):  # Path.exists raises where the text is too long for a name
-        plain: dict[str, Any] = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+        if bare := [part for part in text.split(",") if "=" not in part]:
+            raise OlivineError(f"{bare[0]!r} has no value", where=f"--error {text}", remedy="give key=value, key=value")
+        plain: dict[str, Any] = dict(part.split("=", 1) for part in text.split(","))
         base = NO_ERROR
     else:
         plain = read_yaml_file(text)

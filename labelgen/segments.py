@@ -108,14 +108,14 @@ class SamSegments:
         return weights_digests({"sam": self.file})
 
     def prepare(self, labeler: Labeler) -> None:
-        """Take the labeler's SAM where it has one, else load it."""
+        """Take the labeler's SAM where it has one in float32, else load it: the generator runs in nothing else."""
         from segment_anything import SamAutomaticMaskGenerator
 
         from .encoders import resolve_device
         from .grounded_sam import SamSegmenter, build_sam, load_state
 
         segmenter = getattr(labeler, "segmenter", None)
-        if not isinstance(segmenter, SamSegmenter):
+        if not isinstance(segmenter, SamSegmenter) or getattr(labeler, "precision", "") != "float32":
             sam = build_sam(load_state(self.file.path), self.file.path)
             segmenter = SamSegmenter(sam, resolve_device(self.settings.device))
         self._generator = SamAutomaticMaskGenerator(segmenter.model, points_per_side=self.points_per_side)

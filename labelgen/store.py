@@ -340,8 +340,19 @@ class LabelStore:
 
         Args:
             root: where the data set is now, if it has moved since.
+
+        Raises:
+            OlivineError: it is missing, damaged, or of another data set than the label maps.
         """
-        return open_index(self.root / "frames", root)
+        index, data = open_index(self.root / "frames", root), self.manifest.get("data")
+        if data is not None and data != {"dataset": index.dataset, "version": index.version}:
+            raise OlivineError(
+                f"lists frames of {index.dataset} {index.version}, and the label maps are of {data['dataset']} "
+                f"{data['version']}",
+                where=self.root / "frames",
+                remedy=f"run olivine labelgen --dataset {data['dataset']} --version {data['version']} again",
+            )
+        return index
 
     def maps_digest(self, scene: str) -> str:
         """Tells a scene's finished maps from others of the same manifest; empty where no record of them can be read."""
@@ -364,6 +375,7 @@ _RECORD = {
     "segment_sha256?": [str],
     "region_sha256?": [str],
     "score_sha256?": [str],
+    "image_bytes?": [Whole()],
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},
@@ -411,6 +423,7 @@ _MANIFEST = {
     "labeler?": str,
     "prompts?": [{"name": str, "words": str, "class": str, "kind": str}],
     "packages?": {str: str},
+    "data?": {"dataset": str, "version": str},
 }
 
 

@@ -108,7 +108,8 @@ class Unit:
         """The unit's record if it is whole (its images those of now, their files there), else None."""
         record = _read_record(self.record_path)
         expected = [key for batch in self.batches for key in self._keys(batch)]
-        if record is None or record.get("images") != expected:
+        tasks = [task for batch in self.batches for task in batch]
+        if record is None or record.get("images") != expected or not _same_images(tasks, record):
             return None
         if not all(f.exists() for batch in self.batches for task in batch for f in self.files(task).values()):
             return None
@@ -135,7 +136,7 @@ class Unit:
         """The record of a finished batch, None where it is to be done (whole)."""
         record = _read_record(self._part_path(number))
         batch = self.batches[number]
-        if record is None or record.get("images") != self._keys(batch):
+        if record is None or record.get("images") != self._keys(batch) or not _same_images(batch, record):
             return None
         return record if all(f.exists() for task in batch for f in self.files(task).values()) else None
 
@@ -166,6 +167,7 @@ class Unit:
                 table["text_score"].append(round(found.text_score, 6))
                 table["class"].append(found.value)
                 table["area"].append(found.area)
+        record["image_bytes"] = [_size(task.path) for task in batch]
         record["pixels"] = counts.tolist()
         record["notes"] = list(result.notes)
         if not whole:
@@ -180,6 +182,7 @@ class Unit:
             "images": _joined(records, "images"),
             "sha256": _joined(records, "sha256"),
             "batches": [len(record["images"]) for record in records],
+            "image_bytes": _joined(records, "image_bytes"),
             "detections": {c: [] for c in _COLUMNS},
             "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
             **{KINDS[kind].column: _joined(records, KINDS[kind].column) for kind in self.kinds[1:]},
@@ -212,7 +215,24 @@ def _count_values(label: NDArray[np.uint8], values: int) -> NDArray[np.int64]:
     return counts
 
 
-def _joined(records: Sequence[dict[str, Any]], column: str) -> list[str]:
+def _size(image: Path) -> int:
+    """In bytes; 0 where it cannot be read."""
+    try:
+        return image.stat().st_size
+    except OSError:
+        return 0
+
+
+def _same_images(tasks: Sequence[ImageTask], record: dict[str, Any]) -> bool:
+    """Whether images are as long as they were when they were labelled: another recording may have files of their names.
+
+    One that is not there any more, or of which an older olivine noted nothing, is taken for the same.
+    """
+    noted = record.get("image_bytes", [])
+    return all(not before or _size(task.path) in (0, before) for task, before in zip(tasks, noted))
+
+
+def _joined(records: Sequence[dict[str, Any]], column: str) -> list[Any]:
     return [value for record in records for value in record.get(column, [])]
 
 

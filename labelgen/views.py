@@ -19,7 +19,7 @@ from .labeler import BatchResult, ImageTask, Labeler, Labelled
 from .settings import LabelSettings
 
 OVERLAP = 0.2
-"""Of the image's width, by which each half reaches over the middle: a thing there is whole in one of them."""
+"""Of the image's width, in both halves, in the middle: a thing there is whole in one of them."""
 A = TypeVar("A", bound=np.generic)
 
 

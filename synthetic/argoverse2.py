@@ -128,7 +128,7 @@ def _box(annotation: Annotation, shot: Capture, time: int) -> Row | None:
     length, width, height = annotation.size
     return {
         "timestamp_ns": time,
-        "track_uuid": f"{category}-{annotation.center}",
+        "track_uuid": f"{category}-{annotation.actor.instance}",
         "category": category,
         "length_m": length,
         "width_m": width,

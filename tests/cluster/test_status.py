@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from olivine.cluster import slurm
-from olivine.cluster.journal import SILENT, Account, Journal
+from olivine.cluster.journal import SILENT, Account, Journal, driver_lives
 from olivine.cluster.plan import Plan, ranges
 from olivine.cluster.ray_torchrun import check_room
 from olivine.cluster.slurm import SlurmSettings, submit
@@ -327,3 +327,12 @@ def test_a_clock_that_was_set_back_leaves_no_claim_that_is_waited_for_all_day(tm
             path.write_text(content)
             os.utime(path, (tomorrow, tomorrow))
         assert journal.claim("u")
+
+
+def test_a_driver_that_is_long_silent_is_dead_though_another_process_has_its_number(tmp_path: Path) -> None:
+    """After a reboot, or in a container whose processes are numbered alike: nobody waits for it."""
+    path = tmp_path / f"{socket.gethostname()}-{os.getpid()}-abc.jsonl"
+    path.touch()
+    assert driver_lives(path)
+    os.utime(path, (time.time() - 2 * SILENT,) * 2)
+    assert not driver_lives(path)

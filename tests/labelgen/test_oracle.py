@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +149,7 @@ def test_an_error_model_is_read_from_text_and_from_a_file(tmp_path):
     [
         ("blur=2", "no quantity 'blur'"),
         ("missed=often", "missed is 'often'"),
+        ("boundary=1,missed", "'missed' has no value"),
         ("missed=2", "missed is 2"),
         ("boundary=-1", "boundary is negative"),
         ("somewhere.yaml", "no such file"),
@@ -198,3 +200,11 @@ def test_a_synthetic_data_set_that_is_not_whole_is_named(make_world, tmp_path):
     (world.root / "synthetic.json").write_text('{"classes": ["", "sky"]}')
     with pytest.raises(OlivineError, match="none of the prompts' classes"):
         generate_labels(world.index, tmp_path / "again", LabelSettings("oracle"))
+
+
+@pytest.mark.parametrize("option", ["camseg", "classes", "regions", "phrases"])
+def test_an_option_of_another_labeler_is_refused(option, make_world, tmp_path):
+    """A folder of label maps without --labeler import gave the oracle's, or grounded-sam's, without a word."""
+    world, settings = make_world(1, 1), LabelSettings("auto", **{option: Path("seem")})
+    with pytest.raises(OlivineError, match=f"--{option} is not for --labeler oracle. Add --labeler"):
+        generate_labels(world.index, tmp_path / "labels", settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store, read_record
 from olivine.labelgen.units import unit_batches
 from olivine.labelgen.verify import verify_labels
+from olivine.readers.index import write_index
 
 ORACLE = LabelSettings("oracle")
 
@@ -92,6 +94,31 @@ def test_other_settings_leave_no_old_map_beyond_the_limit(make_world, tmp_path):
     generate_labels(world.index, labels, other)
     generate_labels(world.index, tmp_path / "fresh", other)
     assert contents(labels) == contents(tmp_path / "fresh")
+
+
+def test_images_that_were_replaced_under_their_names_are_labelled_again(make_world, tmp_path):
+    """Files are numbered alike in every recording, and in every synthetic SemanticKITTI."""
+    world, labels = make_world(2, 2), tmp_path / "labels"
+    generate_labels(world.index, labels, ORACLE)
+    path = next(world.index.frames()).image_path(next(world.index.frames()).cameras[0])
+    Image.new("RGB", Image.open(path).size).save(path)
+    summary = generate_labels(world.index, labels, ORACLE)
+    assert (summary.images_kept, summary.images) == (4, 4)  # that scene's
+    path.unlink()
+    assert generate_labels(world.index, labels, ORACLE).images == 0
+
+
+def test_a_list_of_other_frames_than_the_labels_is_refused(make_world, tmp_path):
+    world, labels = make_world(1, 1), tmp_path / "labels"
+    generate_labels(world.index, labels, ORACLE)
+    shutil.copytree(world.root / "frames", labels / "frames")
+    assert open_store(labels).index().digest == world.index.digest
+    frames = [replace(frame, version="v1.0-trainval") for frame in world.index.frames()]
+    write_index(labels / "frames", frames, dataset="nuscenes", version="v1.0-trainval", root=world.root)
+    with pytest.raises(
+        OlivineError, match=r"frames of nuscenes v1\.0-trainval.*maps are of nuscenes v1\.0-mini.*again"
+    ):
+        open_store(labels).index()
 
 
 def test_a_run_that_failed_before_its_first_batch_binds_nobody(make_world, tmp_path, monkeypatch):

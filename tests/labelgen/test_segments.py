@@ -58,6 +58,20 @@ def test_sams_automatic_masks_come_from_its_own_generator(make_world, tiny_netwo
     assert np.array_equal(segment, paint_by_falling_area([one["segmentation"] for one in found], (96, 160)))
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sams_segments_beside_grounded_sam_in_half_precision(
+    precision, make_world, tiny_networks, tmp_path, monkeypatch
+):
+    """bfloat16 is what a GPU takes unasked; SAM's generator runs in float32 alone."""
+    monkeypatch.setattr(SamSegments, "points_per_side", 2)
+    world = make_world(1, 1, {"CAM_FRONT": (160, 96)})
+    sizes = {"device": "cpu", "short_side": 96, "long_side": 160}
+    settings = LabelSettings("grounded-sam", segments="sam", precision=precision, **sizes, **vars(tiny_networks))
+    summary = generate_labels(world.index, tmp_path / "labels", settings)
+    assert (summary.images, summary.failures) == (1, [])
+
+
 def test_what_cannot_give_segments_says_so(make_world, keyframe_index, keyframe_camseg, tmp_path):
     with pytest.raises(OlivineError, match="no masks of instances"):
         generate_labels(
