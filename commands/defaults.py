@@ -93,12 +93,22 @@ def has_run() -> bool:
     return any(RUNS.glob("*/last.pt"))
 
 
+# Where the runs of one command are, below its folder: of several seeds, of the side that is compared, of rounds.
+_BELOW = ("", "seed-*/", "pre-trained/", "pre-trained/seed-*/", "round-*/")
+
+
 def newest_run(pattern: str = "*") -> Path:
-    """The run in ``runs/`` that was written last."""
-    runs = [p.parent for p in RUNS.glob(f"{pattern}/last.pt")]
+    """The run in ``runs/`` that was written last.
+
+    Args:
+        pattern: of its folder; of one in a run's folder (``*/detect-*``) also those that lie in it.
+    """
+    below = _BELOW if "/" in pattern else ("",)
+    runs = [p.parent for part in below for p in RUNS.glob(f"{pattern}/{part}last.pt")]
     if not runs:
-        command = "finetune" if "finetune" in pattern else "pretrain"
-        raise OlivineError("no run in runs/", remedy=f"run olivine {command} first, or name the checkpoint")
+        command = next((name for name in ("finetune", "detect") if name in pattern), "pretrain")
+        what = "no run" if command == "pretrain" else f"no run of {command}"
+        raise OlivineError(f"{what} in runs/", remedy=f"run olivine {command} first, or name the checkpoint")
     return max(runs, key=lambda p: (p / "last.pt").stat().st_mtime)
 
 
@@ -176,6 +186,14 @@ def number(option: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise OlivineError(f"{option} {text} is not a number", remedy=f"give {option} auto or a number") from None
+
+
+def whole_number(option: str, text: str) -> int:
+    """The whole number an option was given."""
+    value = number(option, text)
+    if not value.is_integer():  # nor NaN, nor infinite
+        raise OlivineError(f"{option} {text} is not a whole number", remedy=f"give {option} auto or a whole number")
+    return int(value)
 
 
 def gpus() -> tuple[str, ...]:

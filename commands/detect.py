@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from ..common import OlivineError, check_output, write_bytes, write_json
 from . import console, defaults
@@ -66,9 +65,16 @@ def detect(
 
     changes = set_ or []
     if evaluate is not None or predict:
-        if evaluate is not None and predict:
-            raise OlivineError("--predict and --evaluate", remedy="give one of them")
-        return _files(checkpoint, root, split or "val", evaluate, out, as_json)
+        given = {"--random": random, "--beside-random": beside_random, "--fraction": fraction != 100}
+        given |= {"--epochs": epochs is not None, "--seed": seed != 0, "--runs": runs != 1}
+        if evaluate is not None:
+            given = {"--predict": predict, "--checkpoint": checkpoint, "--set": changes, "--out": out, **given}
+        if wrong := [option for option, value in given.items() if value]:
+            one = "--evaluate" if evaluate is not None else "--predict"
+            raise OlivineError(f"{wrong[0]} does not go with {one}", remedy="give one of them")
+        if evaluate is not None:
+            return _evaluate(evaluate, root or DATA / "kitti-object", split or "val", as_json, dry_run)
+        return _predict(checkpoint, root or DATA / "kitti-object", split or "val", out, changes, as_json, dry_run)
     if split is not None:
         raise OlivineError("--split goes with --predict or --evaluate", remedy="leave it out")
     if random and beside_random:
@@ -119,28 +125,40 @@ def detect(
     return None
 
 
-def _files(
-    checkpoint: Path | None, root: Path | None, split: str, evaluate: Path | None, out: Path | None, as_json: bool
-) -> None:
-    """Write result files, or score them."""
+def _evaluate(folder: Path, root: Path, split: str, as_json: bool, dry_run: bool) -> None:
+    """Score result files."""
     from ..downstream.detection.detect import evaluate_files
-    from ..downstream.detection.detect import predict as run
     from ..downstream.detection.kitti_eval import LEAST_IOU
 
-    root = root or DATA / "kitti-object"
     scenes = kitti_scenes(root, split)
-    if evaluate is not None:
-        score, table = evaluate_files(evaluate, scenes, tuple(LEAST_IOU))
-        plain = {**dataclasses.asdict(score), "mean_ap": score.mean()}
-        if as_json:
-            return console.emit("detect", {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()})
-        print(f"\n{table}")
-        return None
+    if dry_run:
+        what = f"would score the results of {len(scenes)} frames in {folder}, and write nothing"
+        return console.emit("detect", {"plan": what}, folder) if as_json else print(what)
+    score, table = evaluate_files(folder, scenes, tuple(LEAST_IOU))
+    plain = {**dataclasses.asdict(score), "mean_ap": score.mean()}
+    if as_json:
+        return console.emit("detect", {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()})
+    return print(f"\n{table}")
+
+
+def _predict(
+    checkpoint: Path | None, root: Path, split: str, out: Path | None, changes: list[str], as_json: bool, dry_run: bool
+) -> None:
+    """Write result files."""
+    from ..downstream.detection.detect import predict as run
+    from ..downstream.detection.detect import read_detector
+    from ..downstream.settings import plain_changes
+
     checkpoint, why = defaults.choose_checkpoint(checkpoint, "*/detect-*")
     console.note(f"checkpoint: {checkpoint} ({why})", as_json)
+    scenes = kitti_scenes(root, split)
     out = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / f"results-{split}"
     check_output(out, inputs=(root, checkpoint))
-    console.finish("detect", run(checkpoint, scenes, out), out, as_json)
+    plain = plain_changes(changes)
+    read_detector(checkpoint, plain)
+    if dry_run:
+        return console.say_plan(f"the results of {len(scenes)} {split} frames", out, as_json)
+    return console.finish("detect", run(checkpoint, scenes, out, **plain), out, as_json)
 
 
 def kitti_scenes(root: Path, split: str) -> list[Scene]:
@@ -156,15 +174,11 @@ def kitti_scenes(root: Path, split: str) -> list[Scene]:
     dataset = open_dataset("kitti-object", root)
 
     def scene(frame: Frame) -> Scene:
-        def cloud() -> NDArray[np.float32]:
-            points = frame.points()
-            points[:, 3] += dataset.intensity_offset
-            return points
-
         (camera,) = frame.cameras
         geometry = KittiCamera(
             camera.intrinsic, camera.lidar_to_camera, lidar_to_labels(frame), camera.width, camera.height
         )
-        return Scene(frame.token.rpartition("/")[2], cloud, geometry, label_file(frame))
+        name, labels = frame.token.rpartition("/")[2], label_file(frame)
+        return Scene(name, frame.points, geometry, labels, intensity_offset=dataset.intensity_offset)
 
     return [scene(frame) for frame in dataset.frames(split)]

@@ -219,30 +219,43 @@ def embed(
 ) -> None:
     """Write a network's feature of every point of some files, one .npy file for each.
 
-    Rows are the file's points in its order, without those that have no position (NaN).
+    Rows are the file's points in its order, without those that have no position (NaN). Another network's features in the
+    folder are removed first.
 
     Example: olivine embed scan.pcd --checkpoint runs/cpu
     """
     import numpy as np
 
-    from ..common import write_bytes
+    from ..common import MARK, sha256_file, write_bytes
     from ..downstream.embed import Embedder, EmbedSummary, npy_bytes
+    from ..downstream.written import begin_output
     from ..readers.clouds import CloudLayout, read_cloud
+    from ..train.checkpoint import checkpoint_file
 
     names = [path.stem for path in points]
     if len(set(names)) < len(names):
         raise OlivineError("two point files have one name", where=str(points[0]), remedy="embed them one by one")
     checkpoint, _ = _choose_backbone(checkpoint, as_json)
-    check_output(out, inputs=(checkpoint, *points), known=("*.npy",))
+    inputs = (checkpoint, *points)
+    check_output(out, inputs=inputs, known=("*.npy",))
+    if any(out.glob("*.npy")) and not (out / MARK).is_file():
+        remedy = "choose another --out folder, or remove them where an earlier version of olivine embed wrote them"
+        raise OlivineError("holds .npy files and no mark of olivine; they are left alone", where=out, remedy=remedy)
     network = Embedder(checkpoint, device, intensity_offset)
+    made_by = {"checkpoint": sha256_file(checkpoint_file(checkpoint))}
+    begin_output(out, made_by, [f"{name}.npy" for name in names], inputs=inputs)
     count = outside = 0
     for path in points:
         # Four columns of floats fit nuScenes' files of five as well, and every point would be wrong.
         of_file = "x,y,z,intensity,ring" if path.name.endswith(".pcd.bin") else "x,y,z,intensity"
         layout = CloudLayout(columns=tuple((columns or of_file).split(",")), intensity=intensity)
         cloud = read_cloud(path, layout)
-        write_bytes(out / f"{path.stem}.npy", npy_bytes(network.features(cloud)))
-        count, outside = count + len(cloud), outside + int(np.count_nonzero(~network.in_range(cloud)))
+        try:
+            feature, beyond = network.features(cloud), ~network.in_range(cloud)
+        except OlivineError as error:
+            raise OlivineError(f"{path}: {error}") from None
+        write_bytes(out / f"{path.stem}.npy", npy_bytes(feature))
+        count, outside = count + len(cloud), outside + int(np.count_nonzero(beyond))
     console.finish("embed", EmbedSummary(len(points), count, network.channels, outside), out, as_json)
 
 

@@ -13,8 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, claim_output, inside, read_bytes, write_bytes, write_json
+from ..common import (
+    MARK,
+    OlivineError,
+    PathLike,
+    Whole,
+    claim_output,
+    demand,
+    inside,
+    read_bytes,
+    write_bytes,
+    write_json,
+)
 from ..pairs.shards import ShardSet
+from .written import begin_output, read_mark
 
 _CONFIDENCE = "confidence/{token}.bin"
 _PREDICT_AGAIN = "run olivine predict again"
@@ -74,28 +86,35 @@ class _Predictions:
     Args:
         folder: of the submission.
         shards: the frames.
-        raw: the raw ids that mean each class 0..K, as labelled shards of the data set carry them.
+        classes: names of the classes from 1 on; not the shards' own, for shards without labels may name none.
 
     Raises:
         OlivineError: the data set has no such format.
     """
 
-    def __init__(self, folder: PathLike, shards: ShardSet, raw: Sequence[Sequence[int]]) -> None:
-        self.folder, self._shards = Path(folder), shards
+    _id: NDArray[np.unsignedinteger[Any]]
+    """What each class 0..K is written as."""
+
+    def __init__(self, folder: PathLike, shards: ShardSet, classes: Sequence[str]) -> None:
+        self.folder, self.classes, self._shards = Path(folder), tuple(classes), shards
         if shards.benchmark.submission is None:
             raise OlivineError(f"{shards.dataset} has no format for predictions", where=shards.path)
         self._format = shards.benchmark.submission
         self._split = self._format.splits.get(shards.split, shards.split)
-        self._id = np.arange(len(shards.point_classes) + 1, dtype=f"<u{self._format.bytes}")
+
+    def _ids(self, raw: Sequence[Sequence[int]]) -> NDArray[np.unsignedinteger[Any]]:
+        """What each class is written as, by the raw ids that mean it."""
+        ids = np.arange(len(self.classes) + 1, dtype=f"<u{self._format.bytes}")
         if self._format.original_ids:
-            if len(raw) != len(self._id):
+            if len(raw) != len(ids):
                 raise OlivineError(
-                    f"{len(raw)} classes have original ids, the shards have {len(self._id) - 1} classes and 0",
-                    where=shards.path,
-                    remedy="build the shards from labelled frames",
+                    f"{len(raw)} classes have original ids, and there are {len(ids) - 1} classes and 0",
+                    where=self._shards.path,
+                    remedy="build the shards from labelled frames, or run olivine predict again",
                 )
-            for number, (name, ids) in enumerate(zip(("", *shards.point_classes), raw)):
-                self._id[number] = self._format.chosen_ids.get(name, ids[0])
+            for number, (name, of_class) in enumerate(zip(("", *self.classes), raw)):
+                ids[number] = self._format.chosen_ids.get(name, of_class[0])
+        return ids
 
     def _path(self, name: str, token: str = "") -> Path:
         folder, _, stem = token.rpartition("/")
@@ -105,7 +124,29 @@ class _Predictions:
 
 
 class PredictionReader(_Predictions):
-    """Reads what :class:`PredictionWriter` wrote."""
+    """Reads what :class:`PredictionWriter` wrote; arguments as above.
+
+    Attributes:
+        classes: names of the classes 1..K that are read.
+
+    Raises:
+        OlivineError: the data set has no such format, or the predictions are of other classes than the shards'.
+    """
+
+    def __init__(self, folder: PathLike, shards: ShardSet) -> None:
+        made = read_mark(folder).get("network")
+        super().__init__(folder, shards, shards.point_classes)
+        if made is None:  # by a version that kept no account
+            self._id = self._ids(shards.shard(0).attributes.get("point_class_raw", []))
+            return
+        kind = {"classes": [str], "ids": [Whole(0, 256**self._format.bytes - 1)]}
+        found = demand(made, kind, self.folder / MARK, _PREDICT_AGAIN)
+        self.classes = tuple(found["classes"])
+        if shards.point_classes not in ((), self.classes) or len(found["ids"]) != len(self.classes) + 1:
+            raise OlivineError(
+                "holds predictions of other classes than these shards have", where=folder, remedy=_PREDICT_AGAIN
+            )
+        self._id = np.array(found["ids"], f"<u{self._format.bytes}")
 
     def read(self, frame: int, points: int) -> NDArray[np.uint8]:
         """The class 0..K of each of a frame's ``points`` points, uint8 [N].
@@ -136,19 +177,48 @@ class PredictionReader(_Predictions):
 
 
 class PredictionWriter(_Predictions):
-    """Writes a set's predictions, a file a frame; arguments as above.
+    """Writes a set's predictions, a file a frame, after :meth:`begin`; arguments as above.
 
     Args:
+        raw: the raw ids that mean each class 0..K, as labelled shards of the data set carry them.
         pre_trained: whether camera images and other data than the benchmark's went into the weights.
+        confidence: whether :meth:`write_confidence` will be called too.
 
     Raises:
         OlivineError: the data set has no such format, or the folder holds something else than predictions.
     """
 
-    def __init__(self, folder: PathLike, shards: ShardSet, raw: Sequence[Sequence[int]], *, pre_trained: bool) -> None:
-        super().__init__(folder, shards, raw)
-        self._pre_trained = pre_trained
+    def __init__(
+        self,
+        folder: PathLike,
+        shards: ShardSet,
+        classes: Sequence[str],
+        raw: Sequence[Sequence[int]],
+        *,
+        pre_trained: bool,
+        confidence: bool = False,
+    ) -> None:
+        super().__init__(folder, shards, classes)
+        self._id, self._pre_trained, self._confidence = self._ids(raw), pre_trained, confidence
         claim_output(self.folder, inputs=(shards.path,))
+
+    def begin(self, checkpoint: str, **how: Any) -> None:
+        """Remove another network's predictions from the folder, and note whose come; by one process alone.
+
+        Args:
+            checkpoint: SHA-256 of the network's file.
+            how: plain values: what else decides the predictions.
+        """
+        network = {"checkpoint": checkpoint, "classes": list(self.classes), "ids": self._id.tolist(), **how}
+        declared = [self._format.declaration] if self._format.declaration else []
+        files, sure = (
+            [self._path(name, self._shards.token(frame)) for frame in range(len(self._shards))]
+            for name in (self._format.file, _CONFIDENCE)
+        )
+        first = [self._path(name) for name in declared]
+        paths = [*first, *(sure if self._confidence else ()), *files]
+        names, earlier = ([p.relative_to(self.folder).as_posix() for p in some] for some in (paths, sure))
+        begin_output(self.folder, network, names, earlier, inputs=(self._shards.path,))
 
     def write(self, frame: int, predicted: NDArray[np.integer]) -> None:
         """Write a frame's predictions, classes 1..K of every point in the data set's order."""

@@ -62,7 +62,8 @@ class CloudExamples:
     Args:
         shards: with point labels; without, every label is 0.
         voxels: as the backbone was trained with; nothing is cropped, so that every point has a voxel, unless the
-            network's grid has a border; points beyond take the features at the border.
+            network's grid has a border: points beyond take the features at the border where the places are the
+            points, and have none elsewhere; see :func:`check_reaches_every_point`.
         per_point: whether the network's places are the points.
         augment: what is done to the clouds of a batch; its images' settings have no meaning here.
         seed: of the augmentation.
@@ -144,6 +145,24 @@ class CloudExamples:
         if self.per_point:
             return Example(clouds, truth.long(), torch.arange(len(cloud), device=self.device))
         return Example(clouds, truth.index_select(0, voxels.first).long(), voxels.inverse)
+
+
+def check_reaches_every_point(voxels: VoxelSettings, per_point: bool, where: object) -> None:
+    """Raise unless a network gives every point a class.
+
+    Args:
+        voxels, per_point: as :class:`CloudExamples` takes them.
+        where: the network's checkpoint.
+
+    Raises:
+        OlivineError: the grid has a border, and the network gives features to voxels alone.
+    """
+    if voxels.from_corner and not per_point:
+        raise OlivineError(
+            "was trained with voxels.from_corner=true: points beyond its range have no voxel, and would have no class",
+            where=where,
+            remedy="pre-train with voxels.from_corner=false, or take a VoxelNet",
+        )
 
 
 class KeptFeatures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -40,6 +41,8 @@ class Embedder:
         intensity_offset: float = 0.0,
     ) -> None:
         path = checkpoint_file(path)
+        if not math.isfinite(intensity_offset):
+            raise OlivineError(f"is {intensity_offset}", where="intensity_offset", remedy="give a finite number")
         self._device, self._offset = _device(device), intensity_offset
         self.backbone, content = load_backbone(path)
         self._normalised = takes_normalised(content, path)
@@ -73,6 +76,12 @@ class Embedder:
         cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
         if cloud.ndim != 2 or cloud.shape[1] < 4:
             raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
+        if wrong := int((~torch.isfinite(cloud[:, 3])).sum()):
+            raise OlivineError(
+                f"the intensity of {wrong:,} of {len(cloud):,} points is not finite",
+                where="points",
+                remedy="give these points another intensity, 0 for example, or leave them out",
+            )
         if self._normalised:
             cloud[:, 3] = torch.from_numpy(normalised_intensity(cloud[:, 3].cpu().numpy())).to(cloud)
         else:
@@ -90,7 +99,7 @@ class Embedder:
             (:meth:`in_range`) have zeros.
 
         Raises:
-            OlivineError: another shape, or points that are not finite.
+            OlivineError: another shape, or points or intensities that are not finite.
         """
         return _like(points, self._at_points(points, None)[0])
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike, demand, track
+from ..common import OlivineError, PathLike, demand, sha256_file, track
 from ..common.ahead import Ahead
 from ..common.settings import settings_from_plain
 from ..pairs.shards import ShardSet, open_shards
@@ -24,7 +24,7 @@ from ..train.voxelize import VoxelSettings
 from . import afi
 from .benchmarks import PredictionWriter
 from .checkpoints import progress_of, takes_normalised
-from .data import CloudExamples, Example, Examples
+from .data import CloudExamples, Example, Examples, check_reaches_every_point
 from .network import Segmenter, new_head
 from .settings import FinetuneSettings
 
@@ -100,7 +100,8 @@ def predict(
     Args:
         checkpoint: folder or file of a fine-tuning.
         shards: folder of shards, for example of the test split.
-        out: the submission's folder; see :class:`~olivine.downstream.benchmarks.PredictionWriter`.
+        out: the submission's folder; see :class:`~olivine.downstream.benchmarks.PredictionWriter`. Another network's
+            predictions there, or those smoothed otherwise, are removed first.
         smooth: ``none``, or ``afi`` to smooth each frame's predictions, see :mod:`~olivine.downstream.afi`.
         confidence: also write how sure the network is of each point: ``confidence/<token>.bin``, uint8, 255 = certain;
             of its own class where smoothing gives the point another.
@@ -115,7 +116,9 @@ def predict(
     model, clouds, content = read_segmenter(path, frames, accelerator)
     classes = tuple(content["data"]["classes"])
     raw = content["labels"]["point_class_raw"]
-    writer = PredictionWriter(Path(out), frames, raw, pre_trained=content["source"]["sha256"] != "random")
+    declared = {"pre_trained": content["source"]["sha256"] != "random", "confidence": confidence}
+    writer = PredictionWriter(Path(out), frames, classes, raw, **declared)
+    writer.begin(sha256_file(path), smooth=smooth)
     count, changed = np.zeros(len(classes) + 1, np.int64), 0
     for frame, predicted, sure in predicted_points(model, clouds, range(len(frames)), "predict"):
         if smooth == "afi":
@@ -163,6 +166,7 @@ def read_segmenter(
     load_state(head, content["head_state"], path)
     model = Segmenter(backbone, head).to(device)
     voxels = settings_from_plain(VoxelSettings, content["voxels"], str(path))
+    check_reaches_every_point(voxels, backbone.per_point, path)
     normalised = takes_normalised(content, path)
     clouds = CloudExamples(frames, voxels, device, per_point=backbone.per_point, normalised=normalised)
     return model, clouds, content

@@ -16,7 +16,7 @@ from ..train.settings import PretrainSettings
 from .data import KeptFeatures
 from .network import read_source
 from .results import Result, write_results
-from .segment import open_ground, segment
+from .segment import SCORES, discard, open_ground, segment
 from .settings import ProbeSettings
 
 __all__ = ["ProbeSettings", "linear_probe"]
@@ -59,6 +59,11 @@ def linear_probe(
     ground = open_ground(train, validation, settings.labels)
     source = read_source(checkpoint, expected=network)
     fabric = make_fabric(settings.as_run())
+    if overwrite and fabric.global_rank == 0:
+        read = (checkpoint, ground.train.path, ground.validation.path)
+        held = [discard(out / part, "probe", read) for part in (*(["random"] if random else []), "pre-trained")]
+        for name in SCORES if any(held) else ():
+            (out / name).unlink(missing_ok=True)
     results = []
     if random:
         fresh = read_source(checkpoint, random=True)

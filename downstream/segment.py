@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike, check_output, read_json
+from ..common import OlivineError, PathLike, check_output, read_json, sha256_file
 from ..common.settings import settings_to_plain
 from ..pairs.shards import ShardSet, open_shards
 from ..train.checkpoint import load_checkpoint
@@ -20,7 +20,7 @@ from ..train.devices import over_processes
 from ..train.mixture import NORMALISED
 from ..train.run_folder import claim, lock
 from .benchmarks import PredictionWriter, training_frames
-from .data import CloudExamples, Examples, FrozenFeatures, KeptFeatures
+from .data import CloudExamples, Examples, FrozenFeatures, KeptFeatures, check_reaches_every_point
 from .fit import Plan, fit
 from .metrics import confusion_matrix, counts_by_class, scores
 from .network import Segmenter, Source
@@ -112,13 +112,13 @@ def segment(
     data = ground.identity | ({} if taught is None else {"taught": taught.identity})
     identity = {"kind": kind, "settings": plain, "data": data, "source": source.identity}
     raw = ground.validation.shard(0).attributes["point_class_raw"]
-    writer = None
-    if predictions is not None:
-        writer = PredictionWriter(predictions, ground.validation, raw, pre_trained=source.state is not None)
-
     backbone = source.build(settings.seed, settings.drop_path).to(device)
     head = source.build_head(backbone.feature_channels, classes, settings.seed, settings.head).to(device)
     per_point, augment = backbone.per_point, settings.as_augmentation()
+    check_reaches_every_point(source.voxels, per_point, source.path)
+    writer = None
+    if predictions is not None:
+        writer = PredictionWriter(predictions, ground.validation, classes, raw, pre_trained=source.state is not None)
     weak = WeakLabels(ground.train, classes, settings.least_score) if settings.labels == "weak" else None
     form: dict[str, Any] = {"per_point": per_point, "normalised": source.normalised}
     clouds = CloudExamples(ground.train, source.voxels, device, augment, settings.seed, label_of=taught or weak, **form)
@@ -134,7 +134,7 @@ def segment(
     if rank == 0:
         if overwrite:
             read = (source.path or None, ground.train.path, ground.validation.path)
-            _discard(out, kind, read)
+            discard(out, kind, read)
         claim(out, settings, identity, resume=True, incidental=INCIDENTAL)
     fabric.barrier()
     finished = out / "scores.json"
@@ -146,6 +146,9 @@ def segment(
     constant = {**identity, **network, "labels": labels} | ({"intensity": NORMALISED} if source.normalised else {})
     model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
+    if writer is not None and rank == 0:
+        writer.begin(sha256_file(out / "last.pt"), smooth="none")
+    fabric.barrier()
     scored = range(rank, len(ground.validation), world)
     by_scene = _evaluate(model, validation, ground.validation, scored, writer, f"scoring {source.name}")
     by_scene = over_processes(torch.from_numpy(by_scene).to(device), fabric).cpu().numpy()
@@ -183,11 +186,13 @@ def segment(
     return result
 
 
-_FILES = ("last.pt", "steps.csv", "epochs.csv", "scores.json", "scores.md", "confusion.csv")
+SCORES = ("scores.json", "scores.md", "confusion.csv", "corruptions.json", "corruptions.md")
+"""Of a run, or of a probe's two."""
+_FILES = ("last.pt", "steps.csv", "epochs.csv", *SCORES)
 
 
-def _discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
-    """Remove the files of the run that ``out`` holds but for ``run.json``, and no other file.
+def discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> bool:
+    """Remove the files of the run that ``out`` holds but for ``run.json``, and no other file; whether it holds one.
 
     Args:
         kind: of the runs that may go; another kind is left alone.
@@ -198,7 +203,7 @@ def _discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
     """
     path, remedy = out / "run.json", "choose another --out"
     if not path.is_file():
-        return
+        return False
     found = read_json(path, remedy)
     if not isinstance(found, dict) or found.get("kind") != kind:
         held = found.get("kind") if isinstance(found, dict) else "unknown run"
@@ -209,6 +214,7 @@ def _discard(out: Path, kind: str, inputs: Iterable[PathLike | None]) -> None:
         (out / name).unlink(missing_ok=True)
     for events in (out / "tensorboard").glob("events.out.tfevents.*"):
         events.unlink()
+    return True
 
 
 def _evaluate(

@@ -184,9 +184,19 @@ def settings_of(kind: type[S], changes: Sequence[str], preset: str | None = None
     if preset is not None and preset not in PRESETS:
         raise OlivineError(f"--preset {preset}", remedy=f"choose one of {', '.join(PRESETS)}")
     plain = {**PRESETS.get(preset or "", {}), **{name: value for name, value in named.items() if value is not None}}
+    return settings_from_plain(kind, {**plain, **plain_changes(changes)}, "settings")
+
+
+def plain_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """The plain values of ``key=value`` changes (values are YAML), by key.
+
+    Raises:
+        OlivineError: one is not of this form.
+    """
+    plain = {}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise OlivineError("is not key=value", where=f"--set {change}", remedy="for example --set lr=0.5")
         plain[key.strip()] = read_yaml(text, f"--set {change}")
-    return settings_from_plain(kind, plain, "settings")
+    return plain

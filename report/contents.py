@@ -70,6 +70,12 @@ class Contents:
     study: tuple[str, bytes | None] | None = None
     missing: list[str] = field(default_factory=list)
 
+    @property
+    def point_classes(self) -> tuple[str, ...]:
+        """Names of the shards' point classes from 1 on; of unlabelled shards, those that were predicted."""
+        named = self.shards.point_classes if self.shards is not None else ()
+        return named or (self.predictions.classes if self.predictions is not None else ())
+
     def attempt(self, what: str, do: Callable[[], T]) -> T | None:
         """The value of ``do``; what went wrong instead is listed in ``missing``."""
         try:
@@ -158,8 +164,7 @@ def _read_study(folder: Path) -> tuple[str, bytes | None]:
 
 def _read_predictions(found: Contents, folder: Path | None) -> PredictionReader:
     assert found.shards is not None and folder is not None
-    raw = found.shards.shard(0).attributes.get("point_class_raw", [])
-    reader = PredictionReader(folder, found.shards, raw)
+    reader = PredictionReader(folder, found.shards)
     reader.read(0, len(found.shards.points(0)))
     return reader
 

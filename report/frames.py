@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ..common import OlivineError, track
 from ..pairs.shards import FrameRecord, ShardSet
 from ..readers.dataset import dataset_class
+from ..readers.frame import Frame
 from .contents import Contents
 from .shown import BACKGROUND, UNSEEN_COLOR, Shown, ShownCamera, StoreFrames, modes, show_frame, show_record
 
@@ -158,11 +160,13 @@ def make_view(contents: Contents, shards: ShardSet | None, chosen: list[tuple[in
             read = functools.partial(show_record, contents, shards, i, sources, _WIDTH)
             shown = contents.attempt("a frame", read)
             frames += [_plain(shown, note)] if shown is not None else []
-        classes, point_classes, cameras = shards.classes, shards.point_classes, shards.cameras
+        classes, point_classes, cameras = shards.classes, contents.point_classes, shards.cameras
     else:
-        for (_, note), frame in zip(chosen, sources or ()):
-            shown = show_frame(contents, frame, _WIDTH, points=False)
-            frames += [_plain(shown, note)] if shown.cameras else []
+        # Of the first that can be read: a damaged scene takes its own frames away, and no others.
+        first = range(min(SAMPLE, len(sources)) if sources is not None else 0)
+        tried = (contents.attempt("a frame", functools.partial(_of_store, contents, sources or (), i)) for i in first)
+        found = itertools.islice((shown for shown in tried if shown is not None), len(chosen))
+        frames = [_plain(shown, "") for shown in found if shown.cameras]
         classes, point_classes, cameras = store.classes if store else (), (), ()
     spec = {
         "frames": [plain["token"] for plain in frames],
@@ -172,6 +176,10 @@ def make_view(contents: Contents, shards: ShardSet | None, chosen: list[tuple[in
         "modes": modes(classes, point_classes, cameras),
     }
     return View(spec, [json.dumps(plain, allow_nan=False) for plain in frames])
+
+
+def _of_store(contents: Contents, sources: Sequence[Frame], index: int) -> Shown:
+    return show_frame(contents, sources[index], _WIDTH, points=False)
 
 
 def _plain(shown: Shown, note: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import Failure, OlivineError, PathLike, atomic_directory
+from ..common import Failure, OlivineError, PathLike, atomic_directory, write_bytes
 from ..common.colors import NO_LABEL, class_colors
 from ..downstream.embeddings import Embeddings, Sample, SimilarityMap, embed_sample, find_frame, similarity_maps
 from ..downstream.embeddings import class_names as names_of
@@ -105,8 +106,10 @@ def _save(figure: Figure, path: Path) -> None:
     import matplotlib
 
     no_date: dict[str, Any] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[path.suffix[1:]]
+    data = io.BytesIO()  # Matplotlib's PDF writer does not say that a disk is full
     with matplotlib.rc_context({"svg.hashsalt": "olivine", "pdf.fonttype": 42}):
-        figure.savefig(path, metadata=no_date)
+        figure.savefig(data, format=path.suffix[1:], metadata=no_date)
+    write_bytes(path, data.getvalue())
 
 
 def _figure(width: float, height: float) -> Figure:

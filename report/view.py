@@ -76,7 +76,7 @@ def open_scenes(
         found = contents.attempt("label maps", lambda: StoreFrames(store, root)) if store is not None else None
         read = lambda i: show_record(contents, shards, i, found, _WIDTH)  # noqa: E731
         title, count = f"{shards.dataset} {shards.split}, shards", len(shards)
-        classes, point_classes, cameras = shards.classes, shards.point_classes, shards.cameras
+        classes, point_classes, cameras = shards.classes, contents.point_classes, shards.cameras
     else:
         if store is not None:
             frames = labelled = StoreFrames(store, root, split)

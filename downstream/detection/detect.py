@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...common import OlivineError, PathLike, claim_output, demand, digest, read_json, track, write_bytes, write_json
+from ...common import (
+    OlivineError,
+    PathLike,
+    claim_output,
+    demand,
+    digest,
+    read_json,
+    sha256_file,
+    track,
+    write_bytes,
+    write_json,
+)
 from ...common.ahead import Ahead
 from ...common.settings import settings_from_plain, settings_to_plain
 from ...train.checkpoint import checkpoint_file, load_checkpoint
 from ...train.devices import make_fabric
+from ...train.mixture import NORMALISED
 from ...train.run_folder import claim
 from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
-from ..checkpoints import progress_of
+from ..checkpoints import progress_of, takes_normalised
 from ..fit import Plan
 from ..network import Source
+from ..written import begin_output
 from .fit import fit, load_detector
 from .kitti_eval import DIFFICULTIES, METRICS, AveragePrecision, ap_table, evaluate, read_results
 from .kitti_format import read_objects, write_objects
@@ -33,6 +46,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 KIND = "detect"
+FOUND = ("score", "iou", "test_voxels")
+"""Settings that decide what a trained detector finds, and none of its weights."""
+FREE = (*FOUND, *INCIDENTAL)
+"""Those that :func:`predict` may change."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ def detect(
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     settings, out = settings or DetectionSettings(), Path(out)
+    train, validation = (_as_taken(scenes, source.normalised) for scenes in (train, validation))
     for name, scenes in (("training", train), ("validation", validation)):
         if not scenes:
             raise OlivineError(
@@ -118,6 +136,7 @@ def detect(
     if finished.is_file() and load_checkpoint(out)["step"] == plan.steps:
         return read_detection(finished)
     constant = {**identity, "backbone": source.arguments, "voxels": settings_to_plain(voxels), "method_state": {}}
+    constant |= {"intensity": NORMALISED} if source.normalised else {}
     training = TrainingScenes(used, settings, fabric.device)
     try:
         fit(network, training, plan, settings, out, constant, fabric, f"{KIND}, {source.name}")
@@ -143,6 +162,11 @@ def detect(
         plain = asdict(result)
         write_json(finished, {**plain, "digest": digest(plain)})
     return result
+
+
+def _as_taken(scenes: Sequence[Scene], normalised: bool) -> list[Scene]:
+    """Scenes with the intensity that a network takes."""
+    return [replace(scene, normalised=normalised) for scene in scenes]
 
 
 def check_voxels(source: Source, voxels: VoxelSettings, settings: DetectionSettings) -> None:
@@ -240,18 +264,14 @@ _DETECTOR = {
 }
 
 
-def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **changes: Any) -> ResultFiles:
-    """Write a trained detector's result files, in KITTI's format, of any scenes, labelled or not.
-
-    Args:
-        checkpoint: the folder or file of a detection run.
-        changes: settings that decide no weights (``score``, ``accelerator`` …).
+def read_detector(
+    checkpoint: PathLike, changes: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], DetectionSettings]:
+    """The content of a trained detector's checkpoint, and its settings with others of :data:`FREE`.
 
     Raises:
-        OlivineError: a checkpoint of something else, or a scene without a point in the network's range.
+        OlivineError: a checkpoint of something else, a key that is not of these, or a wrong value.
     """
-    from ...train.backbone import build_backbone
-
     path = checkpoint_file(checkpoint)
     content = load_checkpoint(path)
     if content.get("kind") != KIND:
@@ -261,10 +281,37 @@ def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **chan
             remedy="give the folder of olivine detect",
         )
     demand(content, _DETECTOR, path, "take another checkpoint")
-    settings = replace(settings_from_plain(DetectionSettings, content["settings"], str(path)), **changes)
+    settings = settings_from_plain(DetectionSettings, content["settings"], str(path))
+    for key in changes or ():
+        if key not in FREE:
+            raise OlivineError(
+                f"{key} is no setting of a detector that is trained", where="--predict", remedy=f"use {', '.join(FREE)}"
+            )
+    plain = {**settings_to_plain(settings), **(changes or {})}
+    return content, settings_from_plain(DetectionSettings, plain, "settings")
+
+
+def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **changes: Any) -> ResultFiles:
+    """Write a trained detector's result files, in KITTI's format, of any scenes, labelled or not.
+
+    Args:
+        checkpoint: the folder or file of a detection run.
+        out: another detector's result files there, or those of other changes, are removed first.
+        changes: settings of :data:`FREE`.
+
+    Raises:
+        OlivineError: a checkpoint of something else, another setting, or a scene without a point in the network's range.
+    """
+    from ...train.backbone import build_backbone
+
+    path = checkpoint_file(checkpoint)
+    content, settings = read_detector(path, changes)
     network = Second(build_backbone(**content["backbone"]), settings.voxel_settings(), settings.plane, settings.anchors)
     load_detector(network, content, path)
-    fabric = make_fabric(settings.as_run())
+    scenes, fabric = _as_taken(scenes, takes_normalised(content, path)), make_fabric(settings.as_run())
+    if fabric.global_rank == 0:
+        made_by = {"checkpoint": sha256_file(path), **{key: getattr(settings, key) for key in FOUND}}
+        begin_output(out, made_by, [f"{scene.name}.txt" for scene in scenes])
     boxes = write_results(network.to(fabric.device), scenes, settings, Path(out), fabric)
     progress = progress_of(content)
     return ResultFiles(Path(out), len(scenes), boxes, (f"{path} is from {progress}",) if progress else ())

@@ -76,8 +76,14 @@ def fit(
         betas=(cycle.momentum[0], cycle.beta),
         weight_decay=cycle.weight_decay,
     )
-    if last.is_file():
-        found = load_checkpoint(last)
+    found = load_checkpoint(last) if last.is_file() else None
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = settings.norm_momentum or norm_momentum_of(steps)
+    if fabric.world_size > 1:
+        share_norms(network, torch.distributed.group.WORLD)
+    wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
+    if found is not None:  # after the set-up, which gives the weights their type
         if found["steps"] != steps:
             raise OlivineError(
                 f"a run of {found['steps']} steps there and {steps} here", where=last, remedy="choose another --out"
@@ -87,12 +93,6 @@ def fit(
         started = found["step"]
     if started == steps:
         return
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = settings.norm_momentum or norm_momentum_of(steps)
-    if fabric.world_size > 1:
-        share_norms(network, torch.distributed.group.WORLD)
-    wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     rank_zero = fabric.global_rank == 0
 
     def members(step: int) -> list[tuple[int, int]]:

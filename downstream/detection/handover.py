@@ -6,21 +6,22 @@ with, four values of a point, the plain or the residual form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...common import OlivineError, PathLike, check_output_file, write_bytes
+from ...common import OlivineError, PathLike, check_output_file, read_bytes, write_bytes
 from ...common.settings import settings_from_plain
 from ...common.tensors import write_tensors
 from ...train.backbones.voxelnet import VoxelNet
 from ...train.checkpoint import checkpoint_file, load_backbone
 from ...train.voxelize import VoxelSettings
 from ..layouts import read_weights, to_openpcdet
-from .detect import KIND
+from .detect import KIND, read_detector
 from .second import VOXELS
+from .settings import DetectionSettings
 
 MADE = "# Made by olivine export --for"
 
@@ -99,16 +100,21 @@ def export_for(detector: str, checkpoint: PathLike, out: PathLike, *, overwrite:
         overwrite: replace an earlier export.
 
     Raises:
-        OlivineError: an unknown detector, another backbone, voxels that the detector's configuration has no form for, or a
-            file that is there.
+        OlivineError: an unknown detector, another backbone, voxels that the detector's configuration has no form for, a
+            detector of another range, other classes or another 2D backbone, or a file that is there.
     """
     if detector not in DETECTORS:
         raise OlivineError(f"--for {detector}", remedy=f"choose {', '.join(DETECTORS)}")
     out = Path(out)
+    if out.suffix.lower() in (".yaml", ".yml"):
+        raise OlivineError(
+            "is the weights' file, and the configuration is written beside it as .yaml",
+            where=out,
+            remedy="give --out a name that ends in .pth",
+        )
     configuration = out.with_suffix(".yaml")
     path = checkpoint_file(checkpoint)
     check_output_file(out, _is_weights, overwrite=overwrite, inputs=(path,))
-    check_output_file(configuration, _is_configuration, overwrite=overwrite, inputs=(path,))
     network, content = load_backbone(path)
     if not isinstance(network, VoxelNet):
         raise OlivineError(
@@ -123,10 +129,33 @@ def export_for(detector: str, checkpoint: PathLike, out: PathLike, *, overwrite:
     state: dict[str, Tensor] = {f"backbone_3d.{name}": value for name, value in to_openpcdet(network).items()}
     head = content.get("kind") == KIND and detector == "second"
     if head:
+        _check_preset(read_detector(path)[1], path)
         state |= content["head_state"]
+    data = text.encode()
+    # The configuration is first, and the same one may be there: what a full disk left is no obstacle to a second run.
+    if not (configuration.is_file() and read_bytes(configuration, "choose another --out file") == data):
+        check_output_file(configuration, _is_configuration, overwrite=overwrite, inputs=(path,))
+        write_bytes(configuration, data)
     write_tensors(out, {"model_state": state})
-    write_bytes(configuration, text.encode())
     return HandoverSummary(out, configuration, DETECTORS[detector].base, len(state), head)
+
+
+def _check_preset(settings: DetectionSettings, path: Path) -> None:
+    """Raise unless OpenPCDet's ``second.yaml`` has a detector's range, classes and 2D backbone.
+
+    Raises:
+        OlivineError: names the first setting that differs.
+    """
+    preset = DetectionSettings(preset=settings.preset, range_m=VOXELS[settings.preset].range_m)
+    settings = replace(settings, range_m=settings.voxel_settings().range_m)
+    for key in ("range_m", "classes", "plane_layers", "plane_channels", "plane_up_channels"):
+        theirs, ours = getattr(settings, key), getattr(preset, key)
+        if theirs != ours:
+            raise OlivineError(
+                f"was trained with {key}={list(theirs)}, and OpenPCDet's second.yaml has {list(ours)}",
+                where=path,
+                remedy="export the trunk alone: olivine export --layout openpcdet",
+            )
 
 
 def _configuration(detector: str, voxels: VoxelSettings, residual: bool, path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common import OlivineError
+from ...train.mixture import normalised_intensity
 from .kitti_format import Objects, objects_of, read_objects
 
 Array = NDArray[np.float64]
@@ -87,24 +88,35 @@ class Scene:
 
     Attributes:
         name: its number, ``000123``.
-        cloud: reads the points, float32 [N, 4]: x, y, z, intensity as a network takes it.
+        cloud: reads the points, float32 [N, 4]: x, y, z, raw intensity.
         camera: the calibration.
         labels: the label file; None on the test frames.
+        intensity_offset: added to the intensity for a network, the data set's own rule.
+        normalised: the network takes the form that is the same for every sensor instead, see
+            :mod:`~olivine.train.mixture`.
     """
 
     name: str
     cloud: Callable[[], NDArray[np.float32]]
     camera: KittiCamera
     labels: Path | None
+    intensity_offset: float = 0.0
+    normalised: bool = False
 
     def points(self) -> NDArray[np.float32]:
-        """The points that the image shows, float32 [N, 4]: the benchmark labels nothing else.
+        """The points that the image shows, float32 [N, 4], with the intensity as the network takes it.
+
+        The benchmark labels nothing else.
 
         Raises:
             OlivineError: none does.
         """
         points = self.cloud()
-        points = points[self.camera.sees(points)]
+        seen, raw = self.camera.sees(points), points[:, 3]
+        # Of the whole cloud, as in pre-training: what the image shows has another mean.
+        intensity = normalised_intensity(raw) if self.normalised else raw + np.float32(self.intensity_offset)
+        points = points[seen]
+        points[:, 3] = intensity[seen]
         if len(points) == 0:
             raise OlivineError(
                 "no point of this frame lies in its image", where=self.name, remedy="check its calibration"

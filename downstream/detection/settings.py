@@ -55,7 +55,8 @@ class DetectionSettings:
         plane_layers, plane_channels, plane_up_channels: of the 2D backbone.
         score, iou: least score of a detection; a box that overlaps a better one by more goes.
         seed: of the head, the order, the augmentation and random weights.
-        accelerator, devices, nodes, precision: as Lightning Fabric takes them.
+        accelerator, devices, nodes: as Lightning Fabric takes them.
+        precision: ``32-true``, ``16-mixed`` or ``bf16-mixed``, as Lightning Fabric takes it.
         threads: CPU threads; 0 leaves PyTorch's choice.
         workers: threads that make scenes ahead; 0 makes them in between. Changes no result.
         checkpoint_minutes: ``last.pt`` is written at least this often, and at the end.
@@ -88,7 +89,7 @@ class DetectionSettings:
     accelerator: str = "auto"
     devices: str = "auto"
     nodes: int = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     threads: int = 0
     workers: int = 2
     checkpoint_minutes: float = 10.0
@@ -115,6 +116,10 @@ class DetectionSettings:
             )
         if min(self.sampled) < 0:
             raise OlivineError(f"sampled is {list(self.sampled)}", remedy="use 0 or more of each class")
+        for name, low, high in (("layers", 0, 64), ("channels", 1, 4096), ("up_channels", 1, 4096)):
+            value = getattr(self, f"plane_{name}")
+            if not low <= min(value) <= max(value) <= high:
+                raise OlivineError(f"plane_{name} is {list(value)}", remedy=f"use numbers from {low} to {high}")
         every = 100 / self.fraction
         if abs(every - round(every)) > 1e-6 * every:
             raise OlivineError(

@@ -145,7 +145,7 @@ def test_a_network_fine_tuned_by_the_first_release_predicts_the_same(kitti_world
 def test_every_semantickitti_class_is_written_as_its_published_id(kitti_world, tmp_path):
     shards = open_shards(kitti_world.splits[1])
     raw = shards.shard(0).attributes["point_class_raw"]
-    writer = PredictionWriter(tmp_path, shards, raw, pre_trained=True)
+    writer = PredictionWriter(tmp_path, shards, shards.point_classes, raw, pre_trained=True)
     writer.write(0, np.arange(1, 20))
     (file,) = tmp_path.rglob("*.label")
     assert file.relative_to(tmp_path).as_posix() == "sequences/08/predictions/000000.label"
@@ -157,6 +157,6 @@ def test_the_submission_says_what_went_into_the_weights(nuscenes_world, tmp_path
 
     shards = open_shards(nuscenes_world.splits[1])
     for name, pre_trained in (("a", True), ("b", False)):
-        PredictionWriter(tmp_path / name, shards, [], pre_trained=pre_trained).finish()
+        PredictionWriter(tmp_path / name, shards, shards.point_classes, [], pre_trained=pre_trained).finish()
         meta = json.loads((tmp_path / name / "mini_val" / "submission.json").read_text())["meta"]
         assert meta["use_lidar"] and meta["use_camera"] is meta["use_external"] is pre_trained

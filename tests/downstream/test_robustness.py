@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from olivine.downstream.data import CloudExamples
+from olivine.downstream.finetune import finetune
 from olivine.downstream.metrics import confusion_matrix, scores
 from olivine.downstream.network import new_head, read_source
 from olivine.downstream.predict import predicted_points, read_segmenter
+from olivine.downstream.probe import linear_probe
 from olivine.downstream.robustness import finetune_corrupted, linear_probe_corrupted, score_corrupted
 from olivine.downstream.segment import open_ground
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings
@@ -91,3 +93,16 @@ def test_a_fine_tuning_is_scored_on_every_corruption_and_trains_on_dropped_beams
     training = CloudExamples(shards, voxels, torch.device("cpu"), short.as_augmentation(), seed=1)
     counts = [len(training.batch([(epoch, 0)]).inverse) for epoch in range(4)]
     assert len(set(counts)) > 1 and max(counts) <= len(training.whole(0).inverse) == len(shards.points(0))
+
+
+def test_scores_on_corruptions_go_with_the_run_that_is_replaced(nuscenes_world, checkpoint, tmp_path):
+    splits, one = nuscenes_world.splits, {"epochs": 1, "batch": 4, "accelerator": "cpu"}
+    for name, corrupted, plain, settings in (
+        ("finetune", finetune_corrupted, finetune, FinetuneSettings(**one)),
+        ("probe", linear_probe_corrupted, linear_probe, ProbeSettings(augment=False, **one)),
+    ):
+        out, only = tmp_path / name, {"random": False}
+        corrupted(checkpoint, *splits, out, settings, **only)
+        assert (out / "corruptions.md").is_file() and (out / "corruptions.json").is_file()
+        plain(checkpoint, *splits, out, replace(settings, lr=0.01), overwrite=True, **only)
+        assert (out / "scores.json").is_file() and not list(out.rglob("corruptions.*"))

@@ -111,3 +111,14 @@ def test_a_voxelnet_is_trained_and_every_point_is_scored(kind, voxelnet, nuscene
         predict(out, splits[1], tmp_path / "b", accelerator="cpu")
         again = {path.name: path.read_bytes() for path in (tmp_path / "b").rglob("*.bin")}
         assert again == {path.name: path.read_bytes() for path in files.values()}
+
+
+def test_a_network_of_voxels_with_a_border_is_refused_before_anything_is_written(
+    make_checkpoint, nuscenes_world, tmp_path
+):
+    """Points beyond its range have no voxel, and a probe scores every point."""
+    path = make_checkpoint("voxels.crop=true", "voxels.from_corner=true")
+    for run, settings in ((linear_probe, HEAD), (finetune, SHORT)):
+        with pytest.raises(OlivineError, match=r"voxels\.from_corner=true: points beyond its range have no voxel"):
+            run(path, *nuscenes_world.splits, tmp_path / "out", settings, predictions=tmp_path / "predictions")
+    assert not list(tmp_path.iterdir())

@@ -18,9 +18,10 @@ from PIL import Image
 from olivine.common import OlivineError
 from olivine.downstream.benchmarks import PredictionReader, PredictionWriter
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.report import contents
 from olivine.report.charts import markdown, smooth
 from olivine.report.contents import Contents, Sources
-from olivine.report.frames import EDGES, choose_frames, prompt_values, read_statistics
+from olivine.report.frames import EDGES, choose_frames, make_view, prompt_values, read_statistics
 from olivine.report.page import write_report
 from olivine.report.shown import UNSEEN
 
@@ -82,7 +83,7 @@ def world_report(nuscenes_world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world-report")
     shards = open_shards(nuscenes_world.pairs / "val")
     raw = shards.shard(0).attributes["point_class_raw"]
-    writer = PredictionWriter(folder / "predictions-val", shards, raw, pre_trained=True)
+    writer = PredictionWriter(folder / "predictions-val", shards, shards.point_classes, raw, pre_trained=True)
     for frame in range(len(shards)):
         truth = np.maximum(shards.point_label(frame), 1)
         writer.write(frame, np.where(np.arange(len(truth)) % (2 if frame == 1 else 4), truth, truth % 16 + 1))
@@ -209,8 +210,8 @@ def test_predictions_are_read_as_they_were_written_and_damaged_ones_are_told(kit
     shards = open_shards(kitti_world.pairs / "val")
     raw = shards.shard(0).attributes["point_class_raw"]
     label = np.random.default_rng(0).integers(1, 20, len(shards.points(0)))
-    PredictionWriter(tmp_path / "p", shards, raw, pre_trained=True).write(0, label)
-    reader = PredictionReader(tmp_path / "p", shards, raw)
+    PredictionWriter(tmp_path / "p", shards, shards.point_classes, raw, pre_trained=True).write(0, label)
+    reader = PredictionReader(tmp_path / "p", shards)
     np.testing.assert_array_equal(reader.read(0, len(label)), label)
     assert reader.confidence(0, len(label)) is None
     (path,) = (tmp_path / "p").rglob("*.label")
@@ -261,6 +262,32 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(gone, world_report, nuscenes
     frames = frames_of(page)
     assert all(frame["points"] for frame in frames) == (gone != "shards") or not frames
     assert all(frame["cameras"] for frame in frames)  # of the data set where the shards are gone
+
+
+def test_of_label_maps_alone_a_damaged_scene_is_said_and_the_others_frames_are_shown(nuscenes_world, tmp_path):
+    shutil.copytree(nuscenes_world.pairs.parent / "labels", tmp_path / "labels")
+    first = min((tmp_path / "labels/frames").glob("*.jsonl"))
+    first.write_text("{")
+    summary = write_report(Sources(tmp_path / "labels"), tmp_path / "out")
+    assert summary.frames == 3 and first.name in " ".join(summary.left_out)
+    page = strict((tmp_path / "out/index.html").read_text())
+    assert all(frame["cameras"] and frame["scene"] != first.stem for frame in frames_of(page))
+
+
+def test_predictions_of_shards_without_labels_are_shown_by_name(nuscenes_world, world_report, tmp_path, monkeypatch):
+    sources, _, _ = world_report
+    shards = open_shards(sources.shards)
+    raw = shards.shard(0).attributes["point_class_raw"]
+    writer = PredictionWriter(tmp_path / "p", shards, shards.point_classes, raw, pre_trained=True)
+    writer.begin("a" * 64)
+    for frame in range(len(shards)):
+        writer.write(frame, np.full(len(shards.points(frame)), 3))
+    names, shards.point_classes = shards.point_classes, ()
+    monkeypatch.setattr(contents, "open_shards", lambda path: shards)
+    found = contents.read_labels_and_shards(dataclasses.replace(sources, predictions=tmp_path / "p"))
+    spec = make_view(found, shards, [(0, "")]).spec
+    (mode,) = (mode for mode in spec["modes"] if mode["key"] == "prediction")
+    assert mode["names"] == ["none", *names]
 
 
 def test_a_run_that_is_not_finished_says_so_beside_its_scores(world_report):

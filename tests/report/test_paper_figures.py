@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import olivine as front_door
-from olivine.common import OlivineError
+from olivine.common import OlivineError, atomic_directory
 from olivine.common.settings import settings_to_plain
 from olivine.downstream.embeddings import Embeddings, choose_points, embed_sample, find_frame, similarity_maps
 from olivine.pairs.shards import ShardSet, open_shards
+from olivine.report.paper_figures import _save as save_figure
 from olivine.report.paper_figures import draw_figures
 from olivine.train.build import backbone_arguments, build_model, seeded_backbone
 from olivine.train.checkpoint import load_checkpoint, save_checkpoint
@@ -157,6 +160,21 @@ def test_the_same_seed_draws_the_same_bytes(run, shards, suffix, features, tmp_p
             with Image.open(tmp_path / "a" / name) as picture:
                 picture.load()
                 assert picture.width > 1000
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_a_figure_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(suffix, tmp_path):
+    """As a full disk ends a write, a limit of the process does; Matplotlib's PDF writer met it with an AttributeError."""
+    figure = Figure(dpi=100)
+    figure.add_subplot().imshow(np.random.default_rng(0).random((60, 60)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(OlivineError, match="too large"), atomic_directory(tmp_path / "out") as folder:
+            save_figure(figure, folder / f"a.{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_frame_is_found_by_token_scene_and_number(shards):

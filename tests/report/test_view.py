@@ -42,7 +42,8 @@ def start():
 def predictions(nuscenes_world, tmp_path_factory):
     shards = open_shards(nuscenes_world.pairs / "val")
     folder = tmp_path_factory.mktemp("view") / "predictions-val"
-    writer = PredictionWriter(folder, shards, shards.shard(0).attributes["point_class_raw"], pre_trained=True)
+    raw = shards.shard(0).attributes["point_class_raw"]
+    writer = PredictionWriter(folder, shards, shards.point_classes, raw, pre_trained=True)
     for frame in range(len(shards)):
         count = len(shards.points(frame))
         writer.write(frame, np.arange(count) % 16 + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import threading
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from olivine.commands.defaults import newest_run
 from olivine.commands.detect import kitti_scenes
 from olivine.common import OlivineError
+from olivine.downstream.detection import training_scenes
 from olivine.downstream.detection.detect import detect, predict, score_results
 from olivine.downstream.detection.fit import fit
 from olivine.downstream.detection.kitti_format import read_objects
@@ -23,6 +26,7 @@ from olivine.downstream.network import read_source
 from olivine.train.backbone import build_backbone
 from olivine.train.build import backbone_arguments
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
+from olivine.train.mixture import NORMALISED
 from olivine.train.settings import load_settings
 
 TINY = DetectionSettings(
@@ -145,6 +149,79 @@ def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, sc
         assert np.all(found.image[:, 2] > found.image[:, 0]) and np.all((found.score > 0) & (found.score <= 1))
 
 
+def test_a_trunk_of_several_data_sets_gets_the_intensities_that_it_was_trained_on(
+    scenes, checkpoint, tmp_path, monkeypatch
+):
+    """In training, in scoring, and in prediction, where the run's own checkpoint says it."""
+    save_checkpoint(tmp_path / "mixed.pt", {**load_checkpoint(checkpoint), "intensity": NORMALISED})
+    seen, true = [], training_scenes.voxelize
+    monkeypatch.setattr(
+        training_scenes, "voxelize", lambda points, *rest: seen.append(points[:, 3].numpy()) or true(points, *rest)
+    )
+    still = dataclasses.replace(TINY, sampled=(0, 0, 0), batch=1)
+    train, validation = scenes[0][:1], scenes[1][:1]
+    detect(read_source(tmp_path / "mixed.pt"), train, validation, tmp_path / "run", still)
+    predict(tmp_path / "run", validation, tmp_path / "files")
+    assert len(seen) == 3
+    for scene, intensity in zip((*train, *validation, *validation), seen):
+        raw = scene.cloud()
+        expected = (raw[:, 3] / raw[:, 3].mean(dtype=np.float64) + 0.1)[scene.camera.sees(raw)]
+        np.testing.assert_allclose(np.sort(intensity), np.sort(expected), rtol=1e-5)
+    (file,) = (tmp_path / "files").glob("*.txt")
+    assert file.read_bytes() == (tmp_path / "run" / "results" / file.name).read_bytes()
+
+
+def test_another_detectors_results_are_gone_before_the_first_is_written(done, scenes, tmp_path, monkeypatch):
+    files = tmp_path / "files"
+    predict(done[0], scenes[1], files)
+    (files / "notes.txt").write_text("mine")
+    monkeypatch.setattr("olivine.downstream.detection.detect.write_results", lambda *_: 0)  # stopped before the first
+    predict(done[0], scenes[1], files)
+    assert len(list(files.glob("*.txt"))) == 3
+    predict(done[0], scenes[1], files, score=0.5)
+    assert [path.name for path in files.glob("*.txt")] == ["notes.txt"]
+
+
+def test_prediction_takes_the_settings_that_decide_no_weights_and_writes_nothing_in_a_dry_run(
+    done, kitti_objects, tmp_path
+):
+    words = ["--predict", "--checkpoint", str(done[0]), "--root", str(kitti_objects), "--out", str(tmp_path / "out")]
+    dry = command(*words, "--dry-run")
+    assert dry.exit_code == 0 and "would write the results of" in dry.stdout and not (tmp_path / "out").exists()
+    for given, says in (
+        (("--set", "lr=0.1"), "--predict: lr is no setting of a detector that is trained"),
+        (("--set", "klasses=1"), "klasses is no setting"),
+        (("--set", "score=2"), "score is 2"),
+        (("--set", "score"), "is not key=value"),
+        (("--epochs", "2"), "--epochs does not go with --predict"),
+    ):
+        with pytest.raises(OlivineError, match=says):
+            raise command(*words, "--dry-run", *given).exception
+    assert command(*words, "--set", "score=0.02", "--set", "workers=0").exit_code == 0
+    found = [read_objects(path, scored=True).score for path in (tmp_path / "out").glob("*.txt")]
+    low = [read_objects(path, scored=True).score for path in (done[0] / "results").glob("*.txt")]
+    assert found and min(np.concatenate(found), default=1) >= 0.02 > np.concatenate(low).min()
+    evaluate = ["--evaluate", str(tmp_path / "out"), "--root", str(kitti_objects)]
+    dry = command(*evaluate, "--dry-run")
+    assert dry.exit_code == 0 and "write nothing" in dry.stdout and "|" not in dry.stdout
+
+
+def test_the_newest_detector_is_found_also_among_several_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OlivineError, match=r"no run of detect in runs/\. Run olivine detect first"):
+        raise command("--predict").exception
+    for age, name in enumerate(
+        ("detect-100", "detect-5/seed-0", "detect-5/seed-1", "detect-5-beside-random/pre-trained/seed-0",
+         "detect-5-beside-random/random/seed-0", "detect-10-beside-random/pre-trained")
+    ):  # fmt: skip
+        last = tmp_path / "runs" / "voxelnet" / name / "last.pt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (age, age))
+        wanted = last.parent if "random/random" not in str(last) else last.parents[2] / "pre-trained" / "seed-0"
+        assert newest_run("*/detect-*").absolute() == wanted
+
+
 def test_a_checkpoint_of_other_voxels_or_another_network_is_refused(scenes, checkpoint, tmp_path):
     fine = dataclasses.replace(TINY, preset="second", range_m=(0.0, -6.4, -3.0, 12.8, 6.4, 1.0))
     with pytest.raises(OlivineError, match=r"trained with voxels\.size_m 0\.1, and --set preset=second has 0\.05"):
@@ -238,6 +315,8 @@ def test_the_command_scores_labels_as_their_own_results(kitti_objects, tmp_path)
     ("words", "says"),
     [
         (("--predict", "--evaluate", "x"), "Give one of them"),
+        (("--evaluate", "x", "--set", "classes=[Car]"), "--set does not go with --evaluate"),
+        (("--predict", "--beside-random"), "--beside-random does not go with --predict"),
         (("--split", "val"), "--split goes with --predict or --evaluate"),
         (("--runs", "0", "--random"), "--runs 0"),
         (("--random", "--beside-random"), "--random and --beside-random"),
@@ -245,6 +324,8 @@ def test_the_command_scores_labels_as_their_own_results(kitti_objects, tmp_path)
         (("--random", "--set", "klasses=x"), "klasses"),
         (("--random", "--fraction", "30"), "is not every k-th frame"),
         (("--random", "--set", "norm_momentum=0"), "norm_momentum"),
+        (("--random", "--set", "precision=bf16-true"), "precision is 'bf16-true'"),
+        (("--random", "--set", "precision=64-true"), "precision is '64-true'"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, says):

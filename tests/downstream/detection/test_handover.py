@@ -14,6 +14,7 @@ from olivine.common.settings import settings_to_plain
 from olivine.downstream.detection.fit import head_state, load_detector
 from olivine.downstream.detection.handover import export_for
 from olivine.downstream.detection.second import VOXELS, Second
+from olivine.downstream.detection.settings import DetectionSettings
 from olivine.downstream.weights import import_weights
 from olivine.train.backbone import build_backbone
 from olivine.train.checkpoint import load_backbone, save_checkpoint
@@ -22,14 +23,16 @@ from olivine.train.checkpoint import load_backbone, save_checkpoint
 EXPECTED = Path(__file__).with_name("second_expectations.npz")
 
 
-def save(folder: Path, preset: str = "pretraining", kind: str = "pretrain", name: str = "voxelnet", **options) -> Path:
+def save(
+    folder: Path, preset: str = "pretraining", kind: str = "pretrain", name: str = "voxelnet", settings=None, **options
+) -> Path:
     arguments = {"name": name, **options}
     network = build_backbone(**arguments, seed=3)
     content = {"kind": kind, "backbone": arguments, "voxels": settings_to_plain(VOXELS[preset]), "method_state": {},
                "backbone_state": network.state_dict()}  # fmt: skip
     if kind == "detect":
-        detector = Second(network, VOXELS[preset])
-        content["head_state"] = head_state(detector)
+        content["settings"] = settings_to_plain(DetectionSettings(preset=preset, **(settings or {})))
+        content["head_state"] = head_state(Second(network, VOXELS[preset]))
     save_checkpoint(folder / "last.pt", content)
     return folder / "last.pt"
 
@@ -110,3 +113,45 @@ def test_what_cannot_be_handed_over_is_one_line(tmp_path):
     (tmp_path / "b.yaml").write_text("mine: 1\n")
     with pytest.raises(OlivineError, match=r"b\.yaml: exists, and this command did not write it"):
         export_for("second", path, tmp_path / "b.pth", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"range_m": (0.0, -12.8, -5.0, 25.6, 12.8, 3.0)}, "range_m="),
+        ({"classes": ("Pedestrian", "Car", "Cyclist")}, "classes="),
+        ({"plane_channels": (4, 4)}, "plane_channels="),
+    ],
+)
+def test_a_detector_that_openpcdets_configuration_does_not_fit_is_refused_and_its_trunk_is_not(
+    settings, says, tmp_path
+):
+    path = save(tmp_path, kind="detect", settings=settings)
+    with pytest.raises(OlivineError, match=f"was trained with {says}.*second.yaml has"):
+        export_for("second", path, tmp_path / "a.pth")
+    assert not (tmp_path / "a.pth").exists() and not (tmp_path / "a.yaml").exists()
+    assert not export_for("pv_rcnn", path, tmp_path / "a.pth").head
+    same = {"range_m": VOXELS["pretraining"].range_m}
+    assert export_for("second", save(tmp_path / "same", kind="detect", settings=same), tmp_path / "b.pth").head
+
+
+def test_weights_and_configuration_are_two_files(tmp_path):
+    for name in ("two.yaml", "two.YML"):
+        with pytest.raises(OlivineError, match=r"written beside it as \.yaml"):
+            export_for("second", save(tmp_path), tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("failing", ["write_tensors", "write_bytes"])
+def test_the_same_command_goes_through_after_a_full_disk(failing, tmp_path, monkeypatch):
+    def full(path, *_):
+        raise OlivineError("the disk is full", where=path, remedy="run the command again")
+
+    path = save(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OlivineError, match="disk is full"):
+        patch.setattr(f"olivine.downstream.detection.handover.{failing}", full)
+        export_for("second", path, tmp_path / "a.pth")
+    export_for("second", path, tmp_path / "a.pth")
+    export_for("second", path, tmp_path / "b.pth")
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()

@@ -48,6 +48,16 @@ def test_a_cloud_is_what_the_image_shows(kitti_objects):
     assert points[:, 3].min() >= 1  # the intensity's offset of this sensor
 
 
+def test_normalised_intensities_are_those_of_the_whole_cloud(kitti_objects):
+    """As in a pre-training over several data sets, not by the mean of what the image shows."""
+    scene = kitti_scenes(kitti_objects, "train")[0]
+    raw = scene.cloud()
+    expected = raw[:, 3].astype(np.float64) / raw[:, 3].mean(dtype=np.float64) + 0.1
+    points = dataclasses.replace(scene, normalised=True).points()
+    np.testing.assert_allclose(points[:, 3], expected[scene.camera.sees(raw)], rtol=1e-5)
+    np.testing.assert_array_equal(points[:, :3], scene.points()[:, :3])
+
+
 def test_without_augmentation_a_sample_is_the_scene(kitti_objects):
     scenes = kitti_scenes(kitti_objects, "train")
     database = build_database(scenes, STILL)
@@ -117,6 +127,9 @@ def test_a_class_that_the_labels_do_not_hold_is_refused(kitti_objects, tmp_path)
         ({"sampled": (1, -1, 0)}, "sampled is"),
         ({"scale": 1.0}, "scale"),
         ({"batch": 0}, "batch"),
+        ({"plane_channels": (0, 4)}, r"plane_channels is \[0, 4\]\. Use numbers from 1"),
+        ({"plane_up_channels": (0, 0)}, "plane_up_channels is"),
+        ({"plane_layers": (-1, 0)}, "plane_layers is"),
     ],
 )
 def test_wrong_settings_are_one_line(settings, says):
