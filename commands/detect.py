@@ -65,13 +65,13 @@ def detect(
 
     changes = set_ or []
     if evaluate is not None or predict:
-        given = {"--random": random, "--beside-random": beside_random, "--fraction": fraction != 100}
+        given: dict[str, object] = {"--random": random, "--beside-random": beside_random, "--fraction": fraction != 100}
         given |= {"--epochs": epochs is not None, "--seed": seed != 0, "--runs": runs != 1}
         if evaluate is not None:
             given = {"--predict": predict, "--checkpoint": checkpoint, "--set": changes, "--out": out, **given}
         if wrong := [option for option, value in given.items() if value]:
-            one = "--evaluate" if evaluate is not None else "--predict"
-            raise OlivineError(f"{wrong[0]} does not go with {one}", remedy="give one of them")
+            asked = "--evaluate" if evaluate is not None else "--predict"
+            raise OlivineError(f"{wrong[0]} does not go with {asked}", remedy="give one of them")
         if evaluate is not None:
             return _evaluate(evaluate, root or DATA / "kitti-object", split or "val", as_json, dry_run)
         return _predict(checkpoint, root or DATA / "kitti-object", split or "val", out, changes, as_json, dry_run)
