@@ -137,6 +137,16 @@ def test_a_shard_that_is_a_link_or_holds_foreign_files_is_left_alone(world, oliv
     assert contents(world / "data/pairs/nuscenes/train") == before
 
 
+@pytest.mark.parametrize("more", [(), ("--verify",)])
+def test_labelgen_for_another_data_set_leaves_a_folder_of_labels_alone(more, world, olivine):
+    labels, before = "data/labels/nuscenes", contents(world)
+    for other in (("--dataset", "semantickitti", "--root", "data/nuscenes"), ("--version", "v1.0-trainval")):
+        done = olivine("labelgen", "--root", "data/nuscenes", "--out", labels, *other, *more, cwd=world)
+        assert done.returncode == 2 and "holds labels of nuscenes v1.0-" in done.stderr
+    assert olivine("labelgen", "--out", labels, "--batch-size", "nan", cwd=world).returncode == 2
+    assert contents(world) == before
+
+
 def test_only_marked_folders_are_replaced(tmp_path, monkeypatch):
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "sub").mkdir()

@@ -99,6 +99,14 @@ def test_boxes_hold_the_points_they_say(folder: Path) -> None:
     assert found >= 2
 
 
+def test_a_thing_has_one_track_in_all_frames_whether_it_moves_or_not(folder: Path) -> None:
+    frames = open_dataset("argoverse2", folder).frames()
+    tracks = [{box.track for box in frame.boxes() or []} for frame in frames]
+    first, second = (tracks[k] for k, frame in enumerate(frames) if frame.scene == frames[0].scene)
+    assert len(first & second) > 0.8 * min(len(first), len(second))  # the rest comes into view, or leaves it
+    assert all(len(names) == len(frame.boxes() or []) for names, frame in zip(tracks, frames))
+
+
 def test_what_is_missing_or_damaged_is_one_line(folder: Path, tmp_path: Path) -> None:
     def broken(change: str, match: str, edit) -> None:  # type: ignore[no-untyped-def]
         root = tmp_path / change
