@@ -136,7 +136,7 @@ def move(xyz: NDArray[np.float64], transform: NDArray[np.float64]) -> NDArray[np
 
 
 def level(xyz: NDArray[np.float64], frame: Frame) -> NDArray[np.float64]:
-    """Points of a frame's LiDAR, float64 [N, 3], turned so that z is up; as they are where it is already."""
+    """Points of a frame's LiDAR, float64 [N, 3], rotated so that z is up; as they are where it is already."""
     if frame.up == UP:
         return xyz
     x, y, z = frame.up

@@ -57,7 +57,7 @@ class RigDataset(Dataset):
         if tilt > _TILTED:
             self.note += (
                 f"; the z axis of {first.name} is {tilt:.0f}° from up: --consolidate and --clusters go by up, "
-                "pre-training (ranges, turns, flips) by the LiDAR's own axes"
+                "pre-training (ranges, rotations, flips) by the LiDAR's own axes"
             )
 
     @classmethod

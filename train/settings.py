@@ -139,7 +139,7 @@ class RunSettings:
         group: frames of a contrast group, within which draws and negatives are.
         accumulate: forward passes that a step is split into.
         accelerator, devices, nodes, precision: as Lightning Fabric takes them.
-        float32_products: how exactly the 3D network's and the losses' float32 factors are multiplied on a GPU, at least:
+        float32_products: how exactly float32 factors are multiplied on a GPU (a frozen encoder's too), at least:
             ``ieee``, ``tf32x3`` (nearly so, on tensor cores) or ``tf32``; see :mod:`olivine.train.sparse.precision`.
         threads: CPU threads; 0 leaves PyTorch's choice.
         deterministic: deterministic algorithms; on a CPU the same bits every time.

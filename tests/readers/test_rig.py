@@ -243,7 +243,7 @@ def test_a_second_lidar_is_moved_into_the_first_ones_frame_at_its_own_time(drive
 @pytest.mark.parametrize(
     ("quaternion", "up", "said"),
     [
-        ([0.8, 0, 0, 0.6], (0, 0, 1), False),  # turned about the vehicle's z axis
+        ([0.8, 0, 0, 0.6], (0, 0, 1), False),  # rotated about the vehicle's z axis
         ([0, 1, 0, 0], (0, 0, -1), True),  # hangs upside down
         ([0.8, 0, 0.6, 0], (-0.96, 0, 0.28), True),  # looks down by 74°
     ],
