@@ -199,6 +199,8 @@ def labelgen(
     if preview is not None:
         drawing = Path(f"{preview.stem}-labels.png")
         check_output_file(drawing, lambda path: False, inputs=(preview,))
+        if dry_run:
+            return console.say_plan(f"the label map of {preview} by {labeler}", drawing, as_json)
         place_of = root if of_a_dataset and root is not None else preview.parent
         frames = open_dataset(dataset, place_of, version).frames() if of_a_dataset and dataset is not None else None
         seen, _ = preview_labels(find_image(preview, frames), place_of, settings, drawing)
@@ -224,7 +226,7 @@ def labelgen(
     tried = dataclasses.replace(index, scenes=index.scenes[: limit or None])
     console.note(f"frames: {found}", as_json or bool(units.plan))
     if units.plan:
-        print(json.dumps(plan_labels(tried, out, units.plan).to_plain()))
+        print(json.dumps(plan_labels(tried, out, settings, units.plan).to_plain()))
         return
     if verify:
         return console.finish("labelgen --verify", verify_labels(tried, out, settings), None, as_json)

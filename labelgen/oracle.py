@@ -282,6 +282,13 @@ class OracleLabeler:
         self.scores = settings.oracle_scores if settings.scored else None
         self.text = oracle_text(vocabulary)
         self.vocabulary = vocabulary
+        named = {name for row in self.model.confusion_matrix.items() for name in (row[0], *row[1])}
+        if unknown := sorted(named - set(vocabulary.classes)):
+            raise OlivineError(
+                f"the confusion matrix names {unknown[0]!r}, which the prompts do not have",
+                where=f"--error {settings.error}",
+                remedy=f"use {', '.join(vocabulary.classes)}",
+            )
         path = root / "synthetic.json"
         if not path.exists():
             raise OlivineError(

@@ -263,9 +263,10 @@ def _clean(labels: Path, writer: str | None = None) -> None:
         remove_leftovers(folder, writer)
 
 
-def plan_labels(index: FrameIndex, labels: Path, parts: int) -> Plan:
+def plan_labels(index: FrameIndex, labels: Path, settings: LabelSettings, parts: int) -> Plan:
     """What of the label maps is left, cut into parts."""
-    finished = ((labels / "units" / f"{scene.name}.json").is_file() for scene in index.scenes)
+    kinds = kinds_of(settings)
+    finished = (Unit.of_scene(labels, scene, 1, kinds).finished() is not None for scene in index.scenes)
     paths = (labels.absolute(), index.root.absolute())
     account = Account(logs_of(labels), "labelgen", labels, len(index.scenes))
     return Plan.of(account.folder, [(account, finished)], parts, paths, PACKAGES)

@@ -164,8 +164,17 @@ def beside_its_frame(message: Any) -> Matrix:
     return np.where(np.abs(place) > 1e-6, place, 0.0)
 
 
+def rotated_in_its_frame(message: Any) -> Matrix:
+    """The rotation [3, 3] of a stereo pair's left camera, before rectification, in the frame of its P, which is after it.
+
+    R of a ``sensor_msgs/CameraInfo``, read as ROS's image_geometry reads it; the identity where nobody filled it in.
+    """
+    r = _array(message, "r").reshape(-1, 3)
+    return r if r.shape == (3, 3) and abs(np.linalg.det(r) - 1) < 1e-3 else np.eye(3)
+
+
 def _array(message: Any, name: str) -> Matrix:
-    """One of d, k and p; ROS 1 writes the names in capitals."""
+    """One of d, k, p and r; ROS 1 writes the names in capitals."""
     return np.array(getattr(message, name, getattr(message, name.upper(), ())), float)
 
 

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from ..common import MARK, OlivineError, atomic_directory, atomic_file, check_output, track, write_bytes
 from ..common.images import open_image
-from .bag_messages import Matrix, beside_its_frame, between, cloud_of, image_of, lens_of, rigid
+from .bag_messages import Matrix, beside_its_frame, between, cloud_of, image_of, lens_of, rigid, rotated_in_its_frame
 from .bag_rig import check_names, check_scene, entered
 from .lidar_odometry import poses_from_clouds
 from .recording import FILE, FILL_IN, SPLITS
@@ -109,6 +109,11 @@ def import_bag(
         wrong_split = settings.split not in ("", *SPLITS)
         remedy = f"choose one of {', '.join(SPLITS)}" if wrong_split else "choose header or received"
         raise OlivineError(f"{settings.split!r}, {settings.stamps!r}", where="--split, --stamps", remedy=remedy)
+    if settings.odometry == FROM_CLOUDS and settings.vehicle:
+        raise OlivineError(
+            f"--vehicle {settings.vehicle} does not go with --odometry {FROM_CLOUDS}",
+            remedy="leave --vehicle out: those poses are of the first LiDAR",
+        )
     scene = scene or re.sub(r"[^\w-]", "_", paths[0].stem)
     if not re.fullmatch(r"[\w-]+", scene):
         raise OlivineError(f"{scene!r} is no name of a scene", where="--scene", remedy="use letters, digits, - and _")
@@ -434,6 +439,8 @@ def _lens(sensor: _Sensor, found: _Found) -> tuple[dict[str, Any], Matrix]:
         )
     if left:
         camera[:3, 3] = place
+    elif not rectified and not place.any():
+        camera[:3, :3] = rotated_in_its_frame(message)
     return lens_of(message, rectified, sensor.size, beside), camera
 
 

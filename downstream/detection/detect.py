@@ -101,7 +101,7 @@ def detect(
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     settings, out = settings or DetectionSettings(), Path(out)
-    train, validation = (_as_taken(scenes, source.normalised) for scenes in (train, validation))
+    train, validation = (_as_taken(scenes, source.normalised, settings) for scenes in (train, validation))
     for name, scenes in (("training", train), ("validation", validation)):
         if not scenes:
             raise OlivineError(
@@ -164,8 +164,10 @@ def detect(
     return result
 
 
-def _as_taken(scenes: Sequence[Scene], normalised: bool) -> list[Scene]:
+def _as_taken(scenes: Sequence[Scene], normalised: bool, settings: DetectionSettings) -> list[Scene]:
     """Scenes with the intensity that a network takes."""
+    if settings.intensity == "raw":
+        return [replace(scene, intensity_offset=0.0, normalised=False) for scene in scenes]
     return [replace(scene, normalised=normalised) for scene in scenes]
 
 
@@ -308,7 +310,8 @@ def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **chan
     content, settings = read_detector(path, changes)
     network = Second(build_backbone(**content["backbone"]), settings.voxel_settings(), settings.plane, settings.anchors)
     load_detector(network, content, path)
-    scenes, fabric = _as_taken(scenes, takes_normalised(content, path)), make_fabric(settings.as_run())
+    scenes = _as_taken(scenes, takes_normalised(content, path), settings)
+    fabric = make_fabric(settings.as_run())
     if fabric.global_rank == 0:
         made_by = {"checkpoint": sha256_file(path), **{key: getattr(settings, key) for key in FOUND}}
         begin_output(out, made_by, [f"{scene.name}.txt" for scene in scenes])

@@ -81,6 +81,7 @@ class HandoverSummary:
         base: OpenPCDet's configuration that it changes.
         parameters: tensors written.
         head: whether a trained 2D backbone and head are among them.
+        notes: what a reader of its scores there should know.
     """
 
     out: Path
@@ -88,6 +89,7 @@ class HandoverSummary:
     base: str
     parameters: int
     head: bool
+    notes: tuple[str, ...] = ()
 
 
 def export_for(detector: str, checkpoint: PathLike, out: PathLike, *, overwrite: bool = False) -> HandoverSummary:
@@ -128,16 +130,23 @@ def export_for(detector: str, checkpoint: PathLike, out: PathLike, *, overwrite:
     text = _configuration(detector, voxels, residual, path)
     state: dict[str, Tensor] = {f"backbone_3d.{name}": value for name, value in to_openpcdet(network).items()}
     head = content.get("kind") == KIND and detector == "second"
+    notes: tuple[str, ...] = ()
     if head:
-        _check_preset(read_detector(path)[1], path)
+        trained = read_detector(path)[1]
+        _check_preset(trained, path)
         state |= content["head_state"]
+        if trained.intensity != "raw":
+            notes = (
+                "trained on another form of the intensity than OpenPCDet's, and will score less there: fine-tune it there, or "
+                "train it with olivine detect --set intensity=raw",
+            )
     data = text.encode()
     # The configuration is first, and the same one may be there: what a full disk left is no obstacle to a second run.
     if not (configuration.is_file() and read_bytes(configuration, "choose another --out file") == data):
         check_output_file(configuration, _is_configuration, overwrite=overwrite, inputs=(path,))
         write_bytes(configuration, data)
     write_tensors(out, {"model_state": state})
-    return HandoverSummary(out, configuration, DETECTORS[detector].base, len(state), head)
+    return HandoverSummary(out, configuration, DETECTORS[detector].base, len(state), head, notes)
 
 
 def _check_preset(settings: DetectionSettings, path: Path) -> None:

@@ -37,6 +37,8 @@ class DetectionSettings:
         preset: of the voxels, ``second`` (0.05 x 0.05 x 0.1 m) or ``pretraining`` (0.1 x 0.1 x 0.2 m).
         any_voxels: take a checkpoint's weights also where it was trained with voxels of another size.
         range_m: x low, y low, z low, x high, y high, z high; None is the preset's.
+        intensity: ``trunk`` has the form in which trunks are pre-trained (KITTI's + 1, or that of several data sets); ``raw``
+            is as the files have it, which is what OpenPCDet gives to a detector.
         classes: some of Car, Pedestrian, Cyclist.
         fraction: percent of the training frames: every k-th, from the first.
         epochs: passes over those frames, rounded up to whole batches.
@@ -65,6 +67,7 @@ class DetectionSettings:
     preset: Literal["second", "pretraining"] = "second"
     any_voxels: bool = False
     range_m: tuple[float, float, float, float, float, float] | None = None
+    intensity: Literal["trunk", "raw"] = "trunk"
     classes: tuple[str, ...] = ("Car", "Pedestrian", "Cyclist")
     fraction: float = 100.0
     epochs: int = 80

@@ -187,6 +187,13 @@ def test_a_bad_file_of_an_error_model_is_refused(text, message, tmp_path):
         parse_error_model(str(tmp_path / "e.yaml"))
 
 
+def test_a_confusion_matrix_of_other_classes_is_refused(make_world, tmp_path):
+    world = make_world(1, 1)
+    (tmp_path / "e.yaml").write_text("confusion_matrix: {car: {lorry: 0.2}}\n")
+    with pytest.raises(OlivineError, match=r"e\.yaml: the confusion matrix names 'lorry'.*Use .*truck"):
+        generate_labels(world.index, tmp_path / "labels", LabelSettings("oracle", error=str(tmp_path / "e.yaml")))
+
+
 def test_a_synthetic_data_set_that_is_not_whole_is_named(make_world, tmp_path):
     world = make_world(1, 2)
     first, second = world.index.frames()

@@ -16,7 +16,7 @@ import olivine.labelgen.units as units_module
 import olivine.labelgen.work as work_module
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import BatchResult, Labelled
-from olivine.labelgen.run import generate_labels
+from olivine.labelgen.run import generate_labels, plan_labels
 from olivine.labelgen.score import score_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store, read_record
@@ -102,8 +102,10 @@ def test_images_that_were_replaced_under_their_names_are_labelled_again(make_wor
     generate_labels(world.index, labels, ORACLE)
     path = next(world.index.frames()).image_path(next(world.index.frames()).cameras[0])
     Image.new("RGB", Image.open(path).size).save(path)
+    assert plan_labels(world.index, labels, ORACLE, 2).open == (0,)  # nor does a cluster leave them out
     summary = generate_labels(world.index, labels, ORACLE)
     assert (summary.images_kept, summary.images) == (4, 4)  # that scene's
+    assert plan_labels(world.index, labels, ORACLE, 2).open == ()
     path.unlink()
     assert generate_labels(world.index, labels, ORACLE).images == 0
 

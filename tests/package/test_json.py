@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,8 @@ def test_a_preview_draws_what_labelgen_stores(place, nuscenes_world, tmp_path, o
     assert sum(summary.pixels.values()) == pytest.approx(1)
     with Image.open(tmp_path / "x.png") as drawing:
         assert drawing.size == (camera.width, 2 * camera.height)
+    dry = olivine("labelgen", "--preview", camera.image, "--dry-run", cwd=place, check=True)
+    assert "would write the label map of" in dry.stdout and not list(place.glob(f"{Path(camera.image).stem}*"))
     done = olivine("labelgen", "--preview", "nowhere.jpg", cwd=place)
     assert done.returncode == 2 and "is no image of the data set" in done.stderr
 

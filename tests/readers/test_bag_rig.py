@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 
 from olivine.common import OlivineError
 from olivine.readers import open_dataset
@@ -361,6 +363,22 @@ def test_a_stereo_camera_whose_place_is_not_said_clearly_is_refused(
 def test_raw_images_of_a_stereo_camera_with_a_frame_of_its_own_are_where_the_frame_is(tmp_path: Path) -> None:
     back = imported(tmp_path, stereo("image_raw", "back_optical"))["back"]
     np.testing.assert_allclose(back.lidar_to_camera, np.linalg.inv(BACK) @ LIDAR, atol=1e-6)
+
+
+def test_raw_images_of_a_stereo_pairs_left_camera_are_before_rectification(tmp_path: Path) -> None:
+    """A point's raw pixel is the one from which OpenCV takes its rectified pixel."""
+    r = Rotation.from_rotvec([0.01, -0.03, 0.02]).as_matrix()
+
+    def change(message: Any, types: Any) -> Any:
+        p = np.array([K[0], 0, K[2], 0, 0, K[4], K[5], 0, 0, 0, 1, 0], float)
+        return replace(message, r=r.ravel(), p=p, d=np.zeros(5))
+
+    front = imported(tmp_path, info_of(change))["front"]
+    k, (u, v) = np.reshape(K, (3, 3)), (42, 18)  # a pixel of the rectified image, and a point that it shows
+    point = np.linalg.inv(LIDAR) @ FRONT @ [*(2 * np.linalg.solve(k, [u, v, 1])), 1]
+    columns, rows = cv2.initUndistortRectifyMap(k, np.zeros(5), r, k, (WIDTH, HEIGHT), cv2.CV_32FC1)
+    seen = front.lidar_to_camera @ point
+    np.testing.assert_allclose((k @ seen[:3])[:2] / seen[2], [columns[v, u], rows[v, u]], atol=1e-3)
 
 
 class _Info:

@@ -253,6 +253,12 @@ def test_without_odometry_the_clouds_own_poses_are_within_a_tenth_of_a_metre_alo
         assert np.linalg.norm(frame.pose[:3, 3] - true[:3, 3]) < 0.1
 
 
+def test_computed_poses_are_the_lidars_and_take_no_other_frame(tmp_path: Path) -> None:
+    settings = BagSettings(odometry="kiss-icp", vehicle="base_link")
+    with pytest.raises(OlivineError, match="--vehicle base_link does not go with --odometry kiss-icp"):
+        import_bag([tmp_path / "drive.bag"], tmp_path / "rig", settings=settings)
+
+
 def test_a_second_bag_is_a_scene_more_and_what_was_written_into_the_yaml_stays(tmp_path: Path) -> None:
     bags = [write(tmp_path / f"drive-{k}.bag", Drive(k), "ros1") for k in range(2)]
     import_bag(bags[:1], tmp_path / "rig")

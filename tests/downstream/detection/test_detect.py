@@ -169,6 +169,12 @@ def test_a_trunk_of_several_data_sets_gets_the_intensities_that_it_was_trained_o
         np.testing.assert_allclose(np.sort(intensity), np.sort(expected), rtol=1e-5)
     (file,) = (tmp_path / "files").glob("*.txt")
     assert file.read_bytes() == (tmp_path / "run" / "results" / file.name).read_bytes()
+    # As OpenPCDet feeds it, whatever the trunk was trained on.
+    seen.clear()
+    detect(read_source(checkpoint), train, validation, tmp_path / "raw", dataclasses.replace(still, intensity="raw"))
+    for scene, intensity in zip((*train, *validation), seen):
+        raw = scene.cloud()
+        np.testing.assert_array_equal(np.sort(intensity), np.sort(raw[scene.camera.sees(raw), 3]))
 
 
 def test_another_detectors_results_are_gone_before_the_first_is_written(done, scenes, tmp_path, monkeypatch):
