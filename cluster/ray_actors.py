@@ -38,7 +38,7 @@ class RayCluster:
     def pool(self, job: Job[U, R], logs: Path | None) -> Pool[U, R]:
         """Actors for a job."""
         ray = self.connect()
-        return Actors(ray, job, logs, Ticket.issue(job.paths, job.packages, logs), self.workers, self.patience)
+        return Actors(ray, job, logs, Ticket.of_driver(job.paths, job.packages, logs), self.workers, self.patience)
 
     def ask(self, function: Callable[[], T], paths: Sequence[Path], packages: Sequence[str]) -> T:
         """The function's value on a worker, with a GPU where there is one."""
@@ -247,6 +247,7 @@ class Actors(Generic[U, R]):
         busy = {ref: worker for ref, worker in self._asked.items() if worker.unit is not None}
         if busy:
             self._ray.wait(list(busy), num_returns=len(busy), timeout=10)
+        self._ticket.withdraw()
         self._idle, self._asked = [], {}
         return [worker.name for worker in busy.values()]
 

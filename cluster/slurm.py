@@ -19,7 +19,7 @@ from types import MappingProxyType
 from ..common import Failure, OlivineError
 from .journal import logs_of
 from .plan import Plan, ask_stage, ranges
-from .ticket import VARIABLE, Ticket
+from .ticket import FILE, VARIABLE, Ticket
 
 _HERE = Path(__file__).parent
 _GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_FED",
@@ -102,7 +102,7 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     for account in plan.accounts:
         account.open()
     Ticket.issue(plan.paths, plan.packages, plan.logs)
-    ticket = {VARIABLE: str(plan.logs / "ticket.json")}
+    ticket = {VARIABLE: str(plan.logs / FILE)}
     stage = [sys.executable, "-m", "olivine.cli", *command]
     options = [f"--cpus-per-task={settings.cpus}", f"--output={_literal(result.logs)}/%A_%a.log"]
     options += ["--gpus-per-task=1", "--ntasks=1"] if has_gpus and settings.gpus and command[0] == "labelgen" else []

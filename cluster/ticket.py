@@ -12,6 +12,7 @@ from pathlib import Path
 from ..common import OlivineError, demand, package_versions, read_json, write_json
 
 VARIABLE = "OLIVINE_TICKET"
+FILE = "ticket.json"
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,26 @@ class Ticket:
     proof: tuple[str, str] | None = None
 
     @classmethod
-    def issue(cls, paths: Iterable[Path], packages: Iterable[str], folder: Path | None = None) -> Ticket:
-        """A ticket, with its proof in ``folder``."""
+    def issue(
+        cls, paths: Iterable[Path], packages: Iterable[str], folder: Path | None = None, name: str = FILE
+    ) -> Ticket:
+        """A ticket, with its proof in ``folder``, in a file of this name."""
         ticket = cls(tuple(str(path.absolute()) for path in paths), package_versions(packages))
         if folder is None:
             return ticket
-        proof = (str((folder / "ticket.json").absolute()), secrets.token_hex(8))
+        proof = (str((folder / name).absolute()), secrets.token_hex(8))
         write_json(proof[0], {"paths": ticket.paths, "versions": ticket.versions, "proof": proof[1]})
         return replace(ticket, proof=proof)
+
+    @classmethod
+    def of_driver(cls, paths: Iterable[Path], packages: Iterable[str], folder: Path | None) -> Ticket:
+        """A ticket of one driver of several, to be withdrawn when it ends."""
+        return cls.issue(paths, packages, folder, f"ticket-{secrets.token_hex(4)}.json")
+
+    def withdraw(self) -> None:
+        """Remove the proof."""
+        if self.proof is not None:
+            Path(self.proof[0]).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise where this process could not do the work.

@@ -163,6 +163,15 @@ def test_a_worker_that_does_not_see_the_drivers_folder_is_refused(tmp_path: Path
         ticket.check()
 
 
+def test_two_drivers_of_one_folder_leave_each_other_their_tickets(tmp_path: Path) -> None:
+    one, other = (Ticket.of_driver([tmp_path], ["olivine"], tmp_path) for _ in range(2))
+    one.check()
+    one.withdraw()
+    other.check()
+    other.withdraw()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticket = Ticket.issue([tmp_path], ["olivine", "numpy"], tmp_path)
     (tmp_path / "site/numpy-9.9.dist-info").mkdir(parents=True)
