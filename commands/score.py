@@ -297,6 +297,10 @@ def study(
     merge: Annotated[
         bool, typer.Option("--merge", help="Join the rows of FOLDERS, for example one seed each.")
     ] = False,
+    other_processors: Annotated[
+        bool,
+        typer.Option("--other-processors", help="Take rows of shards that the same command made on another processor."),
+    ] = False,
     power: Annotated[
         float | None,
         typer.Option(
@@ -320,7 +324,7 @@ def study(
 
         out = out or RUNS / "study"
         check_output(out, inputs=folders or [], known=("study.json",))
-        summary = merge_studies(folders or [], out)
+        summary = merge_studies(folders or [], out, other_processors=other_processors)
     else:
         plan = load_study(config)
         plan = dataclasses.replace(plan, shards=str(shards)) if shards else plan
@@ -336,13 +340,13 @@ def study(
 
         seeds = tuple(seed) if seed else plan.seeds
         if dry_run:
-            lines = list(list_study(plan, out, seeds, row or ()))
+            lines = list_study(plan, out, seeds, row or (), other_processors=other_processors)
             if as_json:
                 return console.emit("study", {"runs": lines}, out)
             for line in lines:
                 print("  ".join(line.values()))
             return
-        summary = run_study(plan, out, seeds, row or ())
+        summary = run_study(plan, out, seeds, row or (), other_processors=other_processors)
     if not as_json:
         print(f"\n{summary.table.read_text()}")
     console.finish("study", summary, out, as_json)

@@ -51,8 +51,8 @@ from .config import Finetuning, StudySettings, slug, study_from_plain
 from .cost import cost_table
 from .measures import Measures
 from .picture import draw_study
-from .rows import Row, Run, find_row, read_rows, write_row
-from .table import as_csv, as_markdown, power_table, settings_table, weights_of_terms
+from .rows import Row, Run, check_held_out, find_row, read_rows, write_row
+from .table import as_csv, as_markdown, facts_of, power_table, settings_table
 
 # Settings younger than rows that may be kept, and what is unnamed of them: such rows' digests stay what they are.
 _YOUNGER = {"method.draw_labels": "read"}
@@ -208,7 +208,12 @@ def _decisive(settings: SegmentationSettings) -> dict[str, Any]:
 
 
 def run_study(
-    study: StudySettings, out: PathLike, seeds: Sequence[int] | None = None, rows: Sequence[str] = ()
+    study: StudySettings,
+    out: PathLike,
+    seeds: Sequence[int] | None = None,
+    rows: Sequence[str] = (),
+    *,
+    other_processors: bool = False,
 ) -> StudySummary:
     """Do what is left of a study, and make its table.
 
@@ -218,9 +223,12 @@ def run_study(
         study: see :func:`~olivine.study.config.load_study`.
         out: the study's folder.
         seeds, rows: run these only; by default the study's. The table has all that the folder holds.
+        other_processors: a row and seed that is whole on the shards of another processor, see
+            :func:`~olivine.study.rows.read_rows`, is not run again.
 
     Raises:
-        OlivineError: the shards or weights are missing, or the folder cannot be written.
+        OlivineError: the shards or weights are missing, the folder cannot be written, or it holds rows of other shards than
+            those of another processor.
         KeyboardInterrupt: what is finished stays, and the run at hand goes on from its checkpoint.
     """
     out, seeds = Path(out), study.seeds if seeds is None else seeds
@@ -231,6 +239,8 @@ def run_study(
     remove_leftovers(out / "rows")
     numbered = [(f"{number}/{len(runs)}", run) for number, run in enumerate(runs, 1)]
     left = [list(group) for _, group in groupby(numbered, key=lambda one: (one[1].row, one[1].seed))]
+    if other_processors:
+        left = [group for group in left if not all(find_row(out, run, other_processors=True) for _, run in group)]
     done, failures = 0, list[Failure]()
     for _ in range(2):  # again those of a process that has ended meanwhile
         held = []
@@ -248,8 +258,10 @@ def run_study(
     with locked(out / ".table.lock", wait_for="the table, which another process writes"):
         # Rows of other seeds that this very study made earlier belong into the table as well.
         every = list(plan_study(study, ground, sorted({*study.seeds, *seeds})))
-        finished = [row for row in (find_row(out, run) for run in every) if row is not None]
-        table, picture = write_table(study, finished, out)
+        found = [(run.file(out), find_row(out, run, other_processors=other_processors)) for run in every]
+        finished = [(path, row) for path, row in found if row is not None]
+        check_held_out(finished)
+        table, picture = write_table(study, [row for _, row in finished], out)
         costs: dict[str, list[Path]] = {}
         for run in every:
             if run.stage == "pretrain":
@@ -292,14 +304,19 @@ def _do_row(
 
 
 def list_study(
-    study: StudySettings, out: PathLike, seeds: Sequence[int], rows: Sequence[str] = ()
+    study: StudySettings,
+    out: PathLike,
+    seeds: Sequence[int],
+    rows: Sequence[str] = (),
+    *,
+    other_processors: bool = False,
 ) -> list[dict[str, str]]:
     """What :func:`run_study` would do: each run, whether it is done, its digest, and the row's own switches."""
     switches = study.plain["rows"]
     return [
         {
             "run": run.unit,
-            "state": "to do" if find_row(Path(out), run) is None else "done",
+            "state": "to do" if find_row(Path(out), run, other_processors=other_processors) is None else "done",
             "configuration": run.digest[:16],
             "switches": ", ".join(f"{k}={v}" for k, v in (switches[run.row] or {}).items()) or "–",
         }
@@ -318,8 +335,11 @@ def study_power(out: PathLike, points: float) -> str:
     return power_table(study, Measures.of(read_rows([Path(out)]), study.classes), points)
 
 
-def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
+def merge_studies(folders: Sequence[PathLike], out: PathLike, *, other_processors: bool = False) -> StudySummary:
     """Join the rows of folders of one study, for example one seed each, and make the table.
+
+    Args:
+        other_processors: see :func:`~olivine.study.rows.read_rows`; the table says which seeds are of which shards.
 
     Raises:
         OlivineError: a folder holds no study or another one, rows of different configurations, or a seed that none names.
@@ -334,7 +354,7 @@ def merge_studies(folders: Sequence[PathLike], out: PathLike) -> StudySummary:
             )
     plans = [study_from_plain(one, str(place / "study.json")) for place, one in zip(places, plain)]
     study, planned = plans[0], sorted({seed for plan in plans for seed in plan.seeds})
-    rows = read_rows(places)
+    rows = read_rows(places, other_processors=other_processors)
     for row in rows:
         if row.seed not in planned:
             raise OlivineError(
@@ -353,38 +373,12 @@ def write_table(study: StudySettings, rows: Sequence[Row], out: Path) -> tuple[P
     """``table.md``, ``table.csv`` and ``table.png`` of some rows."""
     measures = Measures.of(rows, study.classes)
     table, picture = out / "table.md", out / "table.png"
-    write_bytes(table, as_markdown(study, measures, _facts(study, rows)).encode())
+    write_bytes(table, as_markdown(study, measures, facts_of(study, rows)).encode())
     write_bytes(out / "table.csv", as_csv(rows).encode())
     write_bytes(out / "settings.md", settings_table(study).encode())
     if study.tables:
         write_bytes(picture, draw_study(study, measures))
     return table, picture
-
-
-def _facts(study: StudySettings, rows: Sequence[Row]) -> list[str]:
-    facts = ["Differences are paired by seed; intervals are Student's t, 95 %; “not resolved” where they hold 0."]
-    if study.features == "stored":
-        cut = [name for name, settings in study.rows.items() if settings is not None and settings.augment.crop]
-        but = f", but that {', '.join(cut)} look crops up in them" if cut else ""
-        facts.append(f"The frozen encoder's maps of whole images were computed once: images are not augmented{but}.")
-    if not study.probe.augment:
-        facts.append("The probe computes each frame's features once: clouds are not augmented.")
-    facts.append(f"Weights of the terms: {'; '.join(weights_of_terms(study))}. Every setting stands in settings.md.")
-    if study.probes > 1:
-        facts.append(f"A run's linear probe is the mean of {study.probes} heads.")
-    for stage, how in study.finetune.items():
-        if how.streets:
-            of = f"{how.settings.fraction:g} % of the labels"
-            facts.append(f"{stage}: the mean over {how.streets} different parts of {of}, others for each seed.")
-    if study.classes:
-        facts.append(f"“{len(study.classes)} classes” are {', '.join(study.classes)}.")
-    labels = {row.stage: row.result["labels_mean_iou"] for row in rows if "labels_mean_iou" in row.result}
-    for stage, score in labels.items():
-        facts.append(f"{stage}: the weak labels of the validation frames are themselves {100 * score:.2f} % mIoU.")
-    absent = sorted({name for row in rows for name in row.result.get("absent", ())})
-    if absent:
-        facts.append(f"Not in the validation set, left out of the means: {', '.join(absent)}.")
-    return facts
 
 
 def _do(study: StudySettings, ground: Ground, run: Run, out: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..common.settings import flat_values
 from .config import Claim, StudySettings, Table
 from .measures import POWER, Difference, Measures, claim_difference, claim_pairs, paired_difference, seeds_needed
-from .rows import Row
+from .rows import Row, grounds
 
 STAGE_NAMES = {"probe": "linear probe", "finetune": "fine-tuning on few labels"}  # a named fine-tuning has its own
 
@@ -97,6 +97,40 @@ def weights_of_terms(study: StudySettings) -> list[str]:
             said = ", ".join(f"{key} {value:g}" for key, value in on.items()) or "one term"
             together.setdefault(f"{settings.method.name}: {said}", []).append(name)
     return [f"{', '.join(rows)} ({said})" for said, rows in together.items()]
+
+
+def facts_of(study: StudySettings, rows: Sequence[Row]) -> list[str]:
+    """What a reader of the tables should know, in sentences."""
+    facts = ["Differences are paired by seed; intervals are Student's t, 95 %; “not resolved” where they hold 0."]
+    if study.features == "stored":
+        cut = [name for name, settings in study.rows.items() if settings is not None and settings.augment.crop]
+        but = f", but that {', '.join(cut)} look crops up in them" if cut else ""
+        facts.append(f"The frozen encoder's maps of whole images were computed once: images are not augmented{but}.")
+    if not study.probe.augment:
+        facts.append("The probe computes each frame's features once: clouds are not augmented.")
+    facts.append(f"Weights of the terms: {'; '.join(weights_of_terms(study))}. Every setting stands in settings.md.")
+    if study.probes > 1:
+        facts.append(f"A run's linear probe is the mean of {study.probes} heads.")
+    for stage, how in study.finetune.items():
+        if how.streets:
+            of = f"{how.settings.fraction:g} % of the labels"
+            facts.append(f"{stage}: the mean over {how.streets} different parts of {of}, others for each seed.")
+    if study.classes:
+        facts.append(f"“{len(study.classes)} classes” are {', '.join(study.classes)}.")
+    if len(made := grounds(rows)) > 1:
+        which = "; ".join(f"{name[:8]} has seeds {', '.join(map(str, seeds))}" for name, seeds, _ in made)
+        share = 1e6 * max(other for *_, other in made)
+        facts.append(
+            f"The shards were made by one command on different processors, whose last digits differ ({which}): "
+            f"{share:.1f} of a million held-out points are of another class."
+        )
+    labels = {row.stage: row.result["labels_mean_iou"] for row in rows if "labels_mean_iou" in row.result}
+    for stage, score in labels.items():
+        facts.append(f"{stage}: the weak labels of the validation frames are themselves {100 * score:.2f} % mIoU.")
+    absent = sorted({name for row in rows for name in row.result.get("absent", ())})
+    if absent:
+        facts.append(f"Not in the validation set, left out of the means: {', '.join(absent)}.")
+    return facts
 
 
 def settings_table(study: StudySettings) -> str:

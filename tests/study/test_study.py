@@ -253,6 +253,48 @@ def test_folders_that_do_not_belong_together_are_not_joined(plain, small, counte
     assert merge_studies([tmp_path / "a", tmp_path / "e"], tmp_path / "c").runs == 10
 
 
+@pytest.mark.parametrize(("moved", "joined"), [(0, True), (3, True), (30, False)])
+def test_rows_of_shards_that_another_processor_made_join_when_it_is_said(
+    moved, joined, small, counted, ground, tmp_path, monkeypatch
+):
+    """As many of 100,000 held-out points are of another class there."""
+    do = study_module._do
+
+    def with_counts(study, ground, run, out):
+        result = do(study, ground, run, out)
+        other = moved if ground.validation.digest == "w" * 64 else 0
+        return {**result, "by_scene": {"a": {"car": [40_000 - other, 1, 2], "road": [60_000 + other, 1, 2]}}}
+
+    monkeypatch.setattr(study_module, "_do", with_counts)
+    run_study(small, tmp_path / "a", (0, 1))
+    other = replace(ground, train=SimpleNamespace(digest="u" * 64), validation=SimpleNamespace(digest="w" * 64))
+    monkeypatch.setattr(study_module, "open_ground", lambda study: other)
+    run_study(small, tmp_path / "b", (2,))
+    both = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(OlivineError, match=r"of another configuration .*train is tttt.* there and uuuu.* here"):
+        merge_studies(both, tmp_path / "c")
+    if not joined:
+        with pytest.raises(OlivineError, match=r"of its held-out points 0\.03% are of another class.*other shards"):
+            merge_studies(both, tmp_path / "c", other_processors=True)
+        return
+    summary = merge_studies(both, tmp_path / "c", other_processors=True)
+    assert summary.runs == 15 and f"vvvvvvvv has seeds 0, 1; wwwwwwww has seeds 2): {10 * moved}.0 of a million" in (
+        summary.table.read_text()
+    )
+    # So does a folder that goes on elsewhere: what is whole stays, what is not is run.
+    (tmp_path / "a" / "rows" / "base.seed-1.probe.json").unlink()
+    counted.clear()
+    summary = run_study(small, tmp_path / "a", (0, 1, 2), other_processors=True)
+    assert summary.runs == 15 and summary.done == 7 and summary.kept == 8
+    assert {(row, seed) for row, seed, _ in counted} == {("base", 1), ("random", 2), ("base", 2), ("whole", 2)}
+    assert "different processors" in summary.table.read_text()
+    # Any other difference is still one.
+    monkeypatch.setattr(study_module, "open_ground", lambda study: replace(other, encoder="other"))
+    run_study(small, tmp_path / "d", (2,))
+    with pytest.raises(OlivineError, match=r"of another configuration"):
+        merge_studies([tmp_path / "a", tmp_path / "d"], tmp_path / "e", other_processors=True)
+
+
 def test_a_damaged_row_is_named(tmp_path):
     run = Run("base", 0, "probe", {"probe": {"epochs": 3}})
     write_row(tmp_path, run, {"mean_iou": 0.25})
