@@ -136,7 +136,7 @@ def detect(
     if finished.is_file() and load_checkpoint(out)["step"] == plan.steps:
         return read_detection(finished)
     constant = {**identity, "backbone": source.arguments, "voxels": settings_to_plain(voxels), "method_state": {}}
-    constant |= {"intensity": NORMALISED} if source.normalised else {}
+    constant |= {"intensity": NORMALISED} if source.normalised and settings.intensity == "trunk" else {}
     training = TrainingScenes(used, settings, fabric.device)
     try:
         fit(network, training, plan, settings, out, constant, fabric, f"{KIND}, {source.name}")
