@@ -71,7 +71,7 @@ def test_a_trained_detector_goes_out_whole_with_the_names_of_openpcdets_secondne
     found = {f"{name} {list(value.shape)}" for name, value in state.items() if not name.startswith("backbone_3d.")}
     assert found == wanted and summary.head
     assert "trained on another form of the intensity" in summary.notes[0]
-    raw = save(tmp_path / "raw", "second", "detect", {"intensity": "raw"})
+    raw = save(tmp_path / "raw", "second", "detect", settings={"intensity": "raw"})
     assert export_for("second", raw, tmp_path / "raw.pth").notes == ()
     # For another detector the head is none.
     assert not export_for("pv_rcnn", path, tmp_path / "other.pth").head
