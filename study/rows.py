@@ -142,7 +142,8 @@ def read_rows(folders: Iterable[Path], *, other_processors: bool = False) -> lis
 
     Args:
         other_processors: also rows whose shards have other digests, where their held-out points are the same but for
-            :data:`LAST_DIGITS` of them: the same command on a processor with other last digits makes such shards.
+            :data:`LAST_DIGITS` of them: the same command on a processor with other last digits makes such shards. Rows have no
+            counts of weak labels, so that those are not compared.
 
     Raises:
         OlivineError: two rows of one name and stage have different configurations; says what differs.
