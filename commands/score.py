@@ -334,7 +334,7 @@ def study(
         if power is not None:
             if power <= 0:
                 raise OlivineError(f"--power {power:g}", remedy="give points of mIoU over 0, as 2")
-            needed = study_power(out, power)
+            needed = study_power(out, power, other_processors=other_processors)
             return console.emit("study", {"power": needed}, out) if as_json else print(needed)
         check_output(out, inputs=(plan.shards,), known=("study.json",))
 

@@ -324,7 +324,7 @@ def list_study(
     ]
 
 
-def study_power(out: PathLike, points: float) -> str:
+def study_power(out: PathLike, points: float, *, other_processors: bool = False) -> str:
     """How many seeds each claim of a study's folder needs, see :func:`~olivine.study.table.power_table`.
 
     Raises:
@@ -332,7 +332,8 @@ def study_power(out: PathLike, points: float) -> str:
     """
     path, remedy = Path(out) / "study.json", "name a folder that olivine study wrote"
     study = study_from_plain(demand(read_json(path, remedy), dict, path, remedy), str(path))
-    return power_table(study, Measures.of(read_rows([Path(out)]), study.classes), points)
+    rows = read_rows([Path(out)], other_processors=other_processors)
+    return power_table(study, Measures.of(rows, study.classes), points)
 
 
 def merge_studies(folders: Sequence[PathLike], out: PathLike, *, other_processors: bool = False) -> StudySummary:

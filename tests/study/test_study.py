@@ -16,7 +16,7 @@ from olivine.common.locks import HeldError
 from olivine.study import run as study_module
 from olivine.study.config import study_from_plain
 from olivine.study.rows import Run, find_row, read_rows, write_row
-from olivine.study.run import Ground, list_study, merge_studies, plan_study, run_study
+from olivine.study.run import Ground, list_study, merge_studies, plan_study, run_study, study_power
 
 
 @dataclass(frozen=True)
@@ -281,6 +281,7 @@ def test_rows_of_shards_that_another_processor_made_join_when_it_is_said(
     assert summary.runs == 15 and f"vvvvvvvv has seeds 0, 1; wwwwwwww has seeds 2): {10 * moved}.0 of a million" in (
         summary.table.read_text()
     )
+    assert "seeds for 2 points" in study_power(tmp_path / "c", 2, other_processors=True)
     # So does a folder that goes on elsewhere: what is whole stays, what is not is run.
     (tmp_path / "a" / "rows" / "base.seed-1.probe.json").unlink()
     counted.clear()
