@@ -26,6 +26,7 @@ from .metrics import confusion_matrix, counts_by_class, scores
 from .network import Segmenter, Source
 from .predict import predicted_points
 from .results import Result, read_result, write_results
+from .segment_training import SegmentationTraining
 from .settings import INCIDENTAL, SegmentationSettings
 from .weak import WeakLabels
 
@@ -144,7 +145,8 @@ def segment(
     labels = {"dataset": dataset, "point_class_raw": raw}
     network = {"backbone": source.arguments, "voxels": voxels, "method_state": {}}  # no heads for embeddings
     constant = {**identity, **network, "labels": labels} | ({"intensity": NORMALISED} if source.normalised else {})
-    model = fit(model, train, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
+    training = SegmentationTraining(model, train, settings)
+    model = fit(training, plan, settings, out, constant, fabric, f"{kind}, {source.name}")
 
     if writer is not None and rank == 0:
         writer.begin(sha256_file(out / "last.pt"), smooth="none")

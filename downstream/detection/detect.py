@@ -31,15 +31,15 @@ from ...train.run_folder import claim
 from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
 from ..checkpoints import progress_of, takes_normalised
-from ..fit import Plan
+from ..fit import Plan, fit
 from ..network import Source
 from ..written import begin_output
-from .fit import fit, load_detector
 from .kitti_eval import DIFFICULTIES, METRICS, AveragePrecision, ap_table, evaluate, read_results
 from .kitti_format import read_objects, write_objects
 from .scenes import Scene
 from .second import Second
 from .settings import INCIDENTAL, DetectionSettings
+from .training import DetectionTraining, load_detector
 from .training_scenes import Batch, Sample, TrainingScenes, make_batch
 
 if TYPE_CHECKING:
@@ -137,11 +137,12 @@ def detect(
         return read_detection(finished)
     constant = {**identity, "backbone": source.arguments, "voxels": settings_to_plain(voxels), "method_state": {}}
     constant |= {"intensity": NORMALISED} if source.normalised and settings.intensity == "trunk" else {}
-    training = TrainingScenes(used, settings, fabric.device)
+    made = TrainingScenes(used, settings, fabric.device)
+    training = DetectionTraining(network, made, settings, plan.steps)
     try:
-        fit(network, training, plan, settings, out, constant, fabric, f"{KIND}, {source.name}")
+        fit(training, plan, settings, out, constant, fabric, f"{KIND}, {source.name}")
     finally:
-        training.close()
+        made.close()
     results = out / "results"
     write_results(network, validation, settings, results, fabric)
     if fabric.global_rank == 0:

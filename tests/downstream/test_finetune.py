@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
-from olivine.downstream import fit, segment
+from olivine.downstream import segment, segment_training
 from olivine.downstream.data import CloudExamples
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
@@ -57,7 +57,7 @@ def whole(nuscenes_world, checkpoint, tmp_path_factory):
 
 def stop_at(monkeypatch, step):
     """A signal in the given step's loss."""
-    true_loss, calls = fit.segmentation_loss, []
+    true_loss, calls = segment_training.segmentation_loss, []
 
     def loss(*arguments):
         calls.append(1)
@@ -65,7 +65,7 @@ def stop_at(monkeypatch, step):
             os.kill(os.getpid(), signal.SIGTERM)
         return true_loss(*arguments)
 
-    monkeypatch.setattr(fit, "segmentation_loss", loss)
+    monkeypatch.setattr(segment_training, "segmentation_loss", loss)
 
 
 # --- what they do ---------------------------------------------------------------------------------------------------
@@ -101,13 +101,13 @@ def test_head_and_backbone_have_rates_of_their_own_and_every_layer_moves(whole, 
 
 def test_rates_of_layers_fall_with_depth_and_no_parameter_is_left_out():
     backbone = build_backbone("srunet-small")
-    groups = fit._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1, layer_decay=0.5))
+    groups = segment_training._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1, layer_decay=0.5))
     rate = {id(parameter): rate for parameters, rate in groups for parameter in parameters}
     assert rate.keys() == {id(parameter) for parameter in backbone.parameters()}
     assert sum(len(parameters) for parameters, _ in groups) == len(rate)
     assert rate[id(backbone.block8[0].conv1.kernel)] == 0.1
     assert rate[id(backbone.conv0p1s1.kernel)] == pytest.approx(0.1 * 0.5**8)  # the first of nine layers
-    ((every, one),) = fit._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1))
+    ((every, one),) = segment_training._backbone_groups(backbone, FinetuneSettings(backbone_lr=0.1))
     assert one == 0.1 and len(every) == len(rate)
 
 
@@ -116,7 +116,7 @@ def test_a_run_from_before_layer_rates_and_heads_of_checkpoints_goes_on(whole, n
     for name, value in (("layer_decay", 1.0), ("head", "new"), ("least_score", 0.0), ("drop_path", 0.0)):
         assert identity["settings"].pop(name) == value
     (whole[0] / "run.json").write_text(json.dumps(identity))
-    monkeypatch.setattr(fit, "segmentation_loss", None)  # nothing is trained again
+    monkeypatch.setattr(segment_training, "segmentation_loss", None)  # nothing is trained again
     finetune(checkpoint, *nuscenes_world.splits, whole[0], SHORT)
 
 
@@ -173,6 +173,22 @@ def test_stochastic_depth_is_drawn_again_where_a_run_goes_on(nuscenes_world, tmp
     assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
     assert not all(torch.equal(whole[name], without[name]) for name in whole)
     assert not any("drop" in name for name in whole)  # nothing of it is in a checkpoint
+
+
+def test_the_scale_of_16_mixed_goes_on_where_a_run_was_stopped(nuscenes_world, checkpoint, tmp_path, monkeypatch):
+    """A CPU has no such precision: what its state is stands for the scaler's."""
+    from lightning_fabric.plugins import Precision
+
+    taken, settings = [], replace(SHORT, epochs=1)
+    monkeypatch.setattr(Precision, "state_dict", lambda self: {"scale": 4.0})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda self, state: taken.append(state))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(checkpoint, *nuscenes_world.splits, tmp_path, settings)
+    assert taken == []
+    finetune(checkpoint, *nuscenes_world.splits, tmp_path, settings)
+    assert taken == [{"scale": 4.0}]
 
 
 def test_stochastic_depth_is_refused_where_there_is_none(nuscenes_world, checkpoint, tmp_path):
@@ -368,7 +384,7 @@ def test_wrong_settings_are_refused_with_their_name():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(nuscenes_world, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "segmentation_loss", lambda logit, label: logit.sum() * torch.nan)
+    monkeypatch.setattr(segment_training, "segmentation_loss", lambda logit, label: logit.sum() * torch.nan)
     refuse("the loss of step 0 is not finite. Lower lr", checkpoint, nuscenes_world.splits, tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
 

@@ -12,7 +12,7 @@ import torch
 
 from olivine.common import OlivineError
 from olivine.common.ahead import THREADED
-from olivine.downstream import fit
+from olivine.downstream import segment_training
 from olivine.downstream.data import CloudExamples, FrozenFeatures
 from olivine.downstream.finetune import finetune
 from olivine.downstream.predict import predict
@@ -66,7 +66,7 @@ def in_which_thread(monkeypatch, method, kind=CloudExamples, act=lambda number: 
 def test_a_fine_tuning_stopped_by_a_signal_and_resumed_and_its_predictions_have_the_same_bits(
     threaded, plain, nuscenes_world, checkpoint, tmp_path, monkeypatch
 ):
-    names, calls, true_loss = in_which_thread(monkeypatch, "_make"), [], fit.segmentation_loss
+    names, calls, true_loss = in_which_thread(monkeypatch, "_make"), [], segment_training.segmentation_loss
 
     def loss(*arguments):
         calls.append(1)
@@ -74,7 +74,7 @@ def test_a_fine_tuning_stopped_by_a_signal_and_resumed_and_its_predictions_have_
             os.kill(os.getpid(), signal.SIGTERM)
         return true_loss(*arguments)
 
-    monkeypatch.setattr(fit, "segmentation_loss", loss)
+    monkeypatch.setattr(segment_training, "segmentation_loss", loss)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         finetune(checkpoint, *nuscenes_world.splits, out, SHORT)

@@ -86,11 +86,11 @@ def test_semantickitti_predictions_score_the_same_with_the_published_formula(kit
 
 
 def test_a_finished_run_writes_predictions_without_training_again(kitti_world, checkpoint, tmp_path, monkeypatch):
-    from olivine.downstream import fit
+    from olivine.downstream import segment_training
 
     settings = FinetuneSettings(epochs=1, batch=2, lr=0.5, accelerator="cpu")
     first = finetune(checkpoint, *kitti_world.splits, tmp_path / "run", settings)
-    monkeypatch.setattr(fit, "segmentation_loss", None)
+    monkeypatch.setattr(segment_training, "segmentation_loss", None)
     second = finetune(checkpoint, *kitti_world.splits, tmp_path / "run", settings, predictions=tmp_path / "out")
     assert second == first
     assert len(list((tmp_path / "out").rglob("*.label"))) == second.validation_frames

@@ -22,7 +22,7 @@ import torch
 from streams import watched
 
 from olivine.common.ahead import Ahead
-from olivine.downstream import fit
+from olivine.downstream import segment_training
 from olivine.downstream.finetune import finetune
 from olivine.downstream.probe import linear_probe
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings
@@ -129,13 +129,13 @@ def fine_tuning(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments: ``changes`` of the preset ``cpu``, whose network it is with random weights; folder of ``shards``.
     """
     network = load_settings("cpu", arguments["changes"])
-    true, marks, found = fit.segmentation_loss, [], {}
+    true, marks, found = segment_training.segmentation_loss, [], {}
 
     def loss(*values: Any) -> Any:
         marks.append(pretend.log.waits + Counter({"an event": pretend.event_waits()}))
         return true(*values)
 
-    fit.segmentation_loss = loss
+    segment_training.segmentation_loss = loss
     for device in ("cpu", "cuda"):
         settings = FinetuneSettings(epochs=2, batch=1, accelerator=device)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -18,7 +18,6 @@ from olivine.commands.detect import kitti_scenes
 from olivine.common import OlivineError
 from olivine.downstream.detection import training_scenes
 from olivine.downstream.detection.detect import detect, predict, score_results
-from olivine.downstream.detection.fit import fit
 from olivine.downstream.detection.kitti_format import read_objects
 from olivine.downstream.detection.runs import compare, comparison_table, runs_of
 from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
@@ -81,7 +80,9 @@ def test_a_run_writes_its_results_and_their_score_and_is_not_done_again(done, sc
 def test_the_trunk_starts_from_the_checkpoint(scenes, checkpoint, tmp_path, monkeypatch):
     """Before the first step the trunk's weights are the checkpoint's; with random weights they are the seed's."""
     seen = []
-    monkeypatch.setattr("olivine.downstream.detection.detect.fit", lambda network, *_: seen.append(network) or stop())
+    monkeypatch.setattr(
+        "olivine.downstream.detection.detect.fit", lambda training, *_: seen.append(training.model) or stop()
+    )
 
     def stop():
         raise KeyboardInterrupt
@@ -98,9 +99,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoi
     out = tmp_path / "run"
     stopped = []
 
-    def fit_one_step(network, training, plan, *rest):
+    def fit_one_step(*given):
         """Stop as a signal would, after the first step."""
-        from olivine.downstream.detection import fit as module
+        from olivine.downstream import fit as module
 
         class Stop:
             requested = True
@@ -110,7 +111,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(done, scenes, checkpoi
         with monkeypatch.context() as patched:
             patched.setattr(module, "stop_signals", lambda: contextlib.nullcontext(Stop))
             stopped.append(True)
-            fit(network, training, plan, *rest)
+            module.fit(*given)
 
     with monkeypatch.context() as patched:
         patched.setattr("olivine.downstream.detection.detect.fit", fit_one_step)

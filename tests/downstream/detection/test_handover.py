@@ -11,10 +11,10 @@ import yaml
 
 from olivine.common import OlivineError
 from olivine.common.settings import settings_to_plain
-from olivine.downstream.detection.fit import head_state, load_detector
 from olivine.downstream.detection.handover import export_for
 from olivine.downstream.detection.second import VOXELS, Second
 from olivine.downstream.detection.settings import DetectionSettings
+from olivine.downstream.detection.training import head_state, load_detector
 from olivine.downstream.weights import import_weights
 from olivine.train.backbone import build_backbone
 from olivine.train.checkpoint import load_backbone, save_checkpoint
