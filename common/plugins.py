@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from typing import TypeVar
 
 from .errors import OlivineError
+from .files import sha256_file
 
 T = TypeVar("T")
+
+
+def code_of(kind: type) -> str:
+    """SHA-256 of the file that holds a class of the user's; empty for one of this package, and where there is no file."""
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return ""
+    try:
+        return sha256_file(inspect.getfile(kind))
+    except (OSError, TypeError):
+        return ""
 
 
 def names_in(package: str, without: Sequence[str] = ()) -> list[str]:

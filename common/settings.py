@@ -167,14 +167,15 @@ def check_ranges(section: str, settings: Any, **ranges: tuple[float, float] | tu
 
 def settings_to_plain(settings: Any) -> dict[str, Any]:
     """Nested plain values of a settings dataclass (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
     result: dict[str, Any] = plain(dataclasses.asdict(settings))
     return result
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as JSON and YAML have it: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def settings_to_yaml(settings: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
-from ..train.backbone import Backbone, Clouds
+from ..train.backbone import Backbone, Clouds, features_at
 from ..train.corruptions import corrupt_for_training
 from ..train.mixture import network_intensity
 from ..train.voxelize import VoxelSettings, voxelize
@@ -206,7 +206,7 @@ class FrozenFeatures:
     @torch.no_grad()
     def _features(self, example: Example) -> Example:
         assert isinstance(example.inputs, Clouds)
-        return replace(example, inputs=self.backbone.encode(example.inputs).raw())
+        return replace(example, inputs=features_at(self.backbone, example.inputs))
 
 
 def _tensor(example: Example) -> Tensor:

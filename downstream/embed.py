@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common import OlivineError, PathLike
 from ..common.settings import settings_from_plain
-from ..train.backbone import Clouds
+from ..train.backbone import Clouds, features_at
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.mixture import normalised_intensity
 from ..train.voxelize import VoxelSettings, voxelize
@@ -66,14 +66,15 @@ class Embedder:
         width = self.channels if head is None else len(self.classes) + 1
         found = torch.zeros(len(cloud), width, device=self._device)
         if bool(seen.any()):
-            value = self.backbone.encode(Clouds(cloud, of_point, voxels, self.voxels)).raw()
+            value = features_at(self.backbone, Clouds(cloud, of_point, voxels, self.voxels))
             value = value if head is None else head(value)
             place = torch.arange(len(cloud), device=self._device) if self.backbone.per_point else voxels.inverse
             found[seen] = value.index_select(0, place[seen]).float()
         return found, seen
 
     def _cloud(self, points: NDArray[Any] | Tensor) -> Tensor:
-        cloud = torch.as_tensor(points).to(self._device, torch.float32, copy=True)
+        given = points if isinstance(points, Tensor) else np.ascontiguousarray(points)
+        cloud = torch.as_tensor(given).to(self._device, torch.float32, copy=True)
         if cloud.ndim != 2 or cloud.shape[1] < 4:
             raise OlivineError(f"points of shape {list(cloud.shape)}", where="points", remedy="give [N, 4 or more]")
         if wrong := int((~torch.isfinite(cloud[:, 3])).sum()):
@@ -154,6 +155,4 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def _like(points: Points, value: Tensor) -> Points:
-    if isinstance(points, np.ndarray):
-        return value.cpu().numpy()
-    return value.to(points.device)
+    return value.to(points.device) if isinstance(points, Tensor) else value.cpu().numpy()

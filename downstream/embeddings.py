@@ -45,9 +45,10 @@ class Space:
     point_head: nn.Module | None = None
     pixel_head: nn.Linear | None = None
 
-    def at_places(self, features: Features) -> Tensor:
-        """Embeddings [places, p]."""
-        return features.raw() if self.point_head is None else features.embed(self.point_head)
+    def at_points(self, features: Features) -> Tensor:
+        """Embeddings of every point, [N, p]; of those that the network does not see they mean nothing."""
+        found = features.raw() if self.point_head is None else features.embed(self.point_head)
+        return found[features.place]
 
 
 class Embeddings:
@@ -122,7 +123,7 @@ class Embeddings:
         assert isinstance(example.inputs, Clouds)
         encoded = {id(s.backbone): s.backbone for s in self.spaces}
         features = {key: backbone.encode(example.inputs) for key, backbone in encoded.items()}
-        found = [s.at_places(features[id(s.backbone)])[example.inverse].numpy() for s in self.spaces]
+        found = [s.at_points(features[id(s.backbone)]).numpy() for s in self.spaces]
         return found, (example.inputs.voxels.inverse >= 0).numpy()
 
     @torch.no_grad()

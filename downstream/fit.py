@@ -21,10 +21,9 @@ from ..common import OlivineError, package_versions, stop_signals, track
 from ..common.ahead import Ahead
 from ..common.together import ending_together
 from ..train.checkpoint import load_checkpoint, save_checkpoint
-from ..train.devices import anywhere, over_processes, torch_state
+from ..train.devices import anywhere, over_processes, seed_draws, torch_state
 from ..train.loader import stream_position
 from ..train.metrics_log import MetricsLog
-from ..train.sampling import generator_of
 from ..train.settings import PretrainSettings
 from ..train.sparse.modules import share_norms
 
@@ -188,7 +187,6 @@ def fit(
     with (
         ending_together(fabric),
         torch_state(settings.as_run(), fabric.device),
-        torch.random.fork_rng(devices=[]),
         stop_signals() as stop,
         Ahead[B](fabric.device) as ahead,
     ):
@@ -198,8 +196,7 @@ def fit(
             rate = training.set_rates(step, plan)
             batch = next(batches)
             optimizer.zero_grad()
-            # For what a network draws itself (stochastic depth), so that a run that goes on draws the same.
-            torch.set_rng_state(generator_of(settings.seed, step, rank).get_state())
+            seed_draws(fabric.device, settings.seed, step, rank)
             loss, terms = training.loss(model, batch)
             fabric.backward(loss)
             # Only now a GPU is waited for: all that the step asks of it is under way.

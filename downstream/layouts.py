@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike
 from ..common.tensors import check_finite, check_state, read_tensors, write_tensors
+from ..train.backbones.voxelnet import VoxelNet
 from ..train.sparse.modules import BatchNorm, Conv3d, ConvTranspose3d
 
 Weights = dict[str, Tensor]
@@ -86,10 +87,15 @@ def _tensors(weights: dict[str, Any], where: object) -> Weights:
 
 
 def own_layout(network: nn.Module) -> str:
-    """The layout of the code base that a network comes from: ``minkowski`` for U-Nets, ``openpcdet`` for trunks …"""
+    """The layout of the code base that a network comes from: ``minkowski`` for U-Nets, ``openpcdet`` for trunks …
+
+    ``state_dict`` for a network that no code base has.
+    """
     if any(name.startswith("waffleiron.") for name in network.state_dict()):
         return "waffleiron"
-    return "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "openpcdet"
+    if isinstance(network, VoxelNet) and len(_openpcdet_names(network)) == len(network.state_dict()):
+        return "openpcdet"
+    return "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "state_dict"
 
 
 def split_heads(weights: Weights) -> tuple[Weights, Weights]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, demand, sha256_file
 from ..common.settings import flat_values, settings_from_plain, settings_to_plain
-from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
+from ..train.backbone import Backbone, Clouds, build_backbone, features_at, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state
 from ..train.mixture import NORMALISED
@@ -169,7 +169,7 @@ class Segmenter(nn.Module):
 
     def forward(self, clouds: Clouds) -> Tensor:
         """Logits [places, K + 1] of a batch of clouds."""
-        logit: Tensor = self.head(self.backbone.encode(clouds).raw())
+        logit: Tensor = self.head(features_at(self.backbone, clouds))
         return logit
 
 

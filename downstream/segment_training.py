@@ -81,4 +81,6 @@ def _backbone_groups(backbone: Backbone, settings: SegmentationSettings) -> list
         return [([p for p in backbone.parameters() if p.requires_grad], settings.backbone_lr)]
     layers = [[p for p in layer.parameters() if p.requires_grad] for layer in backbone.layers()]
     rates = [settings.backbone_lr * settings.layer_decay**depth for depth in reversed(range(len(layers)))]
-    return list(zip(layers, rates))
+    held = {id(p) for layer in layers for p in layer}
+    apart = [p for p in backbone.parameters() if p.requires_grad and id(p) not in held]
+    return [*zip(layers, rates), *([(apart, rates[0] if rates else settings.backbone_lr)] if apart else [])]

@@ -7,10 +7,13 @@ One file for each data set, found by its name, each reading through the data set
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ..common import OlivineError, PathLike, digest
+from ..common.plugins import code_of
 from .dataset import Dataset, dataset_class, dataset_names, reader_of, recognize
 from .index import FrameIndex, OutdatedIndex, open_index, write_index
 
@@ -118,8 +121,8 @@ def _write(directory: PathLike, dataset: Dataset) -> FrameIndex:
 
 
 def _fingerprint(kind: type[Dataset], root: Path, version: str) -> str:
-    """Changes when the data set's tables or folders do; costs a few file-system calls."""
-    state = [
-        (str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted({*kind.state(root, version)})
+    """Changes when the data set's tables or folders do, or the file of a reader of the user's; costs a few file-system calls."""
+    state: list[Any] = [
+        (os.path.relpath(p, root), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted({*kind.state(root, version)})
     ]
-    return digest(state)
+    return digest([*state, *([code] if (code := code_of(kind)) else [])])

@@ -41,7 +41,7 @@ from ..downstream.settings import INCIDENTAL as HOW
 from ..downstream.settings import SegmentationSettings
 from ..pairs.shards import ShardSet, open_shards
 from ..train.augment import SENSOR
-from ..train.build import backbone_arguments, build_encoder, needs_of, seeded_backbone
+from ..train.build import backbone_arguments, build_encoder, codes_of, needs_of, seeded_backbone
 from ..train.checkpoint import save_checkpoint
 from ..train.encoders._store import store_maps
 from ..train.loop import pretrain
@@ -193,12 +193,14 @@ def _pretraining(study: StudySettings, ground: Ground, settings: PretrainSetting
     """What decides a row's weights, but for the seed."""
     if settings is None:
         decisive = {k: v for k, v in flat_values(study.random).items() if k.startswith(_NETWORK)}
-        return {"random": True, "settings": decisive}
+        own = {name: code for name, code in codes_of(study.random).items() if name == study.random.backbone.name}
+        return {"random": True, "settings": decisive} | ({"code": own} if own else {})
     decisive = {k: v for k, v in flat_values(settings).items() if k not in INCIDENTAL and k != "seed"}
     decisive = {k: v for k, v in decisive.items() if _YOUNGER.get(k) != v}
     decisive = {k: list(v) if isinstance(v, tuple) else v for k, v in decisive.items()}
     encoder = {"weights": ground.encoder_of(settings), "features": study.features}
-    return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest}
+    code = {"code": codes} if (codes := codes_of(settings)) else {}
+    return {"settings": decisive, "encoder": encoder, "train": ground.train_of(settings).digest, **code}
 
 
 def _decisive(settings: SegmentationSettings) -> dict[str, Any]:

@@ -62,14 +62,19 @@ class Clouds:
         shape = self.settings.shape if self.settings.from_corner else None
         return SparseTensor(self.voxels.feature, self.voxels.coordinate, shape=shape, engine=self.engine)
 
+    @cached_property
+    def numbers(self) -> Tensor:
+        """int64 [N], the points' own numbers: their places where a network interpolates."""
+        return torch.arange(len(self.points), device=self.points.device)
+
 
 class Features:
     """What a backbone made of clouds: a feature in each of its cells, to be asked for at places.
 
     Args:
         cells: the features; a head is a linear layer on them.
-        place: int64 [N], the place of each point, −1 where it has none. Places are voxels, or the points where the
-            network interpolates.
+        place: int64 [N], the place of each point, −1 where it has no voxel; every other point has a place. Places are
+            the voxels in any order, coarser cells, or the points where the network interpolates.
         to_places: from values in cells [cells, p] to values at places [places, p].
     """
 
@@ -93,13 +98,13 @@ class Features:
 
 
 class Backbone(nn.Module):
-    """A 3D network.
+    """A 3D network. Its class takes ``in_channels``, its settings' options, and ``seed``: what its weights are drawn from.
 
     Attributes:
         Settings: its section of the settings.
         default_channels: width of a voxel's feature that it was published with.
         finetune_options: what its class takes in fine-tuning besides its settings' options.
-        per_point: whether its places are the points, and not the voxels.
+        per_point: whether its places are the points, all of them, and not the voxels.
         feature_channels: width of its features.
     """
 
@@ -118,8 +123,23 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def layers(self) -> list[nn.Module]:
-        """Its parts from input to output, for learning rates that fall with depth; by default its children in order."""
+        """Its parts from input to output, for learning rates that fall with depth; by default its children in order.
+
+        A parameter that none of them holds learns as the first does.
+        """
         return list(self.children())
+
+
+def features_at(backbone: Backbone, clouds: Clouds) -> Tensor:
+    """A network's features where it is asked for classes: at every voxel, [V, C], or point, [N, C], where it is per_point.
+
+    A voxel has those at its first point's place, as its label is its first point's.
+    """
+    found = backbone.encode(clouds)
+    if backbone.per_point:
+        return found.raw() if found.place is clouds.numbers else found.raw().index_select(0, found.place)
+    voxels = clouds.voxels
+    return found.raw() if found.place is voxels.inverse else found.raw()[found.place[voxels.first]]
 
 
 def unit_rows(feature: Tensor) -> Tensor:
@@ -141,10 +161,14 @@ def build_backbone(name: str, in_channels: int | None = None, **options: Any) ->
 
     Args:
         in_channels: width of a voxel's feature; by default what the network was published with.
-        **options: further arguments of the class (``seed``, and its settings' options).
+        **options: ``seed``, a number or a generator that the class is given as a generator; and its settings' options.
 
     Raises:
         OlivineError: an unknown name.
     """
-    kind = find_backbone(name)
-    return kind(in_channels or kind.default_channels, **options)
+    kind, seed = find_backbone(name), options.pop("seed", 0)
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    # For weights that a class of the user's leaves to PyTorch.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator.initial_seed())
+        return kind(in_channels or kind.default_channels, seed=generator, **options)

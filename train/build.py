@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError, gains_by_bfloat16
+from ..common.plugins import code_of
 from .augment import without_augmentation
-from .backbone import Backbone, build_backbone
+from .backbone import Backbone, build_backbone, find_backbone
 from .devices import Share
-from .encoder import ImageEncoder
+from .encoder import ImageEncoder, find_encoder
 from .forward import Distiller
 from .loader import FrameStream, StreamSettings
 from .method import Context, Needs, find_method
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 def needs_of(settings: PretrainSettings) -> Needs:
     """What the run's method needs."""
     return find_method(settings.method.name).needs(settings.method)
+
+
+def codes_of(settings: PretrainSettings) -> dict[str, str]:
+    """SHA-256 of the files of the method, backbone and encoder that are classes of one's own, by their names."""
+    kinds = {
+        settings.method.name: find_method(settings.method.name),
+        settings.backbone.name: find_backbone(settings.backbone.name),
+        settings.image.encoder: find_encoder(settings.image.encoder),
+    }
+    return {name: code for name, kind in kinds.items() if (code := code_of(kind))}
 
 
 def columns_of(settings: PretrainSettings) -> tuple[str, ...]:

@@ -105,13 +105,16 @@ def load_checkpoint(path: PathLike) -> dict[str, Any]:
     return content
 
 
-def load_state(module: nn.Module, state: dict[str, Any], where: object) -> None:
+_OTHER = "choose the backbone it was made with (--set backbone.name=…)"
+
+
+def load_state(module: nn.Module, state: dict[str, Any], where: object, remedy: str = _OTHER) -> None:
     """Load tensors into a network, all of them and no other.
 
     Raises:
         OlivineError: they are another network's.
     """
-    check_state(module.state_dict(), state, where, "choose the backbone it was made with (--set backbone.name=…)")
+    check_state(module.state_dict(), state, where, remedy)
     module.load_state_dict(state)
 
 

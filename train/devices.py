@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..common import OlivineError, memory_error, tell_of_device
+from .sampling import generator_of
 from .settings import PretrainSettings
 from .sparse.loops import release_memory
 from .sparse.precision import float32_products, set_float32_products
@@ -173,11 +174,24 @@ def anywhere(flag: bool, fabric: Fabric) -> bool:
     return bool(over_processes(torch.tensor(int(flag), device=fabric.device), fabric) > 0)
 
 
+def seed_draws(device: torch.device, *key: int) -> None:
+    """Seed what a network draws itself (dropout, stochastic depth), so that a run that goes on draws the same.
+
+    Args:
+        device: of the network; its own generator is seeded too.
+        key: non-negative, for example (seed, step, process).
+    """
+    generator = generator_of(*key)
+    torch.set_rng_state(generator.get_state())
+    if device.type == "cuda":
+        torch.cuda.manual_seed(generator.initial_seed())
+
+
 @contextlib.contextmanager
 def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
     """Deterministic algorithms, how float32 is multiplied and the number of threads, for the length of a run.
 
-    An operator that has no deterministic algorithm on the device raises torch's error. Fresh memory is not filled with
+    The state of torch's generator is afterwards as it was, see :func:`seed_draws`. An operator that has no deterministic algorithm on the device raises torch's error. Fresh memory is not filled with
     NaN: nothing reads it before it is written. After the run kept memory is given back.
     """
     was_filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -194,7 +208,8 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = FILL_FRESH_MEMORY  # type: ignore[attr-defined]
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
         torch.utils.deterministic.fill_uninitialized_memory = was_filled  # type: ignore[attr-defined]

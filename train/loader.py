@@ -9,6 +9,7 @@ permutation costs no more than a local one, because a shard holds each frame in 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +18,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +128,8 @@ class FrameStream:
         self.waited_s = 0.0
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
+            if getattr(current_process(), "_inheriting", False):  # a worker that runs the caller's script from its top
+                raise OlivineError("a loader worker has begun this run anew", where=self.path, remedy=_GUARD[2:])
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
             context = get_context("spawn")
             pixel_bytes = 3 * ("image" in settings.columns) + 4 * ("segment" in settings.columns)
@@ -200,7 +204,7 @@ class FrameStream:
             raise OlivineError(
                 "a loader worker was killed (most often for lack of memory)",
                 where=self.path,
-                remedy="run again with fewer of them: --set data.workers=0",
+                remedy=f"run again with fewer of them: --set data.workers=0{_GUARD if _is_script() else ''}",
             ) from None
 
     def _sample(self, epoch: int, frame: int) -> Sample:
@@ -211,6 +215,15 @@ class FrameStream:
         slot = self.slots.take()
         with children_ignore_ctrl_c():  # the pool starts its workers here, one by one
             return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
+
+
+_GUARD = '; in a script, call olivine under if __name__ == "__main__":, for each worker runs the script from its top'
+
+
+def _is_script() -> bool:
+    """Whether the program is a file of the user's, and not this package's command or an interpreter."""
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is None and Path(getattr(main, "__file__", "") or "").suffix == ".py"
 
 
 def frame_after(shards: ShardSet | ShardMixture, frame: int, after: int) -> int | None:

@@ -28,13 +28,22 @@ from .build import (
     backbone_arguments,
     build_model,
     classes_of_pairs,
+    codes_of,
     needs_of,
     open_stream,
     open_text,
     open_validation,
 )
 from .checkpoint import load_checkpoint, load_state, newest_checkpoint, prune, save_checkpoint
-from .devices import anywhere, make_fabric, naming_what_to_lower, over_processes, share_of_step, torch_state
+from .devices import (
+    anywhere,
+    make_fabric,
+    naming_what_to_lower,
+    over_processes,
+    seed_draws,
+    share_of_step,
+    torch_state,
+)
 from .forward import Distiller, Terms
 from .loader import FrameStream
 from .method import Reduce
@@ -123,7 +132,7 @@ class RunState:
         remedy = "remove it, and the run goes on from its newest numbered checkpoint, or from the start"
         found = demand(load_checkpoint(path), _CONTENT, path, remedy)
         load_state(self.model.backbone, found["backbone_state"], path)
-        load_state(self.model.method, found["method_state"], path)
+        load_state(self.model.method, found["method_state"], path, "choose the method that the run was started with")
         try:
             self.optimizer.load_state_dict(found["optimizer_state"])
         except ValueError as error:  # other groups of parameters
@@ -178,7 +187,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         }
         if isinstance(shards, ShardMixture):
             data["sets"] = shards.identity
-        identity = identity_of(settings, data, {} if pixels is None else pixels.identity)
+        identity = identity_of(settings, data, {} if pixels is None else pixels.identity, codes_of(settings))
         steps = run.steps if run.steps is not None else math.ceil(run.epochs * stream.count / run.batch)
 
         channels = 0 if pixels is None else pixels.channels
@@ -189,8 +198,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         model = build_model(settings, channels, names, steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         state = RunState(model, optimizer, fabric.strategy.precision)
+        other: list[str] = []
         if rank_zero:  # only now, when everything else has been found right
-            claim(out, settings, identity, resume=resume)
+            other = claim(out, settings, identity, resume=resume)
         fabric.barrier()
         if fabric.world_size > 1:  # batch norm over the global batch
             share_norms(model, torch.distributed.group.WORLD)
@@ -210,6 +220,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             constant["intensity"] = NORMALISED
         log = MetricsLog(out, state.step) if rank_zero else None
         resumed_from, saved_at, losses, interrupted = state.step, time.monotonic(), [], False
+        untaught: list[str] = []
 
         def waited_s() -> float:
             return stream.waited_s if ahead.waited_s is None else ahead.waited_s
@@ -239,6 +250,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
+            seed_draws(fabric.device, settings.seed, step, fabric.global_rank)
             done: list[Pass] = []
             for number in range(share.passes):
                 ready = next(prepared) if number else ready
@@ -248,6 +260,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                     done.append(Pass(loss, terms, counts, ready.batch.tokens))
                     fabric.backward(loss / share.passes)
             del ready, loss, terms  # their memory is free for the next ones
+            if step == resumed_from:
+                untaught = without_gradient(model.backbone, settings.backbone.name, fabric.world_size)
             gradient_norm = fabric.clip_gradients(
                 wrapped, optimizer, max_norm=settings.optimizer.clip or math.inf, error_if_nonfinite=False
             )
@@ -273,7 +287,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
                 summary: dict[str, float] = {}
                 if settings.data.validation and (state.step == steps or crossed(run.validate_epochs, before, epoch)):
                     summary = validate(settings, shards, wrapped, pixels, fabric)
-                    if state.best is None or summary.get("validation_loss", math.inf) < state.best:
+                    if is_better(summary.get("validation_loss", math.nan), state.best):
                         state.best = summary["validation_loss"]
                         save("best.pt")
                 if log is not None:
@@ -307,7 +321,13 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         seconds,
         taken / seconds,
         waited_s() / seconds,
-        (*model.method.summary(), *([shards.note] if isinstance(shards, ShardMixture) else []), *gone),
+        (
+            *model.method.summary(),
+            *([shards.note] if isinstance(shards, ShardMixture) else []),
+            *gone,
+            *other,
+            *untaught,
+        ),
     )
 
 
@@ -349,7 +369,7 @@ def _validate_on(
         for step, samples in enumerate(stream.batches(0, steps)):
             ready = prepare_pass(collate(samples), model, pixels, class_count)  # type: ignore[arg-type]
             loss, terms, counts = model(ready, step, fabric.global_rank)
-            if not counts["groups_empty"]:
+            if terms and not counts["groups_empty"]:
                 for row, name in enumerate(names):
                     if name == "loss" or name in terms:
                         total[row] += torch.stack([terms.get(name, loss).detach().double(), total.new_ones(())])
@@ -377,6 +397,28 @@ def metrics_of_step(
     ).tolist()
     row = dict(zip(("loss", *(f"loss_{name}" for name in names), *passes[0].counts), found))
     return {name: value for name, value in row.items() if not math.isnan(value)}, last
+
+
+def is_better(loss: float, best: float | None) -> bool:
+    """Whether a validation loss is below the lowest one so far; one that is not a number never is."""
+    return math.isfinite(loss) and (best is None or not loss >= best)
+
+
+def without_gradient(backbone: nn.Module, name: str, processes: int) -> list[str]:
+    """A note of the parameters that a backward pass gave no gradient, if there are any.
+
+    Raises:
+        OlivineError: there are, and several processes, which would wait for one another's.
+    """
+    found = [key for key, one in backbone.named_parameters() if one.requires_grad and one.grad is None]
+    if not found:
+        return []
+    what = f"{', '.join(found[:3])}{' …' * (len(found) > 3)} of the backbone {name} got no gradient"
+    if processes > 1:
+        raise OlivineError(
+            what, where="several processes", remedy="use these parameters, or set requires_grad to False on them"
+        )
+    return [f"{what}: not trained"]
 
 
 def crossed(every: int, before: int, epoch: int) -> bool:

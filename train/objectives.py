@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..common import OlivineError
 from .segment_objectives import segment_contrast as segment_contrast
@@ -29,13 +30,13 @@ KlAverage = Literal["pairs", "classes"]
 _BLOCK_VALUES = {"cpu": 1 << 18}
 
 
-def info_nce(point: Tensor, pixel: Tensor, temperature: float) -> Tensor:
+def info_nce(point: Tensor, pixel: Tensor, temperature: float | Tensor) -> Tensor:
     """Point-pixel InfoNCE (eq. 1; the PPKT loss): −1/N Σ_i log( exp(g_i·f_i/τ) / Σ_j exp(g_i·f_j/τ) ).
 
     Args:
         point: g, [N, p], unit rows.
         pixel: f, [N, p], unit rows.
-        temperature: τ > 0.
+        temperature: τ > 0; as a tensor it may have a gradient.
     """
     g, f = _matching(point, pixel)
     # Every anchor's only positive is its own pixel: N classes of one pair each.
@@ -46,7 +47,7 @@ def weakly_supervised_contrast(
     point: Tensor,
     pixel: Tensor,
     label: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     form: WcdForm = "paper",
     weight: Tensor | None = None,
 ) -> Tensor:
@@ -60,7 +61,7 @@ def weakly_supervised_contrast(
         point: g', [N, p], unit rows.
         pixel: f', [N, p], unit rows.
         label: weak labels, integer [N]; on the CPU, or they are waited for.
-        temperature: τ > 0.
+        temperature: τ > 0; as a tensor it may have a gradient.
         form: which of the two.
         weight: w, positive [N], relative: an anchor counts w_i times, its positives w_a times, negatives once; ours.
     """
@@ -122,19 +123,26 @@ class _BlockedContrast(torch.autograd.Function):
     For logits z_ij = g_i·f_j/τ all three losses are −(target part) + logsumexp_j z_ij, and their gradient by
     z_ij is softmax(z_i)_j − t_ij with t the target's own weights: the one-hot of i (``diagonal``), uniform on
     A(i) (``paper``), or softmax restricted to A(i) (``reference``). Made at once, the [N, N] matrix is never kept.
+    The gradient by τ is −Σ z_ij ∂/∂z_ij / τ = −Σ_i g_i·∂/∂g_i / τ. There are no second derivatives.
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, f: Tensor, *how: Any) -> Tensor:
+    def forward(
+        ctx: Any, g: Tensor, f: Tensor, label: Tensor | None, w: Tensor | None, tau: float | Tensor, form: str
+    ) -> Tensor:
         with torch.autocast(g.device.type, enabled=False):
-            loss, grad_g, grad_f = _contrast(g, f, *how)
+            loss, grad_g, grad_f = _contrast(g, f, label, w, float(tau), form)
+        if isinstance(tau, Tensor):
+            ctx.by_tau = (-(g * grad_g).sum() / tau).to(tau).view_as(tau)
         ctx.save_for_backward(grad_g, grad_f)
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         grad_g, grad_f = ctx.saved_tensors
-        return grad_g * gradient[0], grad_f * gradient[0], None, None, None, None
+        by_tau = ctx.by_tau * gradient[0] if ctx.needs_input_grad[4] else None
+        return grad_g * gradient[0], grad_f * gradient[0], None, None, by_tau, None
 
 
 def _contrast(

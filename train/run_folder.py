@@ -6,20 +6,24 @@ starts from or distils (``source``, ``encoder``). While a run writes there, its 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ..common import OlivineError, demand, read_json, remove_leftovers, write_json
 from ..common.locks import HeldError, take_lock
-from ..common.settings import flat_values, settings_to_plain
+from ..common.settings import flat_values, plain, settings_to_plain
 from .released import modern_run
 from .settings import INCIDENTAL, PretrainSettings
 
 
-def identity_of(settings: PretrainSettings, data: dict[str, Any], encoder: dict[str, str]) -> dict[str, Any]:
-    """What makes this run this run."""
-    return {"kind": "pretrain", "settings": settings_to_plain(settings), "data": data, "encoder": encoder}
+def identity_of(
+    settings: PretrainSettings, data: dict[str, Any], encoder: dict[str, str], code: dict[str, str]
+) -> dict[str, Any]:
+    """What makes this run this run; ``code`` is kept to say that it has changed, see :func:`~olivine.train.build.codes_of`."""
+    identity = {"kind": "pretrain", "settings": settings_to_plain(settings), "data": data, "encoder": encoder}
+    return identity | ({"code": code} if code else {})
 
 
 _LOCK = ".run.lock"
@@ -63,12 +67,15 @@ def read_identity(path: Path, remedy: str) -> dict[str, Any]:
 
 def claim(
     out: Path, settings: Any, identity: dict[str, Any], *, resume: bool, incidental: Sequence[str] = INCIDENTAL
-) -> None:
+) -> list[str]:
     """Make ``out`` this run's folder, or check that it is.
 
     Args:
         settings: the run's settings dataclass; ``incidental`` its keys that may change when a run is resumed.
         identity: see :func:`identity_of`.
+
+    Returns:
+        a note where a class of one's own has changed since the run began; it is also printed, for the run goes on.
 
     Raises:
         OlivineError: it holds something else; the first thing that differs is named.
@@ -83,17 +90,23 @@ def claim(
         out.mkdir(parents=True, exist_ok=True)
         lock(out)
         write_json(path, identity)
-        return
+        return []
     lock(out)
     remove_leftovers(out)
     if not resume:
         raise OlivineError("holds a run already", where=out, remedy=f"{remedy}, or resume it")
     if not any(out.glob("*.pt")):  # nothing of that run is left to lose
         write_json(path, identity)
-        return
-    difference = _difference(read_identity(path, remedy), settings, identity, incidental)
+        return []
+    found = read_identity(path, remedy)
+    difference = _difference(found, settings, identity, incidental)
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
+    before, now = (one.get("code", {}) for one in (found, identity))
+    notes = [f"the file of {name} has changed since this run began" for name in now if before.get(name) != now[name]]
+    for note in notes:
+        print(f"olivine: {note}; it goes on with what is there now", file=sys.stderr, flush=True)
+    return notes
 
 
 def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], incidental: Sequence[str]) -> str:
@@ -105,7 +118,7 @@ def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], 
         there: Any = found["settings"]
         for part in key.split("."):
             there = there.get(part) if isinstance(there, dict) else None
-        if there != (list(value) if isinstance(value, tuple) else value):
+        if there != plain(value):
             return f"{key} is {there} there and {value} here"
     if found["data"].get("classes") != identity["data"].get("classes"):
         return "its shards have other prompts"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..common import OlivineError, PathLike, gpu_problem
 from ..common.plugins import names_in
@@ -318,19 +318,20 @@ def _settings_type(plain: Mapping[str, Any]) -> type[PretrainSettings]:
     return settings_type(_name(plain, "method"), _name(plain, "backbone"))
 
 
-@lru_cache(maxsize=64)
 def settings_type(method: str, backbone: str) -> type[PretrainSettings]:
     """The type of the settings of a run of this method and backbone.
 
     Raises:
         OlivineError: there is no such method or backbone; the nearest name is said.
     """
-    sections = {
-        "method": (method, find_method(method).Settings),
-        "backbone": (backbone, find_backbone(backbone).Settings),
-    }
+    of_method, of_backbone = find_method(method).Settings, find_backbone(backbone).Settings
+    return _settings_of(method, cast(Any, of_method), backbone, cast(Any, of_backbone))
+
+
+@lru_cache(maxsize=64)  # by the classes too, which a notebook may load again
+def _settings_of(method: str, of_method: Any, backbone: str, of_backbone: Any) -> type[PretrainSettings]:
+    sections = {"method": (method, of_method), "backbone": (backbone, of_backbone)}
     members: list[Any] = [
-        (section, kind, field(default_factory=partial(kind, name=name)))  # type: ignore[call-arg]
-        for section, (name, kind) in sections.items()
+        (section, kind, field(default_factory=partial(kind, name=name))) for section, (name, kind) in sections.items()
     ]
     return make_dataclass("PretrainSettings", members, bases=(PretrainSettings,), frozen=True)

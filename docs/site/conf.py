@@ -21,7 +21,16 @@ NAVIGATION = {
         *("pretrain", "downstream", "detection", "cluster", "troubleshooting", "glossary", "versions"),
         *("../CHANGELOG", "../CONTRIBUTING"),
     ),
-    "The evidence": ("study", "study-labels", "study-settings", "study-first", "reliability", "sparse", "sparse-cpu", "gpu"),
+    "The evidence": (
+        "study",
+        "study-labels",
+        "study-settings",
+        "study-first",
+        "reliability",
+        "sparse",
+        "sparse-cpu",
+        "gpu",
+    ),
 }
 
 project = "olivine"

@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,9 @@ def test_a_data_set_in_one_file_outside_the_package_goes_through_the_whole_pipel
     index, note = index_dataset(labels / "frames", "mycar_reader:MyCar", root)
     assert note == "my own car; 4 frames in 2 scenes"
     assert "index at hand" in index_dataset(labels / "frames", "mycar_reader:MyCar", root)[1]
+    code = Path(sys.modules["mycar_reader"].__file__)
+    code.write_text(code.read_text() + "# corrected\n")
+    assert index_dataset(labels / "frames", "mycar_reader:MyCar", root)[1] == note  # listed anew
     for mine, original in zip(index.frames(), originals, strict=True):
         assert np.array_equal(mine.points(), original.points())
         assert mine.boxes() is None and mine.dataset == "mycar"

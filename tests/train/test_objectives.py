@@ -128,6 +128,25 @@ def test_weights_count_anchors_and_positives_so_many_times(kind: str, labels: st
     )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("form", ["paper", "reference", "diagonal"])
+def test_a_temperature_that_is_learnt_has_its_gradient_and_no_second_one(form: str, weighted: bool) -> None:
+    g, f = (x.clone().requires_grad_() for x in EMBEDDINGS["random"])
+    weight = torch.linspace(0.5, 2, len(g), dtype=torch.float64) if weighted else None
+
+    def loss(tau: Tensor | float) -> Tensor:
+        if form == "diagonal":
+            return info_nce(g, f, tau)
+        return weakly_supervised_contrast(g, f, LABELS["random"], tau, form, weight)  # type: ignore[arg-type]
+
+    tau, step = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), 1e-6
+    (found,) = torch.autograd.grad(loss(tau), tau)
+    assert found.item() == pytest.approx((loss(0.1 + step) - loss(0.1 - step)).item() / (2 * step), rel=1e-6)
+    (first,) = torch.autograd.grad(loss(0.1), g, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
 @pytest.mark.parametrize("form", ["paper", "reference"])
 def test_weights_that_are_all_alike_change_no_bit(form: str) -> None:
     g, f, label = unit(101, 16, 5).float(), unit(101, 16, 6).float(), torch.arange(101) % 7

@@ -132,7 +132,7 @@ class VoxelNet(Backbone):
             plane = to_dense(cells.replace(value)).permute(0, 1, 4, 2, 3).flatten(1, 2)
             return sample_bilinear(plane, place, clouds.cloud)
 
-        return Features(cells, torch.arange(len(clouds.points), device=clouds.points.device), to_places)
+        return Features(cells, clouds.numbers, to_places)
 
     def features(self, tensor: SparseTensor) -> SparseTensor:
         """The trunk's output, [M, 128], on a grid coarser by 8 in the plane; ``tensor`` needs its grid's shape."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...common import OlivineError, PathLike, progress, remove_leftovers
+from ...common.plugins import code_of
 from ...pairs.feature_maps import DTYPES, FeatureMaps
 from ...pairs.shards import ShardSet, open_shards
 from ..augment import BASE, augment_images, generator_of, without_augmentation
@@ -112,6 +113,7 @@ def store_maps(
         "dtype": dtype,
         "mirrored": mirrored,
         **computed_in(encoder.dtype),
+        **({"code": code} if (code := code_of(find_encoder(encoder.kind))) else {}),
     }
     maps = FeatureMaps.create(parent, identity)
     remove_leftovers(maps.folder)

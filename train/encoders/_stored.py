@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...common import OlivineError, PathLike, sha256_file
+from ...common.plugins import code_of
 from ...pairs.feature_maps import find_maps
 from ...pairs.shards import ShardSet
 from ..batch import Batch
@@ -51,6 +52,8 @@ class StoredFeatures(PixelFeatures):
             wanted["weights"] = "random" if image.weights == "random" else sha256_file(file)
         if image.dtype != "auto":
             wanted["computed"] = computed_in(getattr(torch, image.dtype)).get("computed")
+        if code := code_of(find_encoder(image.encoder)):
+            wanted["code"] = code
         if settings.augment.flip_image:
             wanted["mirrored"] = True
         self._maps = find_maps(folder, wanted)
