@@ -19,6 +19,7 @@ from .forward import Distiller
 from .loader import FrameStream, StreamSettings
 from .method import Context, Needs, find_method
 from .mixture import ShardMixture, Shards, held_out_sets, weights_of
+from .sample import check_columns
 from .settings import PretrainSettings
 from .sparse.engines import engine_problem
 
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
 
 
 def needs_of(settings: PretrainSettings) -> Needs:
-    """What the run's method needs."""
-    return find_method(settings.method.name).needs(settings.method)
+    """What the run's method needs.
+
+    Raises:
+        OlivineError: a column that there is not; the nearest is said.
+    """
+    needs = find_method(settings.method.name).needs(settings.method)
+    check_columns(needs.columns, needs.scan_columns)
+    return needs
 
 
 def codes_of(settings: PretrainSettings) -> dict[str, str]:

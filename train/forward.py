@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..common import OlivineError
 from .backbone import Backbone
+from .contract import check_places, terms_of
 from .group import Group
-from .method import Method, Term
+from .method import Method
 from .prepare import Prepared
 from .scan import scans_of
 from .voxelize import VoxelSettings
@@ -35,7 +35,6 @@ class Distiller(nn.Module):
         super().__init__()
         self.backbone, self.method = backbone, method
         self.voxels, self.group, self.seed, self.engine = voxels, group, seed, engine
-        self._checked = False
 
     def forward(self, ready: Prepared, step: int, first_group: int) -> tuple[Tensor, Terms, dict[str, int]]:
         """The losses of whole contrast groups.
@@ -52,13 +51,8 @@ class Distiller(nn.Module):
         batch, clouds = ready.batch, ready.clouds
         features = self.backbone.encode(clouds)
         place = features.place.index_select(0, batch.pair_point)
-        if not self._checked and bool((place < 0).any()):  # once: it waits for the device
-            raise OlivineError(
-                f"gives {int((place < 0).sum()):,} of {len(place):,} pairs' points no place (−1)",
-                where=f"{type(self.backbone).__name__}.encode",
-                remedy="give every point that has a voxel a place",
-            )
-        self._checked = True
+        if step == 0:  # it waits for the device
+            check_places(place, self.backbone)
         scans = scans_of(batch, clouds, features)
         # Every parameter has a gradient in every step, also where a group has no pair or a term is off.
         total = features.cells.feature[:1].sum() * 0
@@ -76,20 +70,8 @@ class Distiller(nn.Module):
                 continue
             key = (self.seed, step, first_group + number)
             group = Group(batch, frames, rows, place[rows], features, ready.pixels, ready.class_count, key, scans)
-            for name, term in self._terms(group).items():
+            for name, term in terms_of(self.method, group).items():
                 found.setdefault(name, []).append(term.value)
                 total = total + term.weight * term.value
         terms = {name: torch.stack([v.detach() for v in values]).mean() for name, values in found.items()}
         return total / len(starts), terms, counts
-
-    def _terms(self, group: Group) -> dict[str, Term]:
-        found, who = self.method(group), f"{type(self.method).__name__}.forward"
-        if not isinstance(found, dict) or not all(isinstance(term, Term) for term in found.values()):
-            raise OlivineError(
-                "returns no dictionary of terms", where=who, remedy="return {name: Term(value, weight), …}"
-            )
-        if unnamed := [name for name in found if name not in self.method.terms]:
-            raise OlivineError(
-                f"returns a term {unnamed[0]!r} that `terms` does not name", where=who, remedy="name it there"
-            )
-        return found

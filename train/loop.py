@@ -35,6 +35,7 @@ from .build import (
     open_validation,
 )
 from .checkpoint import load_checkpoint, load_state, newest_checkpoint, prune, save_checkpoint
+from .contract import without_gradient
 from .devices import (
     anywhere,
     make_fabric,
@@ -402,23 +403,6 @@ def metrics_of_step(
 def is_better(loss: float, best: float | None) -> bool:
     """Whether a validation loss is below the lowest one so far; one that is not a number never is."""
     return math.isfinite(loss) and (best is None or not loss >= best)
-
-
-def without_gradient(backbone: nn.Module, name: str, processes: int) -> list[str]:
-    """A note of the parameters that a backward pass gave no gradient, if there are any.
-
-    Raises:
-        OlivineError: there are, and several processes, which would wait for one another's.
-    """
-    found = [key for key, one in backbone.named_parameters() if one.requires_grad and one.grad is None]
-    if not found:
-        return []
-    what = f"{', '.join(found[:3])}{' …' * (len(found) > 3)} of the backbone {name} got no gradient"
-    if processes > 1:
-        raise OlivineError(
-            what, where="several processes", remedy="use these parameters, or set requires_grad to False on them"
-        )
-    return [f"{what}: not trained"]
 
 
 def crossed(every: int, before: int, epoch: int) -> bool:

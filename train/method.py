@@ -6,18 +6,15 @@ and no loss by name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from ..common import OlivineError
 from ..common.plugins import find
 from ..pairs.shards import TextTable
 from .group import Group
-from .sample import COLUMNS
 
 Reduce = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes."""
@@ -52,21 +49,6 @@ class Needs:
     scans: tuple[int, ...] = (0,)
     scan_columns: tuple[str, ...] = ()
     text: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the columns' names.
-
-        Raises:
-            OlivineError: there is no such column; the nearest one is said.
-        """
-        for column in (*self.columns, *self.scan_columns):
-            if column not in COLUMNS or isinstance(self.columns, str):
-                near = difflib.get_close_matches(str(column), COLUMNS, 1, 0.0)[0]
-                raise OlivineError(
-                    f"a method needs the columns {self.columns!r}, and there is no {column!r}",
-                    where="needs()",
-                    remedy=f"did you mean ({near!r},)? There are {', '.join(COLUMNS)}",
-                )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..common import OlivineError
 from .segment_objectives import segment_contrast as segment_contrast
@@ -123,13 +122,12 @@ class _BlockedContrast(torch.autograd.Function):
     For logits z_ij = g_i·f_j/τ all three losses are −(target part) + logsumexp_j z_ij, and their gradient by
     z_ij is softmax(z_i)_j − t_ij with t the target's own weights: the one-hot of i (``diagonal``), uniform on
     A(i) (``paper``), or softmax restricted to A(i) (``reference``). Made at once, the [N, N] matrix is never kept.
-    The gradient by τ is −Σ z_ij ∂/∂z_ij / τ = −Σ_i g_i·∂/∂g_i / τ. There are no second derivatives.
+    The gradient by τ is −Σ z_ij ∂/∂z_ij / τ = −Σ_i g_i·∂/∂g_i / τ.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, f: Tensor, label: Tensor | None, w: Tensor | None, tau: float | Tensor, form: str
-    ) -> Tensor:
+    def forward(ctx: Any, g: Tensor, f: Tensor, *how: Any) -> Tensor:
+        label, w, tau, form = how
         with torch.autocast(g.device.type, enabled=False):
             loss, grad_g, grad_f = _contrast(g, f, label, w, float(tau), form)
         if isinstance(tau, Tensor):
@@ -138,8 +136,9 @@ class _BlockedContrast(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # by create_graph: the gradients below would count as constants
+            raise OlivineError("a second derivative is not known", where="contrastive loss", remedy="drop create_graph")
         grad_g, grad_f = ctx.saved_tensors
         by_tau = ctx.by_tau * gradient[0] if ctx.needs_input_grad[4] else None
         return grad_g * gradient[0], grad_f * gradient[0], None, None, by_tau, None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ..common import OlivineError
 from ..pairs.shards import COLUMNS as STORED
 from ..pairs.shards import Column
 
@@ -45,6 +47,23 @@ COLUMNS: dict[str, Column] = {
     # What is left of it: (left, top, width, height) as fractions of the whole image, mirrored where it is.
     "image_crop": Column("image_crop", "float64", "images"),
 }
+
+
+def check_columns(*needed: Sequence[str]) -> None:
+    """Raise where a method needs columns that there are not.
+
+    Raises:
+        OlivineError: names the first, and the nearest that there is.
+    """
+    for columns in needed:
+        wrong = columns if isinstance(columns, str) else next((name for name in columns if name not in COLUMNS), None)
+        if wrong is not None:
+            raise OlivineError(
+                f"a method needs the columns {columns!r}: {'no tuple' if wrong is columns else f'no {wrong!r} is there'}",
+                where="needs()",
+                remedy=f"did you mean {difflib.get_close_matches(wrong, COLUMNS, 1, 0.0)[0]!r}? "
+                f"Give a tuple of some of {', '.join(COLUMNS)}",
+            )
 
 
 def column_of(columns: Mapping[str, Any], name: str) -> Any:

@@ -22,10 +22,11 @@ from olivine.downstream.settings import FinetuneSettings
 from olivine.downstream.weights import export_backbone
 from olivine.study.run import _pretraining
 from olivine.train.backbone import Clouds, build_backbone, features_at
-from olivine.train.build import codes_of
+from olivine.train.build import codes_of, needs_of
 from olivine.train.checkpoint import load_checkpoint
-from olivine.train.loop import is_better, pretrain, without_gradient
-from olivine.train.method import Needs
+from olivine.train.contract import without_gradient
+from olivine.train.loop import is_better, pretrain
+from olivine.train.method import Needs, find_method
 from olivine.train.settings import PretrainSettings, load_settings
 from olivine.train.voxelize import VoxelSettings, voxelize
 
@@ -281,10 +282,23 @@ def test_a_nested_setting_is_its_own_when_the_run_goes_on(of: Callable[..., Pret
         pretrain(of("Net", "method.rings=[[0, 20]]"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("columns", [("colour",), "timestamp"])
-def test_a_column_that_is_not_there_is_named(columns: Any) -> None:
-    with pytest.raises(OlivineError, match=r"did you mean|Did you mean"):
-        Needs(columns)
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            ("pair_labels",),
+            r"needs the columns \('pair_labels',\): no 'pair_labels' is there\. Did you mean 'pair_label'\?",
+        ),
+        ("timestamp", r"needs the columns 'timestamp': no tuple\. Did you mean 'timestamp'\? Give a tuple of some of"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(
+    of: Callable[..., PretrainSettings], monkeypatch: pytest.MonkeyPatch, columns: Any, message: str
+) -> None:
+    settings = of()
+    monkeypatch.setattr(find_method("own_classes:Pull"), "needs", lambda _: Needs(columns))
+    with pytest.raises(OlivineError, match=message):
+        needs_of(settings)
 
 
 def test_the_best_checkpoint_is_of_a_number() -> None:
