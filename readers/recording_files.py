@@ -23,11 +23,13 @@ class Stream:
     Attributes:
         files: relative to the data set's folder.
         times: int64, microseconds.
+        times_by_name: the same in the order of the files' names.
     """
 
     sensor: Sensor
     files: tuple[str, ...]
     times: NDArray[np.int64]
+    times_by_name: NDArray[np.int64]
 
 
 def in_order(path: Path | str) -> tuple[list[tuple[str | int, ...]], str]:
@@ -40,7 +42,7 @@ def stream_of(root: Path, scene: str, sensor: Sensor) -> Stream:
     """A sensor's files in a scene.
 
     Raises:
-        OlivineError: no file matches, or a file's time is not known.
+        OlivineError: no file matches, a file's time is not known, or the times of a table without names go back.
     """
     folder = root / scene
     files = sorted((path for path in folder.glob(sensor.files) if path.is_file()), key=in_order)
@@ -53,7 +55,7 @@ def stream_of(root: Path, scene: str, sensor: Sensor) -> Stream:
     times = np.array(_times(folder, sensor, files), np.int64) + round(sensor.clock.offset * 1e6)
     order = np.argsort(times, kind="stable")
     names = [files[k].relative_to(root).as_posix() for k in order]
-    return Stream(sensor, tuple(names), times[order])
+    return Stream(sensor, tuple(names), times[order], times)
 
 
 def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
@@ -72,12 +74,8 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
             )
         times = [_time(words[0], UNITS[clock.unit], where) for where, words in rows]
         back = next((k for k in range(1, len(times)) if times[k] < times[k - 1]), None)
-        if back is not None and sorted(files) != list(files):  # its lines may be in the order 1, 10, 2
-            raise OlivineError(
-                f"the times go back at {rows[back][0]}, and the files' names have numbers of different lengths",
-                where=table,
-                remedy=f"write the lines in the order {files[0].name} … {files[-1].name}, or name the files in it too",
-            )
+        if back is not None:
+            raise _goes_back(table, rows[back][0], files)
         return times
     by_name: dict[str, int] = {}
     for where, words in rows:
@@ -87,6 +85,22 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
     if absent := [path for path in files if path.stem not in by_name]:
         raise OlivineError(f"has no time for {absent[0].name}", where=table, remedy="complete it, or remove that file")
     return [by_name[path.stem] for path in files]
+
+
+def _goes_back(table: Path, line: str, files: Sequence[Path]) -> OlivineError:
+    """The error of a table of times alone whose lines are not in time order: whose time each is cannot be told."""
+    if sorted(files) != list(files):  # its lines may be in the order 1, 10, 2
+        return OlivineError(
+            f"the times go back at {line}, and the files' names have numbers of different lengths",
+            where=table,
+            remedy=f"write the lines in the order {files[0].name} … {files[-1].name}, or name the files in it too",
+        )
+    return OlivineError(
+        f"the times go back at {line}",
+        where=table,
+        remedy="where a clock was set back, correct its times or cut the recording there into two scenes; where the lines "
+        "are in another order than the files' names, name the files in it too (one line for each: name, time)",
+    )
 
 
 def _number_in(path: Path) -> str:
@@ -124,7 +138,7 @@ class Poses:
     Args:
         table: of the YAML.
         folder: the scene's.
-        lidar: the first LiDAR's files, which a table in KITTI's form goes with.
+        lidar: the first LiDAR's files; a table in KITTI's form has a line for each in the order of their names.
         to_vehicle: of the sensor whose poses they are.
     """
 
@@ -162,7 +176,7 @@ class Poses:
                     where=path,
                     remedy="a table in KITTI's form has one line for each file; else use the form tum",
                 )
-            self._times = lidar.times
+            self._times = lidar.times_by_name
             matrices = np.tile(np.eye(4), (len(rows), 1, 1))
             matrices[:, :3] = values.reshape(-1, 3, 4)
         if not np.isfinite(matrices).all():

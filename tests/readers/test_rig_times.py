@@ -1,0 +1,65 @@
+"""The times and poses of a recording: whose each line of a table is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from olivine.common import OlivineError
+from olivine.readers import open_dataset
+
+COUNT = 5
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Five clouds and images with a table of times; the k-th cloud has x = k + 1, and its KITTI pose x = k."""
+    (tmp_path / "lidar").mkdir()
+    (tmp_path / "front").mkdir()
+    for k in range(COUNT):
+        np.full((50, 4), k + 1, "<f4").tofile(tmp_path / "lidar" / f"{k:06d}.bin")
+        Image.new("RGB", (64, 48), (k, 0, 0)).save(tmp_path / "front" / f"{k:06d}.png")
+    (tmp_path / "times.txt").write_text("".join(f"{0.1 * k:.1f}\n" for k in range(COUNT)))
+    (tmp_path / "poses.txt").write_text("".join(f"1 0 0 {k} 0 1 0 0 0 0 1 0\n" for k in range(COUNT)))
+    plain: dict[str, Any] = {
+        "lidars": {"top": {"files": "lidar/*.bin", "times": "times.txt"}},
+        "cameras": {
+            "front": {
+                "files": "front/*.png",
+                "times": "times.txt",
+                "intrinsic": [40, 40, 31.5, 23.5],
+                "lidar_to_camera": [[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]],
+            }
+        },
+        "poses": {"file": "poses.txt", "format": "kitti"},
+    }
+    write(tmp_path, plain)
+    return tmp_path, plain
+
+
+def write(root: Path, plain: dict[str, Any]) -> None:
+    (root / "rig.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(plain)), sort_keys=False))
+
+
+def test_a_table_of_times_alone_that_goes_back_is_refused(drive: tuple[Path, dict[str, Any]]) -> None:
+    """As where a clock is set back on the way: frames would be mixed up without a word."""
+    root, _ = drive
+    (root / "times.txt").write_text("0.0\n0.1\n0.2\n0.05\n0.15\n")
+    with pytest.raises(OlivineError, match=r"times\.txt: the times go back at line 4.*two scenes.*name, time") as error:
+        open_dataset("rig", root).frames()
+    assert "\n" not in str(error.value)
+
+
+def test_the_line_of_a_kitti_table_goes_with_its_file_whatever_the_times(drive: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = drive
+    times = (0.0, 0.1, 0.2, 0.05, 0.15)
+    (root / "times.txt").write_text("".join(f"{k:06d} {time}\n" for k, time in enumerate(times)))
+    frames = open_dataset("rig", root).frames()
+    assert [frame.points()[0, 0] for frame in frames] == [1, 4, 2, 5, 3]
+    assert [frame.pose[0, 3] for frame in frames] == [0, 3, 1, 4, 2]
