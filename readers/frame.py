@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -265,3 +265,24 @@ def check_frame(frame: Frame, where: object) -> None:
                 where=where,
                 remedy="download the data set's calibration again",
             )
+
+
+def check_keys(frames: Iterable[Frame], where: object) -> None:
+    """Raise where two images have one key: their label maps would be one file.
+
+    Args:
+        where: the data set's folder, for the message.
+
+    Raises:
+        OlivineError: names both images.
+    """
+    images: dict[str, str] = {}
+    for frame in frames:
+        for camera in frame.cameras:
+            first = images.setdefault(camera.key, camera.image)
+            if first != camera.image:
+                raise OlivineError(
+                    f"{first} and {camera.image} would share one label map, {camera.key}",
+                    where=where,
+                    remedy="move the images of one of these cameras into a folder of another name, or leave it out",
+                )

@@ -24,7 +24,7 @@ from ..common import (
     write_json,
 )
 from .dataset import Dataset, dataset_class
-from .frame import INDEX_AGAIN, UP, Camera, Frame, check_frame, check_scene_name
+from .frame import INDEX_AGAIN, UP, Camera, Frame, check_frame, check_keys, check_scene_name
 
 INDEX_SCHEMA = "1.1"
 
@@ -220,6 +220,9 @@ def write_index(
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on.
         intensity_offset, reader: see :class:`FrameIndex`.
         fingerprint: changes when the data set's files do; tells an index that is out of date.
+
+    Raises:
+        OlivineError: there are no frames, one cannot be, or two images would share one label map.
     """
     directory = Path(directory)
     by_scene: dict[str, list[Frame]] = {}
@@ -227,6 +230,7 @@ def write_index(
         by_scene.setdefault(frame.scene, []).append(frame)
     if not by_scene:
         raise OlivineError("the data set has no frames", where=root, remedy="check the data set's folder and version")
+    check_keys((frame for members in by_scene.values() for frame in members), root)
     table = []
     for name, members in by_scene.items():
         for member in members:

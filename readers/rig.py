@@ -16,7 +16,7 @@ from ..common import OlivineError, demand, inside, parse_json
 from ..common.images import image_size
 from .clouds import CloudLayout, read_cloud
 from .dataset import Dataset
-from .frame import INDEX_AGAIN, UP, Camera, Frame
+from .frame import INDEX_AGAIN, UP, Camera, Frame, check_keys
 from .recording import FILE, Sensor, read_description, scene_name
 from .recording_files import Poses, Stream, nearest, stream_of
 
@@ -89,12 +89,15 @@ class RigDataset(Dataset):
         """The frames of a split (all without one), scene by scene in time order.
 
         Raises:
-            OlivineError: a sensor has no files, a time is not known, or no cloud has an image of every camera.
+            OlivineError: a sensor has no files, a time is not known, no cloud has an image of every camera, or two images
+                would share one label map.
         """
         if split is not None and split not in ("train", "val", "test"):
             raise OlivineError(f"unknown split {split!r}", remedy="choose one of train, val, test")
         scenes = self.description.scenes.items()
-        return [f for folder, its in scenes if split in (None, its) for f in self._scene_frames(folder, its)]
+        frames = [f for folder, its in scenes if split in (None, its) for f in self._scene_frames(folder, its)]
+        check_keys(frames, self.root)
+        return frames
 
     def _scene_frames(self, folder: str, split: str) -> list[Frame]:
         rig = self.description

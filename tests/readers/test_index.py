@@ -40,6 +40,19 @@ def rewrite(folder, change):
     (folder / "index.json").write_text(json.dumps(table))
 
 
+def test_two_images_that_would_share_a_label_map_are_refused(tmp_path):
+    one = frame(tmp_path)
+    camera = one.cameras[0]
+    same = replace(one, cameras=(camera, replace(camera, name="CAM_2")))  # one image seen twice has one map
+    write_index(tmp_path / "frames", [same], dataset="nuscenes", version="v0", root=tmp_path)
+    for image in ("samples/CAM_FRONT/0.png", "sweeps/CAM_FRONT/0.jpg"):
+        both = replace(one, cameras=(camera, replace(camera, name="CAM_2", image=image)))
+        with pytest.raises(
+            OlivineError, match=rf"samples/CAM_FRONT/0\.jpg and {image} would share one label map, CAM_FRONT/0\."
+        ):
+            write_index(tmp_path / "frames", [both], dataset="nuscenes", version="v0", root=tmp_path)
+
+
 def test_every_changed_byte_of_a_scene_is_found(folder):
     path = folder / "scene-1.jsonl"
     data = path.read_bytes()

@@ -372,6 +372,23 @@ def test_the_columns_of_files_that_name_none_are_counted(drive, count):
     assert columns == ["x", "y", "z", "intensity", "column_5", "column_6"][:count]
 
 
+def test_two_cameras_whose_files_differ_in_the_suffix_alone_are_refused_until_one_is_moved(drive):
+    root, plain = drive
+    for path in (root / "front").iterdir():
+        Image.open(path).convert("RGB").save(path.with_suffix(".jpg"))
+    plain["cameras"]["front_2"] = {**plain["cameras"]["front"], "files": "front/*.jpg"}
+    write(root, plain)
+    with pytest.raises(OlivineError, match=r"0\.110000\.png and front/\S*0\.110000\.jpg would share one label map"):
+        open_dataset("rig", root).frames()
+    (root / "front_2").mkdir()
+    for path in (root / "front").glob("*.jpg"):
+        path.rename(root / "front_2" / path.name)
+    plain["cameras"]["front_2"]["files"] = "front_2/*.jpg"
+    write(root, plain)
+    keys = [camera.key for frame in open_dataset("rig", root).frames() for camera in frame.cameras]
+    assert len(set(keys)) == len(keys) == 6
+
+
 def test_columns_that_are_others_than_named_are_said(drive):
     from olivine.readers.checks import check_frames
 
