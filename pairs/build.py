@@ -21,6 +21,7 @@ from ..readers.index import FrameIndex
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS, VOTE_SCORE
 from .manifest import merge_manifest, refuse_other_recipe, write_benchmark
 from .settings import PairSettings
+from .sources import refuse_changed_files
 from .unit import Unit, UnitBuilder, UnitResult, finished, packages_of, plan_units
 
 _MISSING = "not built, or not whole; run build-pairs again, its log says why it failed"
@@ -92,7 +93,7 @@ def build_pairs(
         merge_only: build nothing; enter what other runs built, and name the units that are missing.
 
     Raises:
-        OlivineError: the split has no frames, the folder holds shards made otherwise, the
+        OlivineError: the split has no frames, the folder holds shards made otherwise or of files that have changed, the
             disk is full. What is finished stays.
     """
     # Absolute: other machines and processes have other working folders.
@@ -111,6 +112,9 @@ def build_pairs(
     _check_labels(store, settings)
     recipe = recipe_of(store, index, settings, split)
     refuse_other_recipe(out, recipe, store, overwrite)
+    mine = units[i::n]
+    if not overwrite:
+        refuse_changed_files(out, index.root, [unit for unit in mine if finished(out, unit)])
     try:
         (out / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,7 +126,6 @@ def build_pairs(
     if settings.regions:
         write_text_table(out, store.text)
 
-    mine = units[i::n]
     waiting = mine if overwrite else [unit for unit in mine if not finished(out, unit)]
     provenance = {"labels": store.manifest}
     planned, expected = (sum(unit.count for unit in part) for part in (units, waiting))
@@ -209,6 +212,8 @@ def accounts_of(
     _check_labels(store, settings)
     for split in splits if not overwrite else ():
         refuse_other_recipe(out / split, recipe_of(store, index, settings, split), store, overwrite=False)
+        stored = [unit for unit in plan_units(index, split) if finished(out / split, unit)]
+        refuse_changed_files(out / split, index.root, stored)
     return [Account(logs / s, "build-pairs", out / s, len(plan_units(index, s))) for s in splits]
 
 

@@ -28,6 +28,7 @@ from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
 from .manifest import entry_path, is_whole, label_maps, of_other_maps, read_entry, write_entry
 from .settings import ConsolidationSettings, PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
+from .sources import Sources, changed_file, sources_of, write_note
 
 
 def packages_of(settings: PairSettings) -> tuple[str, ...]:
@@ -116,7 +117,10 @@ class UnitBuilder:
             return UnitResult(0, kept=unit.count)
         stored, maps = read_entry(self.out, unit.number), label_maps(self.store, unit.scene.name)
         if stored is not None and not (
-            stored["recipe"] == digest(self.recipe) and is_whole(self.out, stored) and not of_other_maps(stored, maps)
+            stored["recipe"] == digest(self.recipe)
+            and is_whole(self.out, stored)
+            and not of_other_maps(stored, maps)
+            and not changed_file(self.out, unit.number, unit.scene.root)
         ):
             stored = None
         kept_frames = stored["frames"] if stored is not None else 0
@@ -134,10 +138,12 @@ class UnitBuilder:
         around = self.settings.consolidate
         voting = ConsolidationSettings(), self.settings.tracks
         votes = SceneVotes(scene, around, self.store, self.settings.min_depth, *voting) if around else None
+        sources = self._around(unit, scene)
         for position in range(unit.first, unit.first + unit.count):
             member = scene[position]
             step(1)
             try:
+                sources |= sources_of(member, self.settings.images)
                 frame = build_frame(member, position, self.store, self.settings)
                 if clusters is not None:
                     frame.columns.update(clusters.columns(position))
@@ -158,11 +164,25 @@ class UnitBuilder:
             # zarr writes in a thread of its own, which would go on writing into a folder that the
             # interrupted caller has just removed.
             with ctrl_c_afterwards():
-                self._store(unit, kept, frames, failures, maps)
+                self._store(unit, kept, frames, failures, maps, sources)
         return UnitResult(len(frames), tuple(failures), changed=sum(_changed(frame) for frame in frames))
 
+    def _around(self, unit: Unit, scene: list[Frame]) -> Sources:
+        """The clouds before and after a unit that its votes and clusters are made of."""
+        span, end = max(self.settings.consolidate, self.settings.clusters), unit.first + unit.count
+        found: Sources = {}
+        for frame in (*scene[max(0, unit.first - span) : unit.first], *scene[end : end + span]):
+            found |= sources_of(frame, images=False)
+        return found
+
     def _store(
-        self, unit: Unit, kept: list[Frame], frames: list[ShardFrame], failures: list[Failure], maps: list[str]
+        self,
+        unit: Unit,
+        kept: list[Frame],
+        frames: list[ShardFrame],
+        failures: list[Failure],
+        maps: list[str],
+        sources: Sources,
     ) -> None:
         final, before = self.out / shard_name(unit.number), read_entry(self.out, unit.number)
         entry: dict[str, Any] = {
@@ -198,6 +218,7 @@ class UnitBuilder:
                 if before is not None and is_whole(self.out, before):  # the old shard is still there
                     write_entry(self.out, before)
                 raise
+        write_note(self.out, unit.number, sources)
         if read_entry(self.out, unit.number) != {**entry, "digest": digest(entry)}:
             write_entry(self.out, entry)
 

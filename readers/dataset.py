@@ -126,6 +126,11 @@ class Dataset(ABC):
         return np.ascontiguousarray(raw.reshape(-1, frame.point_columns)[:, :4])
 
     @classmethod
+    def files(cls, frame: Frame) -> tuple[str, ...]:
+        """The files that the points and their labels come from, relative to the data set's folder."""
+        return (frame.point_file, *([] if frame.point_label_file is None else [frame.point_label_file]))
+
+    @classmethod
     def labels(cls, frame: Frame) -> NDArray[np.uint8] | None:
         """The mapped class of each point of a frame, uint8 [N], 0 = ignored; None where there are none.
 

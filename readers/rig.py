@@ -214,11 +214,14 @@ class RigDataset(Dataset):
         return {camera.name: delay / 1e6 for camera, delay in zip(frame.cameras, plain["delays_us"])}
 
     @classmethod
+    def files(cls, frame: Frame) -> tuple[str, ...]:
+        """The point files of all LiDARs; see :class:`Dataset`."""
+        return tuple(cloud["file"] for cloud in _detail(frame)["clouds"])
+
+    @classmethod
     def cloud(cls, frame: Frame) -> NDArray[np.float32]:
         """The clouds of all LiDARs in the first one's frame; see :class:`Dataset`."""
-        where = f"frame {frame.token}"
-        kinds = {"clouds": [_CLOUD], "min_range": float}
-        plain: dict[str, Any] = demand(parse_json(frame.detail, where, INDEX_AGAIN), kinds, where, INDEX_AGAIN)
+        where, plain = f"frame {frame.token}", _detail(frame)
         parts = []
         for cloud in plain["clouds"]:
             path = inside(frame.root, cloud["file"], where)
@@ -232,6 +235,13 @@ class RigDataset(Dataset):
                 points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
             parts.append(points)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _detail(frame: Frame) -> dict[str, Any]:
+    where = f"frame {frame.token}"
+    kinds = {"clouds": [_CLOUD], "min_range": float}
+    plain: dict[str, Any] = demand(parse_json(frame.detail, where, INDEX_AGAIN), kinds, where, INDEX_AGAIN)
+    return plain
 
 
 def _up(lidar: Sensor) -> tuple[float, float, float]:

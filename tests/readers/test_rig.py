@@ -234,6 +234,8 @@ def test_a_second_lidar_is_moved_into_the_first_ones_frame_at_its_own_time(drive
     (frame, *_) = open_dataset("rig", root).frames()
     points = frame.points()
     assert len(points) == 201
+    names = [sorted((root / folder).iterdir())[0].relative_to(root).as_posix() for folder in ("lidar", "rear")]
+    assert RigDataset.files(frame) == tuple(names)  # build-pairs sees where either has changed
     assert np.allclose(points[-1], [-5 - 2 + 0.2, -1, 1, 0.5], atol=1e-5)
     assert np.allclose(frame.pose[:3, 3], [1, 0, 0], atol=1e-6)
     # The image is taken 10 ms later, 0.1 m further on.
