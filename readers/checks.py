@@ -40,6 +40,7 @@ class CheckSettings:
         few: a cloud of less than this share of its scene's median is truncated.
         blocks: vertical strips of an image that count as separate looks.
         speed: metres per second that no vehicle drives.
+        off_middle: share of an image's width or height that a principal point is usually not from the middle.
     """
 
     frames: int = 24
@@ -49,6 +50,7 @@ class CheckSettings:
     few: float = 0.6
     blocks: int = 4
     speed: float = 70.0
+    off_middle: float = 0.15
 
 
 @dataclass
@@ -98,6 +100,7 @@ def check_frames(frames: Sequence[Frame], settings: CheckSettings | None = None)
         alone = all(len(members) == 1 for members in scenes.values())
         what = "there is one frame of each scene" if alone else "there are no poses"
         result.notes.append(f"{what}: whether the times fit cannot be seen")
+    result.notes += _off_middle(frames, settings)
     delays: dict[str, list[float]] = {}
     counts: dict[str, list[tuple[Frame, int]]] = {}
     seen: dict[str, str] = {}
@@ -239,6 +242,19 @@ def _twists(members: Sequence[Frame]) -> Iterable[Matrix | None]:
             continue
         step = np.real(logm(np.linalg.inv(a.pose) @ b.pose)) / seconds
         yield step if np.isfinite(step).all() else None
+
+
+def _off_middle(frames: Sequence[Frame], settings: CheckSettings) -> list[str]:
+    """A line for each camera whose principal point is far from the middle of its images."""
+    notes: dict[str, str] = {}
+    for camera in (camera for frame in frames for camera in frame.cameras if camera.name not in notes):
+        size, place = np.array([camera.width, camera.height]), camera.intrinsic[:2, 2]
+        if (np.abs(place - (size - 1) / 2) > settings.off_middle * size).any():
+            notes[camera.name] = (
+                f"{camera.name}: the principal point ({place[0]:.0f}, {place[1]:.0f}) is far from the middle of images of "
+                f"{size[0]}x{size[1]}: they are cropped, or the intrinsic is of images of another size"
+            )
+    return list(notes.values())
 
 
 # -- edges --------------------------------------------------------------------------------------------------------------

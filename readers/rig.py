@@ -89,14 +89,15 @@ class RigDataset(Dataset):
         """The frames of a split (all without one), scene by scene in time order.
 
         Raises:
-            OlivineError: a sensor has no files, a time is not known, no cloud has an image of every camera, or two images
-                would share one label map.
+            OlivineError: a sensor has no files, a time is not known, no cloud has an image of every camera, two images
+                would share one label map, or a camera has images of another size in another scene.
         """
         if split is not None and split not in ("train", "val", "test"):
             raise OlivineError(f"unknown split {split!r}", remedy="choose one of train, val, test")
         scenes = self.description.scenes.items()
         frames = [f for folder, its in scenes if split in (None, its) for f in self._scene_frames(folder, its)]
         check_keys(frames, self.root)
+        _check_sizes(frames, self.root)
         return frames
 
     def _scene_frames(self, folder: str, split: str) -> list[Frame]:
@@ -235,6 +236,21 @@ class RigDataset(Dataset):
                 points[:, :3] = points[:, :3].astype(np.float64) @ matrix[:, :3].T + matrix[:, 3]
             parts.append(points)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _check_sizes(frames: Sequence[Frame], root: Path) -> None:
+    """Raise where a camera's images have another size in another scene: its intrinsic can be right for one alone."""
+    firsts: dict[str, Camera] = {}
+    for frame in frames:
+        for camera in frame.cameras:
+            first = firsts.setdefault(camera.name, camera)
+            if (first.width, first.height) != (camera.width, camera.height):
+                raise OlivineError(
+                    f"{camera.name} has one intrinsic and images of two sizes: {first.image} is {first.width}x{first.height}, "
+                    f"{camera.image} {camera.width}x{camera.height}",
+                    where=root,
+                    remedy=f"scale them to one size, or make a folder with a {FILE} of its own of the scenes of each size",
+                )
 
 
 def _detail(frame: Frame) -> dict[str, Any]:

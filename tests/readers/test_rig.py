@@ -391,6 +391,32 @@ def test_two_cameras_whose_files_differ_in_the_suffix_alone_are_refused_until_on
     assert len(set(keys)) == len(keys) == 6
 
 
+def test_images_of_another_size_in_another_scene_are_refused(drive):
+    root, plain = drive
+    for name in ("day-1", "day-2"):
+        for part in ("lidar", "front"):
+            shutil.copytree(root / part, root / name / part)
+    for path in (root / "day-2" / "front").iterdir():
+        Image.open(path).resize((32, 24)).save(path)
+    plain["scenes"] = {"day-1": "train", "day-2": "val"}
+    write(root, plain)
+    with pytest.raises(OlivineError, match=r"front has one intrinsic.*day-1/front/\S+ is 64x48, day-2/front/\S+ 32x24"):
+        open_dataset("rig", root).frames()
+
+
+@pytest.mark.parametrize(("size", "said"), [((64, 48), False), ((32, 24), True)])
+def test_a_principal_point_far_from_the_middle_is_a_remark(drive, size, said):
+    from olivine.readers.checks import check_frames
+
+    root, _ = drive
+    for path in (root / "front").iterdir():
+        Image.open(path).resize(size).save(path)
+    notes = check_frames(open_dataset("rig", root).frames()).notes
+    assert (
+        any("front: the principal point (32, 24) is far from the middle of images of 32x24" in n for n in notes) == said
+    )
+
+
 def test_columns_that_are_others_than_named_are_said(drive):
     from olivine.readers.checks import check_frames
 
