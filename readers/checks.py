@@ -40,6 +40,8 @@ class CheckSettings:
         few: a cloud of less than this share of its scene's median is truncated.
         blocks: vertical strips of an image that count as separate looks.
         speed: metres per second that no vehicle drives.
+        least_motion: metres that a scene must drive for its direction to be judged.
+        rising: share of its motion along up from which on the poses are not the vehicle's.
         off_middle: share of an image's width or height that a principal point is usually not from the middle.
     """
 
@@ -50,6 +52,8 @@ class CheckSettings:
     few: float = 0.6
     blocks: int = 4
     speed: float = 70.0
+    least_motion: float = 2.0
+    rising: float = 0.7
     off_middle: float = 0.15
 
 
@@ -217,7 +221,21 @@ def _wrong_poses(members: Sequence[Frame], settings: CheckSettings) -> list[Fail
             found.append(Failure(after.token, f"its pose jumps {moved:.1f} m in {seconds:.3g} s"))
         elif rotated > 30 + 90 * seconds:
             found.append(Failure(after.token, f"its pose rotates by {rotated:.0f} degrees in {seconds:.3g} s"))
-    return found
+    return found + _rising(members, settings)
+
+
+def _rising(members: Sequence[Frame], settings: CheckSettings) -> list[Failure]:
+    """A failure where most of a scene's motion is along up: the poses are another sensor's than said."""
+    total = along = 0.0
+    for before, after in pairwise(members):
+        step = before.pose[:3, :3].T @ (after.pose[:3, 3] - before.pose[:3, 3])
+        moved, seconds = float(np.linalg.norm(step)), (after.timestamp - before.timestamp) / 1e6
+        if max(seconds, 0) < moved < settings.speed * seconds:  # over 1 m/s: a pose's noise has any direction
+            total, along = total + moved, along + abs(float(step @ np.array(before.up)))
+    if total < settings.least_motion or along < settings.rising * total:
+        return []
+    what = f"{100 * along / total:.0f} % of its motion by the poses is straight up or down"
+    return [Failure(members[0].scene, f"{what}: they are of another sensor than said (in rig.yaml, poses.of)")]
 
 
 def _angle(rotation: Matrix) -> float:

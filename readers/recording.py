@@ -472,6 +472,8 @@ def _suspicion(keys: _Keys, given: str, to_vehicle: Matrix) -> list[str]:
 
 def _poses(keys: _Keys, sensors: Sequence[str]) -> PoseTable:
     keys.only(("file", "format", "of", "unit", "max_gap"))
+    if keys.plain.get("of") == FILL_IN:
+        raise keys.wrong("poses.of is not filled in", f"name whose poses they are: {', '.join(('vehicle', *sensors))}")
     table = PoseTable(
         keys.text("file"),
         keys.text("format", "tum", ("tum", "kitti")),

@@ -105,8 +105,10 @@ def start_description(root: Path, *, overwrite: bool = False) -> StartSummary:
             "poses:  # where the vehicle was; every sensor's motion until its own time is taken out",
             f"  file: {quoted(poses[0])}",
             f"  format: {form}  # tum: time x y z qx qy qz qw; kitti: 12 numbers for each file of the first LiDAR",
-            "  of: vehicle  # or the name of the sensor whose poses they are",
+            f"  of: {'vehicle' if form == 'tum' else FILL_IN}  # vehicle, or the name of the sensor whose poses they are",
         ]
+        if form == "kitti":  # KITTI's are of a camera, others' of the LiDAR or the vehicle: the file does not say
+            to_fill_in.append("poses.of")
     write_bytes(out, ("\n".join(lines) + "\n").encode())
     named = [tuple(names[group] for group in found) for found in (lidars, cameras)]
     found_poses = "" if poses is None else poses[0]

@@ -29,8 +29,8 @@ def record(scene: Path, camera: str, names: Sequence[str]) -> None:
 
 
 def fill_in(root: Path) -> None:
-    """The two values that init-rig asks for, of every camera."""
-    text = (root / "rig.yaml").read_text()
+    """The values that init-rig asks for: two of every camera, and whose KITTI poses are."""
+    text = (root / "rig.yaml").read_text().replace("of: FILL IN", "of: vehicle")
     text = text.replace("intrinsic: FILL IN", "intrinsic: [50, 50, 32, 24]")
     text = text.replace("lidar_to_camera: FILL IN", "lidar_to_camera: [0, -1, 0, 0, 0, 0, -1, 0, 1, 0, 0, 0]")
     (root / "rig.yaml").write_text(text)

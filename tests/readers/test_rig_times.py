@@ -13,6 +13,8 @@ from PIL import Image
 
 from olivine.common import OlivineError
 from olivine.readers import open_dataset
+from olivine.readers.checks import check_frames
+from olivine.readers.recording_start import start_description
 
 COUNT = 5
 
@@ -63,3 +65,27 @@ def test_the_line_of_a_kitti_table_goes_with_its_file_whatever_the_times(drive: 
     frames = open_dataset("rig", root).frames()
     assert [frame.points()[0, 0] for frame in frames] == [1, 4, 2, 5, 3]
     assert [frame.pose[0, 3] for frame in frames] == [0, 3, 1, 4, 2]
+
+
+def test_whose_kitti_poses_are_is_asked_for(drive: tuple[Path, dict[str, Any]]) -> None:
+    root, plain = drive
+    summary = start_description(root, overwrite=True)
+    assert summary.to_fill_in[-1] == "poses.of"
+    assert yaml.safe_load((root / "rig.yaml").read_text())["poses"]["of"] == "FILL IN"
+    plain["poses"]["of"] = "FILL IN"
+    write(root, plain)
+    with pytest.raises(
+        OlivineError, match=r"poses\.of is not filled in. Name whose poses they are: vehicle, top, front"
+    ):
+        open_dataset("rig", root)
+
+
+@pytest.mark.parametrize(("of", "rises"), [("front", False), ("vehicle", True)])
+def test_a_vehicle_that_rises_straight_up_is_said(drive: tuple[Path, dict[str, Any]], of: str, rises: bool) -> None:
+    """KITTI's poses are a camera's, whose z is ahead: taken for the vehicle's they rise at 10 m/s."""
+    root, plain = drive
+    (root / "poses.txt").write_text("".join(f"1 0 0 0 0 1 0 0 0 0 1 {k}\n" for k in range(COUNT)))
+    plain["poses"]["of"] = of
+    write(root, plain)
+    said = [failure.reason for failure in check_frames(open_dataset("rig", root).frames()).failures]
+    assert any("100 % of its motion by the poses is straight up or down" in reason for reason in said) == rises
