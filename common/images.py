@@ -62,7 +62,8 @@ def open_image(
         remedy: what to do about a file that is missing or damaged.
 
     Raises:
-        OlivineError: the file is missing, unreadable, of another format, size or mode, animated, damaged or truncated.
+        OlivineError: the file is missing, unreadable, of another format, size or mode, with an EXIF orientation other than 1,
+            animated, damaged or truncated.
             Errors of :data:`OlivineError`'s type that are raised in the block pass as they are.
     """
     from PIL import JpegImagePlugin, PngImagePlugin
@@ -89,11 +90,23 @@ def open_image(
                     where=where,
                     remedy="make it smaller",
                 )
+            if modes == COLOURS and found == "PNG" and data[24] == 16:  # IHDR: Pillow would give the upper 8 bits alone
+                raise OlivineError(
+                    "has 16 bits a channel",
+                    where=where,
+                    remedy="save it with 8 bits a channel, its values scaled to 0 … 255",
+                )
             if image.mode not in modes:
-                what = "not one value per pixel" if modes == VALUES else "not 8 bits a channel"
-                raise OlivineError(f"has {image.mode} colours, {what}", where=where, remedy="save it again with those")
+                what = "one value per pixel" if modes == VALUES else "8 bits a channel"
+                raise OlivineError(f"has {image.mode} colours, not {what}", where=where, remedy=f"save it with {what}")
             if found == "PNG" and getattr(image, "is_animated", False):
                 raise OlivineError("is an animation", where=where, remedy="save its first picture alone")
+            if (orientation := _orientation(image)) > 1:
+                raise OlivineError(
+                    f"has the EXIF orientation {orientation}: viewers and OpenCV show other pixels than are stored",
+                    where=where,
+                    remedy="save the pixels upright and drop the flag (ImageMagick: mogrify -auto-orient), and calibrate on those",
+                )
             yield image
     except OlivineError:
         raise
@@ -104,6 +117,19 @@ def open_image(
     except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OlivineError(f"the image cannot be read ({reason})", where=where, remedy=remedy) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """An image's orientation as EXIF has it, 1 (as stored) to 8; 1 too where it has none or one that cannot be read."""
+    from PIL import Image
+
+    if not (data := image.info.get("exif")):
+        return 1
+    exif, value = Image.Exif(), None
+    with contextlib.suppress(*_DAMAGE):
+        exif.load(data)
+        value = exif.get(0x0112)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def image_size(path: PathLike, remedy: str = "download it again") -> tuple[int, int]:

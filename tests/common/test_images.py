@@ -116,7 +116,10 @@ def test_a_missing_image_and_a_folder_are_named(tmp_path):
 
 def test_sixteen_bits_are_no_picture_and_colours_are_no_values(picture):
     deep = encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "PNG")
-    with pytest.raises(OlivineError, match="I;16 colours, not 8 bits a channel"), open_image(deep, where="x"):
+    with (
+        pytest.raises(OlivineError, match=r"^x: has 16 bits a channel\. Save it with 8 bits"),
+        open_image(deep, where="x"),
+    ):
         pass
     with open_image(deep, modes=VALUES) as image:
         assert np.asarray(image)[0, 0] == 40_000
@@ -136,3 +139,48 @@ def test_an_animation_is_refused(picture):
 def test_errors_of_the_block_keep_their_own_line(picture):
     with pytest.raises(OlivineError, match=r"^the block's own$"), open_image(encoded(picture, "PNG")):
         raise OlivineError("the block's own")
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+def test_an_image_that_viewers_show_otherwise_than_it_is_stored_is_refused(picture, name):
+    def with_orientation(value: int) -> bytes:
+        exif = Image.Exif()
+        exif[0x0112] = value
+        return encoded(picture, name, exif=exif)
+
+    for value in range(2, 9):
+        with (
+            pytest.raises(OlivineError, match=rf"^x: has the EXIF orientation {value}.*Save the pixels upright"),
+            open_image(with_orientation(value), where="x"),
+        ):
+            raise AssertionError("the block was entered")
+    damaged = with_orientation(6).replace(b"MM\0*", b"MM\0?").replace(b"II*\0", b"II?\0")
+    for data in (with_orientation(1), with_orientation(0), damaged):
+        if name == "PNG" and data is damaged:
+            continue  # its checksum says that it is
+        with open_image(data) as image:
+            assert image.size == (64, 36)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_of_16_bits_a_channel_is_refused_with_what_to_do(channels):
+    """12 bits in 16, as scientific cameras write them: the upper 8 bits alone are nearly black."""
+    kind = {1: 0, 3: 2, 4: 6}[channels]
+    rows = np.full((36, 64 * channels), 16 * 255, ">u2")
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 36, 16, kind, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    with (
+        pytest.raises(
+            OlivineError, match=r"^x: has 16 bits a channel\. Save it with 8 bits a channel, its values scaled"
+        ),
+        open_image(data, where="x"),
+    ):
+        raise AssertionError("the block was entered")
+    if channels == 1:  # a map of values is another thing
+        with open_image(data, modes=VALUES) as image:
+            assert np.asarray(image).max() == 16 * 255
