@@ -71,9 +71,11 @@ class Unit:
 
     @classmethod
     def of_scene(cls, root: Path, scene: Scene, batch_size: int, kinds: tuple[str, ...] = ("label",)) -> Unit:
-        """The unit of a scene of the frame index."""
-        tasks = [ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))]
-        return cls(root, scene.name, unit_batches(tasks, batch_size), kinds)
+        """The unit of a scene of the frame index; an image that several frames have is one task, the first one's."""
+        tasks: dict[str, ImageTask] = {}
+        for task in (ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))):
+            tasks.setdefault(task.camera.key, task)
+        return cls(root, scene.name, unit_batches(list(tasks.values()), batch_size), kinds)
 
     @property
     def record_path(self) -> Path:

@@ -127,7 +127,8 @@ class SceneVotes:
         label, box = (np.concatenate([getattr(v, name) for v in votes]) for name in ("label", "box"))
         weight = np.concatenate([v.weight * (self._settings.own_frame if v is here else 1.0) for v in votes])
         images = max(len(frame.cameras) for frame in self._frames[first:last]) * (1 + len(self._store.also))
-        image = np.concatenate([images * number + v.image.astype(np.int64) for number, v in enumerate(votes)])
+        numbers = _image_numbers(self._frames[first:last], 1 + len(self._store.also), images)
+        image = np.concatenate([of_frame[v.image] for of_frame, v in zip(numbers, votes)])
         own, settings, classes = move(xyz, pose) - origin, self._settings, len(self._store.classes)
         doubled = np.digitize(_length(xyz), settings.doubled)
         share = np.zeros((len(own), classes + 1))
@@ -214,6 +215,19 @@ class SceneVotes:
                 where=f"frame {after.token} of {after.scene}",
                 remedy="mend the data set's poses, cut the scene there, or build without --consolidate",
             )
+
+
+def _image_numbers(frames: Sequence[Frame], stores: int, images: int) -> list[NDArray[np.int64]]:
+    """The numbers of the images that vote, for each frame int64 [stores * cameras], ``images`` apart from frame to frame.
+
+    An image that several frames have, of a camera that is slower than the LiDAR, has one number and so one say.
+    """
+    first: dict[tuple[int, str], int] = {}
+    numbers = []
+    for at, frame in enumerate(frames):
+        named = [(store, camera.image) for store in range(stores) for camera in frame.cameras]
+        numbers.append(np.array([first.setdefault(n, images * at + k) for k, n in enumerate(named)], np.int64))
+    return numbers
 
 
 def _labels_at(

@@ -254,6 +254,21 @@ def test_batches_are_a_fixed_function_of_unit_and_batch_size(make_world):
     ]
 
 
+def test_an_image_that_several_frames_have_is_labelled_once(make_world, tmp_path, monkeypatch):
+    """Of a camera that is slower than the LiDAR."""
+    world, labels = make_world(1, 4), tmp_path / "labels"
+    frames = list(world.index.frames())
+    slow = [replace(f, cameras=(frames[k // 2 * 2].cameras[0], f.cameras[1])) for k, f in enumerate(frames)]
+    index = write_index(tmp_path / "slow", slow, dataset="nuscenes", version="v1.0-mini", root=world.index.root)
+    stub = StubLabeler()
+    monkeypatch.setattr(work_module, "make_labeler", lambda *_: stub)
+    summary = generate_labels(index, labels, ORACLE)
+    assert (summary.images, summary.failures, [len(b) for b in stub.batches]) == (6, [], [0, 2, 3, 1])
+    images = open_store(labels).unit("scene-0000")["images"]
+    assert len(images) == len(set(images)) == 6
+    assert generate_labels(index, labels, ORACLE).units_kept == 1
+
+
 def test_the_store_refuses_what_is_no_store_and_names_what_is_wrong_with_a_map(make_world, tmp_path):
     world = make_world(1, 1)
     with pytest.raises(OlivineError, match="Run olivine labelgen first"):

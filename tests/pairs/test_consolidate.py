@@ -17,7 +17,8 @@ from olivine.labelgen.store import LabelStore, encode_label_map, encode_score_ma
 from olivine.pairs import unit
 from olivine.pairs.build import build_pairs
 from olivine.pairs.check import check_shards, describe_shards
-from olivine.pairs.consolidate import count_votes, height_over_ground
+from olivine.pairs.consolidate import SceneVotes, _image_numbers, count_votes, height_over_ground
+from olivine.pairs.frames import build_frame
 from olivine.pairs.manifest import write_benchmark
 from olivine.pairs.project import project_points
 from olivine.pairs.score import score_pairs
@@ -93,6 +94,31 @@ def street(store: LabelStore, change: Callable[[int, Frame], Frame] = lambda k, 
         store.root / "frames", changed, dataset="nuscenes", version="v0", root=index.root,
         point_classes=index.point_classes,
     )  # fmt: skip
+
+
+def test_an_image_that_several_frames_have_is_one_image(make_store: MakeStore) -> None:
+    frames = list(make_store({"a": 3}).index().frames())
+    numbers = _image_numbers(frames, 2, 4)
+    assert np.concatenate(numbers).tolist() == list(range(12))  # of images of their own as it ever was
+    slow = [frames[0], replace(frames[1], cameras=(frames[0].cameras[0], frames[1].cameras[1])), frames[2]]
+    assert np.concatenate(_image_numbers(slow, 2, 4)).tolist() == [0, 1, 2, 3, 0, 5, 2, 7, 8, 9, 10, 11]
+
+
+def test_an_image_that_two_frames_have_does_not_confirm_itself(make_store: MakeStore) -> None:
+    """What the frame itself says outweighs one other image, and not two: the one before and after it are the same."""
+    store = make_store({"a": 3}, points=2000)
+    street(store)
+    frames = list(store.index().frames())
+    for frame, other in ((frames[0], 1), (frames[1], 3)):
+        for camera in frame.cameras:
+            label = np.where(np.arange(camera.width) < camera.width // 2, 1, other) * np.ones((camera.height, 1))
+            store.label_path(camera).write_bytes(encode_label_map(label.astype(np.uint8), store.classes))
+    frames[2] = replace(frames[2], cameras=frames[0].cameras)
+    made = build_frame(frames[1], 1, store, PairSettings())
+    settings = ConsolidationSettings(compared=1e9)  # all are trusted alike
+    found = SceneVotes(frames, 1, store, 1.0, settings).columns(1, made.columns)
+    mine = found["pair_pixel_label"] == 3
+    assert mine.sum() > 100 and (found["pair_label"][mine] == 3).mean() > 0.9
 
 
 def right(shards: ShardSet, column: str) -> float:
