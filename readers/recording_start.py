@@ -204,12 +204,12 @@ def _is_number(word: str) -> bool:
 def _clock_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) -> list[str]:
     found = [re.findall(r"\d+(?:\.\d+)?", path.stem) for path in group.files[:100]]
     number = found[0][-1] if all(found) else ""
-    whole = len(number.partition(".")[0])
-    unit = {10: "s", 13: "ms", 16: "us", 19: "ns"}.get(whole, "s" if "." in number else "")
+    unit = _unit_of_name(number)
     beside = str(Path(group.place).parent)
     near = [t for t in tables if len(t[1]) <= 2 and t[2] == len(group.files) and "time" in t[0].lower()]
     near.sort(key=lambda t: str(Path(t[0]).parent) not in (group.place, beside))
-    if unit:
+    whole_seconds = unit == "s" and "." not in number  # no sensor is so slow: a table beside the files knows better
+    if unit and not (whole_seconds and near and str(Path(near[0][0]).parent) in (group.place, beside)):
         return [
             "    times: name  # the last number in a file's name is its time",
             f"    unit: {unit}",
@@ -226,6 +226,14 @@ def _clock_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) ->
         "    rate: 10  # files in a second",
         "    clock_offset: 0  # seconds, added to every time",
     ]
+
+
+def _unit_of_name(number: str) -> str:
+    """The unit of a time in a file's name, empty where the number counts: 0000000005 is no second of 1970."""
+    whole, point, _ = number.partition(".")
+    if len(whole) > 1 and whole.startswith("0"):
+        return ""
+    return {10: "s", 13: "ms", 16: "us", 19: "ns"}.get(len(whole), "s" if point else "")
 
 
 def _unit_of(time: str) -> str:

@@ -89,3 +89,29 @@ def test_a_vehicle_that_rises_straight_up_is_said(drive: tuple[Path, dict[str, A
     write(root, plain)
     said = [failure.reason for failure in check_frames(open_dataset("rig", root).frames()).failures]
     assert any("100 % of its motion by the poses is straight up or down" in reason for reason in said) == rises
+
+
+@pytest.mark.parametrize(
+    ("first", "table", "clock"),
+    [
+        (0, True, {"times": "velodyne_points/timestamps.txt", "unit": "s"}),  # KITTI raw's names
+        (0, False, {"times": "number", "rate": 10}),
+        (1_700_000_000, True, {"times": "velodyne_points/timestamps.txt", "unit": "s"}),
+        (1_700_000_000, False, {"times": "name", "unit": "s"}),
+        (1_700_000_000_000_000_000, True, {"times": "name", "unit": "ns"}),
+    ],
+)
+def test_a_name_that_counts_is_not_taken_for_a_time(
+    tmp_path: Path, first: int, table: bool, clock: dict[str, Any]
+) -> None:
+    for folder in ("velodyne_points/data", "image_02/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        if table:
+            lines = "".join(f"{0.1037 * k:.6f}\n" for k in range(3))
+            (tmp_path / folder).with_name("timestamps.txt").write_text(lines)
+    for k in range(3):
+        np.full((50, 4), k + 1, "<f4").tofile(tmp_path / f"velodyne_points/data/{first + k:010d}.bin")
+        Image.new("RGB", (64, 48), (k, 0, 0)).save(tmp_path / f"image_02/data/{first + k:010d}.png")
+    start_description(tmp_path)
+    (lidar,) = yaml.safe_load((tmp_path / "rig.yaml").read_text())["lidars"].values()
+    assert {key: lidar[key] for key in clock} == clock
