@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, inside, sha256_file, write_bytes
 from ..readers.index import Scene
-from .labeler import BatchResult, ImageTask, Labelled
+from .labeler import BatchResult, ImageTask, Kept, Labelled
 from .prompts import Vocabulary
 from .regions import encode_regions
 from .settings import LabelSettings
-from .store import KINDS, encode_label_map, encode_score_map, encode_segment_map, read_record, write_record
+from .store import KINDS, encode_label_map, encode_score_map, encode_segment_map, read_record, read_values, write_record
 
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
 
@@ -134,6 +134,33 @@ class Unit:
                 lines.append(f"{file}: cannot be read ({error.strerror}); delete it and run labelgen again")
         return lines
 
+    def kept(self) -> dict[str, Kept]:
+        """By key, the images whose maps stay where the record is of another list of images (the data set's frames have
+        changed): those that it has, as long as they were, with maps that are what it says. Else none."""
+        record = _read_record(self.record_path)
+        tasks = [task for batch in self.batches for task in batch]
+        if record is None or record["images"] == self._keys(tasks):
+            return {}
+        if any(len(record.get(KINDS[kind].column, [])) != len(record["images"]) for kind in self.kinds):
+            return {}
+        position = {key: n for n, key in enumerate(record["images"])}
+        batches, rows = _batches_of(record), _rows_of(record)
+        found: dict[str, Kept] = {}
+        for task in tasks:
+            at = position.get(task.camera.key)
+            if at is None or not _same_images([task], {"image_bytes": record.get("image_bytes", [])[at : at + 1]}):
+                continue
+            if self.differs(task, at, record):
+                continue
+            digests = {kind: record[KINDS[kind].column][at] for kind in self.kinds}
+            try:
+                label = read_values(self.files(task)["label"], "", task.camera, digests["label"])
+            except OlivineError:  # of another size
+                continue
+            batch, notes = batches[at]
+            found[task.camera.key] = Kept(digests, _count_values(label, 256), rows[at], batch, notes)
+        return found
+
     def finished_batch(self, number: int) -> dict[str, Any] | None:
         """The record of a finished batch, None where it is to be done (whole)."""
         record = _read_record(self._part_path(number))
@@ -153,6 +180,14 @@ class Unit:
         counts = np.zeros(len(vocabulary.classes) + 1, np.int64)
         whole = True
         for position, (task, labelled) in enumerate(zip(batch, result.images)):
+            if isinstance(labelled, Kept):
+                for kind in self.kinds:
+                    record.setdefault(KINDS[kind].column, []).append(labelled.digests[kind])
+                counts += labelled.pixels[: len(counts)]
+                rows = {**labelled.detections, "image": [position] * len(labelled.detections["image"])}
+                for column in _COLUMNS:
+                    record["detections"][column] += rows[column]
+                continue
             if not isinstance(labelled, Labelled):
                 whole = False
                 continue
@@ -171,7 +206,7 @@ class Unit:
                 table["area"].append(found.area)
         record["image_bytes"] = [_size(task.path) for task in batch]
         record["pixels"] = counts.tolist()
-        record["notes"] = list(result.notes)
+        record["notes"] = [*result.notes, *_notes_of(record["images"], result)]
         if not whole:
             return None
         write_record(self._part_path(number), record)
@@ -207,6 +242,35 @@ class Unit:
             for task in batch:
                 for file in replace(self, kinds=tuple(KINDS)).files(task, write=True).values():
                     file.unlink(missing_ok=True)
+
+
+def _batches_of(record: dict[str, Any]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of each image of a unit's record: the keys of its batch, and the batch's notes."""
+    found: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    for number, count in enumerate(record.get("batches", [1] * len(record["images"]))):
+        batch = tuple(record["images"][len(found) : len(found) + count])
+        found += [(batch, tuple(record["notes"].get(str(number), ())))] * count
+    return found
+
+
+def _rows_of(record: dict[str, Any]) -> list[dict[str, list[Any]]]:
+    """Of each image of a unit's record: its rows of the detections."""
+    table = record["detections"]
+    found: list[dict[str, list[Any]]] = [{column: [] for column in _COLUMNS} for _ in record["images"]]
+    for row, at in enumerate(table["image"]):
+        for column in _COLUMNS:
+            found[at][column].append(table[column][row])
+    return found
+
+
+def _notes_of(keys: Sequence[str], result: BatchResult) -> list[str]:
+    """What is to be noted of a batch with maps that were kept: those of the batch that it was, or that it was another one."""
+    kept = [image for image in result.images if isinstance(image, Kept)]
+    if not kept:
+        return []
+    if len(kept) == len(keys) and all(image.batch == tuple(keys) for image in kept):
+        return list(kept[0].notes)
+    return [f"{len(kept)} of {len(keys)} maps were kept from before the list of images changed"]
 
 
 def _count_values(label: NDArray[np.uint8], values: int) -> NDArray[np.int64]:

@@ -28,7 +28,8 @@ class VerifySummary:
         labels: the label folder.
         batches: batches that were made again, of ``finished`` ones.
         images: images that were compared.
-        exempt: batches of the sample that a lack of memory had split, which are not compared.
+        exempt: batches of the sample that a lack of memory had split, or with maps kept from another batch, which are not
+            compared.
         failures: images whose stored map has other bytes.
         notes: package versions that changed since; they are the likely cause of differences.
         seconds: wall-clock time.

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from ..common import Failure, OlivineError
 from ..readers.index import Scene
 from .images import read_image
-from .labeler import BatchResult, ImageTask, Labeler, make_labeler
+from .labeler import BatchResult, ImageTask, Kept, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
 from .units import Unit, kinds_of
 from .views import seen_as
+
+_Given = NDArray[np.uint8] | OlivineError | Kept | None
 
 
 @dataclass
@@ -95,15 +97,18 @@ class SceneLabeler:
         result.images_kept = sum(len(unit.batches[n]) for n in records)
         step(result.images_kept)
         left = [n for n in range(count) if n not in records]
-        if left and not self._prepared:
+        kept = unit.kept() if left else {}
+        if not self._prepared and any(task.camera.key not in kept for n in left for task in unit.batches[n]):
             self._labeler.prepare()
             self._prepared = True
         # On the way out of this block, also by Ctrl-C, a batch that is labelled gets written.
         with ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="labelgen") as pool:
-            for number, labelled, record in self._results(unit, left, pool):
+            for number, labelled, record in self._results(unit, left, kept, pool):
                 for task, image in zip(unit.batches[number], labelled.images):
                     if isinstance(image, OlivineError):
                         result.failures.append(Failure(f"{unit.scene} {task.camera.key}", str(image)))
+                    elif isinstance(image, Kept):
+                        result.images_kept += 1
                     else:
                         result.images += 1
                 result.notes += [f"{unit.scene} batch {number}: {note}" for note in labelled.notes]
@@ -116,26 +121,30 @@ class SceneLabeler:
             _count(result, ordered)
         return result
 
-    def _read(self, batch: list[ImageTask]) -> list[NDArray[np.uint8] | OlivineError]:
-        images: list[NDArray[np.uint8] | OlivineError] = []
+    def _read(self, batch: list[ImageTask], kept: dict[str, Kept]) -> list[_Given]:
+        """Of each image what is kept of it, else its pixels (None where the labeler wants none) or why it cannot be read."""
+        images: list[_Given] = []
         for task in batch:
+            if task.camera.key in kept or not self._labeler.needs_image:
+                images.append(kept.get(task.camera.key))
+                continue
             try:
                 images.append(read_image(task))
             except OlivineError as error:
                 images.append(error)
         return images
 
-    def _label(self, batch: list[ImageTask], images: list[NDArray[np.uint8] | OlivineError] | None) -> BatchResult:
-        """Label the images that could be read; the others keep their errors."""
-        if images is None:
-            return self._labeler.label(batch, [])
-        good = [(task, image) for task, image in zip(batch, images) if not isinstance(image, OlivineError)]
-        found = self._labeler.label([t for t, _ in good], [i for _, i in good]) if good else BatchResult(())
+    def _label(self, batch: list[ImageTask], images: list[_Given]) -> BatchResult:
+        """Label the images that are not kept and could be read; the others stay what they are."""
+        good = [(task, image) for task, image in zip(batch, images) if not isinstance(image, (OlivineError, Kept))]
+        pixels = [image for _, image in good if image is not None]
+        found = self._labeler.label([task for task, _ in good], pixels) if good else BatchResult(())
         labelled = iter(found.images)
-        return BatchResult(tuple(i if isinstance(i, OlivineError) else next(labelled) for i in images), found.notes)
+        done = (image if isinstance(image, (OlivineError, Kept)) else next(labelled) for image in images)
+        return BatchResult(tuple(done), found.notes)
 
     def _results(
-        self, unit: Unit, numbers: list[int], pool: ThreadPoolExecutor
+        self, unit: Unit, numbers: list[int], kept: dict[str, Kept], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, BatchResult, Any]]:
         """Yield (batch number, result, its record or None where an image failed), in order.
 
@@ -145,7 +154,7 @@ class SceneLabeler:
         if not self._labeler.needs_image:
             # Nothing but files and NumPy: whole batches side by side.
             def whole(number: int) -> tuple[int, BatchResult, Any]:
-                result = self._label(unit.batches[number], None)
+                result = self._label(unit.batches[number], self._read(unit.batches[number], kept))
                 return number, result, unit.write_batch(number, result, self._vocabulary)
 
             running: deque[Future[tuple[int, BatchResult, Any]]] = deque()
@@ -156,7 +165,7 @@ class SceneLabeler:
             while running:
                 yield running.popleft().result()
             return
-        reading = deque((n, pool.submit(self._read, unit.batches[n])) for n in numbers[:2])
+        reading = deque((n, pool.submit(self._read, unit.batches[n], kept)) for n in numbers[:2])
         waiting = deque(numbers[2:])
         writing: deque[tuple[int, BatchResult, Future[Any]]] = deque()
         while reading:
@@ -164,7 +173,7 @@ class SceneLabeler:
             pixels = images.result()
             if waiting:
                 following = waiting.popleft()
-                reading.append((following, pool.submit(self._read, unit.batches[following])))
+                reading.append((following, pool.submit(self._read, unit.batches[following], kept)))
             result = self._label(unit.batches[number], pixels)
             writing.append((number, result, pool.submit(unit.write_batch, number, result, self._vocabulary)))
             if len(writing) >= 2:

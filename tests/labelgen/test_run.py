@@ -269,6 +269,49 @@ def test_an_image_that_several_frames_have_is_labelled_once(make_world, tmp_path
     assert generate_labels(index, labels, ORACLE).units_kept == 1
 
 
+def test_a_change_of_the_list_of_images_keeps_the_maps_of_those_that_stay(make_world, tmp_path, monkeypatch):
+    """As where a user takes every cloud of a recording and not every second one."""
+    world, labels = make_world(1, 4), tmp_path / "labels"
+    frames = list(world.index.frames())
+
+    def listed(name, some):
+        root = world.index.root
+        return write_index(tmp_path / name, some, dataset="nuscenes", version="v1.0-mini", root=root)
+
+    stub = StubLabeler()
+    monkeypatch.setattr(work_module, "make_labeler", lambda *_: stub)
+    generate_labels(listed("half", frames[::2]), labels, ORACLE)  # two batches of 2
+    maps = {path: path.read_bytes() for path in labels.glob("CAM_*/*.png")}
+    stub.batches.clear()
+    summary = generate_labels(listed("all", frames), labels, ORACLE)  # batches of 3, 1, 3, 1
+    assert (summary.images, summary.images_kept, summary.failures) == (4, 4, [])
+    made = [key for batch in stub.batches for key in batch]
+    assert sorted(made) == sorted(c.key for f in frames[1::2] for c in f.cameras)
+    assert all(path.read_bytes() == data for path, data in maps.items())
+    # The record is that of a run on all of them, but for the notes.
+    generate_labels(world.index, tmp_path / "whole", ORACLE)
+    mine, whole = (open_store(folder).unit("scene-0000") for folder in (labels, tmp_path / "whole"))
+    assert mine["notes"] and {**mine, "notes": {}} == whole
+    # Back again: nothing is labelled, no model loaded, and the batches are what they were.
+    stub.batches.clear()
+    assert generate_labels(listed("again", frames[::2]), labels, ORACLE).images == 0 and stub.batches == []
+    # A map that was changed is made again.
+    (labels / f"{frames[0].cameras[0].key}.png").write_bytes(b"")
+    assert generate_labels(listed("more", frames[:3]), labels, ORACLE).images == 3
+
+
+def test_detections_stay_with_the_maps_that_are_kept(make_world, tmp_path):
+    world, labels = make_world(1, 4), tmp_path / "labels"
+    frames = list(world.index.frames())
+    for name, some in (("half", frames[1::2]), ("all", frames)):
+        root = world.index.root
+        index = write_index(tmp_path / name, some, dataset="nuscenes", version="v1.0-mini", root=root)
+        summary = generate_labels(index, labels, ORACLE)
+    generate_labels(world.index, tmp_path / "whole", ORACLE)
+    mine, whole = (open_store(folder).unit("scene-0000") for folder in (labels, tmp_path / "whole"))
+    assert summary.images_kept == 4 and mine["detections"]["image"] and {**mine, "notes": {}} == whole
+
+
 def test_the_store_refuses_what_is_no_store_and_names_what_is_wrong_with_a_map(make_world, tmp_path):
     world = make_world(1, 1)
     with pytest.raises(OlivineError, match="Run olivine labelgen first"):
