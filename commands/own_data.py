@@ -101,6 +101,7 @@ def check_data(
     opened = open_dataset(dataset, root, version)
     found = check_frames(opened.frames(split), CheckSettings(frames=frames))
     found.notes.insert(0, opened.note)
+    found.failures[:0] = opened.doubts
     views = [(f"{v.camera}, frame {v.token}", v.image, v.uv, v.distance, v.edge) for v in found.views]
     write_data_page(out, f"{opened.name}: {root}", summary_of(found), found.failures, views)
     report = report_of(found)

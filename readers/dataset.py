@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike
+from ..common import Failure, OlivineError, PathLike
 from ..common.plugins import find, names_in
 from .benchmark import Benchmark, plain_name
 from .frame import Box, Frame
@@ -37,6 +37,7 @@ OWN = (
     "recording",
     "recording_files",
     "recording_start",
+    "recording_upright",
 )
 """The modules of this room that are no data set."""
 
@@ -57,6 +58,7 @@ class Dataset(ABC):
         root: the data set's folder.
         point_classes: names of the classes of ``Frame.point_labels()`` from 1 on, () without labels.
         note: which version was taken and what is unusual, one line for the user.
+        doubts: what the data set's own description says and is probably wrong; ``olivine check-data`` counts it as wrong.
     """
 
     name: ClassVar[str]
@@ -67,6 +69,7 @@ class Dataset(ABC):
     root: Path
     point_classes: tuple[str, ...] = ()
     note: str = ""
+    doubts: tuple[Failure, ...] = ()
 
     @abstractmethod
     def __init__(self, root: Path, version: str | None = None) -> None:

@@ -18,6 +18,7 @@ from ..common import OlivineError, inside
 from ..common.settings import read_yaml_file
 from .clouds import CloudLayout
 from .frame import check_lens, rotation_of
+from .recording_upright import suspicion
 
 FILE = "rig.yaml"
 UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
@@ -100,7 +101,7 @@ class RigDescription:
         poses: None where there are none: the vehicle is taken to stand still between a cloud and its images.
         min_range: metres; points nearer to their LiDAR are left out.
         intensity_offset: see :class:`~olivine.readers.dataset.Dataset`.
-        remarks: what is unusual, for the user.
+        remarks: what is probably wrong, for the user: a key, a colon and the reason.
     """
 
     path: Path
@@ -366,16 +367,22 @@ def _camera(keys: _Keys, lidar: Sensor) -> tuple[Sensor, list[str]]:
         raise keys.wrong(
             f"{keys.at.rstrip('.')} {what}", "give one of camera_to_vehicle, camera_to_lidar and lidar_to_camera"
         )
-    matrix = _extrinsic(keys, given[0])
-    if given[0] == "lidar_to_camera":
-        matrix = np.linalg.inv(matrix)
-    to_vehicle = matrix if given[0] == "camera_to_vehicle" else lidar.to_vehicle @ matrix
+
+    def on_vehicle(matrix: Matrix) -> Matrix:
+        matrix = np.linalg.inv(matrix) if given[0] == "lidar_to_camera" else matrix
+        return matrix if given[0] == "camera_to_vehicle" else lidar.to_vehicle @ matrix
+
+    to_vehicle, misread = on_vehicle(_extrinsic(keys, given[0])), _other_order(keys, given[0])
     name = _sensor_name(keys)
     pattern = _files(keys)
     if Path(pattern).suffix.lower() not in _IMAGES:
         raise keys.wrong(f"{keys.at}files is {pattern!r}", f"name images: a pattern that ends in {', '.join(_IMAGES)}")
     sensor = Sensor(name, pattern, _clock(keys), to_vehicle, intrinsic=intrinsic, model=model, distortion=distortion)
-    return sensor, _suspicion(keys, given[0], to_vehicle)
+    doubts = {}
+    if misread is not None:
+        order = "w, x, y, z" if "quaternion_xyzw" in keys.plain[given[0]] else "x, y, z, w"
+        doubts[f"its quaternion is {order}"] = on_vehicle(misread)
+    return sensor, suspicion(f"{keys.at}{given[0]}", given[0], to_vehicle, doubts)
 
 
 def _intrinsic(keys: _Keys, model: str) -> Matrix:
@@ -447,27 +454,12 @@ def _check_rotation(keys: _Keys, at: str, rotation: Matrix) -> None:
     )
 
 
-def _suspicion(keys: _Keys, given: str, to_vehicle: Matrix) -> list[str]:
-    """A line where a camera does not look like one that stands upright and looks along the ground."""
-
-    def odd(matrix: Matrix) -> bool:
-        down, ahead = matrix[:3, 1], matrix[:3, 2]
-        return bool(down[2] > -0.5 or abs(ahead[2]) > 0.8)
-
-    if not odd(to_vehicle):
-        return []
-    rotation = to_vehicle[:3, :3]
-    causes = []
-    if not odd(rotation.T):
-        causes.append(f"it is given the other way round (is it not {given} but its inverse?)")
-    for order in itertools.permutations(range(3)):
-        turned = rotation[:, list(order)]
-        if order != (0, 1, 2) and np.linalg.det(turned) > 0 and not odd(turned):
-            causes.append(f"its columns are in the order {', '.join(str(k + 1) for k in order)}")
-    why = f"; it would be usual if {' or if '.join(causes)}" if causes else ""
-    name = keys.at.rstrip(".")
-    return [f"{name}.{given}: the camera does not stand upright and look along the ground (camera axes: x right, y down, "
-            f"z ahead; vehicle: z up){why}"]  # fmt: skip
+def _other_order(keys: _Keys, name: str) -> Matrix | None:
+    """A transform as it would be with its quaternion's numbers in the other order; None where it has no quaternion."""
+    if not isinstance(given := keys.plain[name], dict):
+        return None
+    other = {"quaternion_wxyz": "quaternion_xyzw", "quaternion_xyzw": "quaternion_wxyz"}
+    return _extrinsic(_Keys(keys.path, keys.at, {name: {other.get(key, key): v for key, v in given.items()}}), name)
 
 
 def _poses(keys: _Keys, sensors: Sequence[str]) -> PoseTable:

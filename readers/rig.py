@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, demand, inside, parse_json
+from ..common import Failure, OlivineError, demand, inside, parse_json
 from ..common.images import image_size
 from .clouds import CloudLayout, read_cloud
 from .dataset import Dataset
@@ -50,6 +50,8 @@ class RigDataset(Dataset):
         self.intensity_offset = self.description.intensity_offset
         sensors = (*self.description.lidars, *self.description.cameras)
         self.note = f"{FILE} with {', '.join(s.name for s in sensors)}"
+        at_key = (remark.partition(": ") for remark in self.description.remarks)
+        self.doubts = tuple(Failure(key, reason) for key, _, reason in at_key)
         for remark in self.description.remarks:
             self.note += f"; {remark}"
         first = self.description.lidars[0]

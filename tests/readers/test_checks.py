@@ -161,6 +161,22 @@ def test_the_command_writes_a_page_and_ends_with_1_where_something_is_wrong(kitt
     assert "1 things are wrong" in (tmp_path / "check-data" / "index.html").read_text()
 
 
+def test_an_extrinsic_the_wrong_way_round_is_wrong_to_the_command(drive, rig_of_keyframes, tmp_path):
+    root = rig_of_keyframes(drive, tmp_path / "data" / "rig")
+    command = [sys.executable, "-m", "olivine.cli", "check-data", "--frames", "1", "--dataset", "rig", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["failures"] == []
+    plain = yaml.safe_load((root / "rig.yaml").read_text())
+    front = plain["cameras"]["CAM_FRONT"]["camera_to_vehicle"]
+    front["quaternion_wxyz"] = [front["quaternion_wxyz"][0], *(-v for v in front["quaternion_wxyz"][1:])]
+    (root / "rig.yaml").write_text(yaml.safe_dump(plain))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["failures"][0]
+    assert done.returncode == 1 and found["unit"] == "cameras.CAM_FRONT.camera_to_vehicle"
+    assert "it is given the other way round" in found["reason"]
+    assert "Nothing is wrong" not in (tmp_path / "check-data" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_frames_edges_fit_best_where_its_calibration_puts_them(nuscenes_keyframe, axis):
     """The figures for the real frame are in docs/own-data.md."""

@@ -63,7 +63,9 @@ def assert_same_pairs(frame, mine, cameras):
 
 def test_the_keyframe_as_a_recording_gives_the_same_pairs(nuscenes_keyframe, rig_of_keyframes, tmp_path):
     (frame,) = open_dataset("nuscenes", nuscenes_keyframe).frames()
-    (mine,) = open_dataset("rig", rig_of_keyframes(nuscenes_keyframe, tmp_path)).frames("val")
+    dataset = open_dataset("rig", rig_of_keyframes(nuscenes_keyframe, tmp_path))
+    (mine,) = dataset.frames("val")
+    assert dataset.doubts == ()
     assert_same_pairs(frame, mine, 6)
     assert (mine.timestamp, mine.split, mine.scene) == (frame.timestamp, "val", "recording")
     assert recognize(tmp_path) == ["rig"]
@@ -74,7 +76,7 @@ def test_the_kitti_frame_as_a_recording_gives_the_same_pairs(kitti_frame, tmp_pa
     dataset = open_dataset("rig", kitti_as_rig(kitti_frame, tmp_path))
     (mine,) = dataset.frames("train")
     assert_same_pairs(frame, mine, 1)
-    assert dataset.intensity_offset == 1 and mine.token == "recording/000000"
+    assert dataset.doubts == () and dataset.intensity_offset == 1 and mine.token == "recording/000000"
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------
@@ -176,13 +178,21 @@ def test_what_is_wrong_with_a_recording_is_one_line(drive, at, value, says):
     [
         ([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0]], "is it not lidar_to_camera but its inverse"),
         ([[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0]], "does not stand upright"),
+        ({"translation": [0, 0, 0], "quaternion_wxyz": [0.5, -0.5, 0.5, 0.5]}, "if its quaternion is x, y, z, w"),
+        ({"translation": [0, 0, 0], "quaternion_xyzw": [0.5, -0.5, 0.5, 0.5]}, ""),
+        (
+            {"translation": [0, 0, 0], "quaternion_xyzw": [0, 0, -0.70710678, 0.70710678]},
+            "if its quaternion is w, x, y, z",
+        ),
     ],
 )
 def test_a_camera_that_looks_elsewhere_is_said(drive, matrix, says):
     root, plain = drive
     plain["cameras"]["front"]["lidar_to_camera"] = matrix
     write(root, plain)
-    assert says in open_dataset("rig", root).note
+    dataset = open_dataset("rig", root)
+    assert says in dataset.note
+    assert [says in doubt.reason for doubt in dataset.doubts] == [True] * bool(says)
 
 
 def test_without_the_yaml_the_command_that_writes_one_is_named(tmp_path):
