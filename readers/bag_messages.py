@@ -38,7 +38,7 @@ def cloud_of(message: Any, where: str) -> NDArray[Any]:
     """The points of a ``sensor_msgs/PointCloud2``: a structured array [N], a field for each column, little-endian.
 
     Raises:
-        OlivineError: no x, y, z, a field of an unknown kind, or fewer bytes than points.
+        OlivineError: no x, y, z, a field of an unknown kind or beyond the point, or fewer bytes than points.
     """
     order = ">" if message.is_bigendian else "<"
     names, formats, offsets = [], [], []
@@ -54,6 +54,7 @@ def cloud_of(message: Any, where: str) -> NDArray[Any]:
             names.append(field.name if field.count <= 1 else f"{field.name}_{k}")
             formats.append(order + _KINDS[field.datatype])
             offsets.append(field.offset + k * size)
+    names = _unique(names)
     if not {"x", "y", "z"} <= set(names):
         raise OlivineError(
             f"points without x, y, z; the fields are {', '.join(names) or 'none'}",
@@ -61,6 +62,13 @@ def cloud_of(message: Any, where: str) -> NDArray[Any]:
             remedy="give another --lidar",
         )
     step, height, width = message.point_step, message.height, message.width
+    for name, form, offset in zip(names, formats, offsets):
+        if (end := offset + np.dtype(form).itemsize) > step:
+            raise OlivineError(
+                f"field {name} ends at byte {end} of points of {step} bytes",
+                where=where,
+                remedy="correct what publishes it, or leave this topic out",
+            )
     data = np.asarray(message.data, np.uint8)
     rows = message.row_step or step * width
     if len(data) < rows * (height - 1) + step * width or rows < step * width:
@@ -77,6 +85,17 @@ def cloud_of(message: Any, where: str) -> NDArray[Any]:
     for name in names:
         packed[name] = points[name]
     return packed
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names of which none is empty or there twice: padding may be several fields called ``_``; the first x stays x."""
+    taken, found = set(names), []
+    for k, name in enumerate(names):
+        if not name or name == "_" or name in names[:k]:
+            name = next(new for n in range(len(names) + 1) if (new := f"_{k}" + "_" * n) not in taken)
+            taken.add(name)
+        found.append(name)
+    return found
 
 
 def image_of(message: Any, where: str) -> tuple[bytes, str]:

@@ -72,7 +72,7 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
                 where=table,
                 remedy="name the files in it too (one line for each: name, time), or complete it",
             )
-        times = [_time(words[0], UNITS[clock.unit], where) for where, words in rows]
+        times = [_time(words[0], UNITS[clock.unit], f"{table} {where}") for where, words in rows]
         back = next((k for k in range(1, len(times)) if times[k] < times[k - 1]), None)
         if back is not None:
             raise _goes_back(table, rows[back][0], files)
@@ -81,6 +81,9 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
     for where, words in rows:
         if len(words) != 2:
             raise OlivineError(f"{where} has {len(words)} values", where=table, remedy="write: file name, time")
+        if _is_number(words[0]) and not _is_number(words[1]):
+            what = f"{where} has {words[1]!r} where the time should be"
+            raise OlivineError(what, where=table, remedy="write the name first in every line: file name, time")
         by_name[Path(words[0]).stem] = _time(words[1], UNITS[clock.unit], f"{table} {where}")
     if absent := [path for path in files if path.stem not in by_name]:
         raise OlivineError(f"has no time for {absent[0].name}", where=table, remedy="complete it, or remove that file")
@@ -120,6 +123,13 @@ def _time(text: str, factor: float, where: object) -> int:
         return time
     except (InvalidOperation, ValueError, OverflowError):
         raise OlivineError(f"{text!r} is no time", where=where, remedy=f"check the unit in {FILE}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(Decimal(text).is_finite())
+    except InvalidOperation:
+        return False
 
 
 def _rows(path: Path, remedy: str) -> list[tuple[str, list[str]]]:

@@ -70,8 +70,8 @@ def start_description(root: Path, *, overwrite: bool = False) -> StartSummary:
         for folder, suffix, files in folders
         if _below(folder, scenes[0])
     ]
-    lidars = [g for g in groups if g.suffix in SUFFIXES and not g.files[0].name.startswith("poses")]
-    cameras = [g for g in groups if g.suffix in _IMAGES]
+    lidars = [g for g in groups if g.suffix.lower() in SUFFIXES and not g.files[0].name.startswith("poses")]
+    cameras = [g for g in groups if g.suffix.lower() in _IMAGES]
     for found, what in ((lidars, f"point files ({', '.join(SUFFIXES)})"), (cameras, f"images ({', '.join(_IMAGES)})")):
         if not found:
             raise OlivineError(f"holds no {what}", where=root, remedy="name the folder that holds your recording")

@@ -358,6 +358,29 @@ def test_points_of_a_big_endian_organised_cloud_and_every_pixel_order() -> None:
         image_of(_Message(format="h264", data=b"\0\0\0\1"), "test")
 
 
+def test_fields_of_one_name_or_none_are_told_apart_and_one_beyond_the_point_is_named() -> None:
+    rows = np.zeros(2, [("xyz", "<f4", 3), ("more", "u1", 4)])
+    rows["xyz"], rows["more"] = [[1, 2, 3], [4, 5, 6]], [[7, 8, 9, 10], [11, 12, 13, 14]]
+    fields = [_Message(name=n, offset=4 * k, datatype=7, count=1) for k, n in enumerate("xyz")]
+    named = [
+        *fields,
+        *(_Message(name=n, offset=12 + k, datatype=2, count=1) for k, n in enumerate(("_", "_", "", "x"))),
+    ]
+    values = {
+        "is_bigendian": False,
+        "row_step": 32,
+        "height": 1,
+        "width": 2,
+        "data": np.frombuffer(rows.tobytes(), "u1"),
+    }
+    points = cloud_of(_Message(fields=named, point_step=16, **values), "test")
+    assert points.dtype.names == ("x", "y", "z", "_3", "_4", "_5", "_6")
+    assert points["x"].tolist() == [1, 4] and points["_6"].tolist() == [10, 14]
+    beyond = [*fields, _Message(name="intensity", offset=14, datatype=7, count=1)]
+    with pytest.raises(OlivineError, match=r"^test: field intensity ends at byte 18 of points of 16 bytes"):
+        cloud_of(_Message(fields=beyond, point_step=16, **values), "test")
+
+
 def test_a_transform_that_nobody_filled_in_is_named() -> None:
     nowhere, unset = _Message(x=0.0, y=0.0, z=0.0), _Message(x=0.0, y=0.0, z=0.0, w=0.0)
     with pytest.raises(OlivineError, match=r"transform from lidar to base: the quaternion .* is no rotation"):

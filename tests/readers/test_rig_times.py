@@ -115,3 +115,29 @@ def test_a_name_that_counts_is_not_taken_for_a_time(
     start_description(tmp_path)
     (lidar,) = yaml.safe_load((tmp_path / "rig.yaml").read_text())["lidars"].values()
     assert {key: lidar[key] for key in clock} == clock
+
+
+def test_a_table_with_the_time_first_is_told_the_order(drive: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = drive
+    (root / "times.txt").write_text("".join(f"{0.1 * k:.1f} front/{k:06d}.png\n" for k in range(COUNT)))
+    with pytest.raises(
+        OlivineError, match=r"times\.txt: line 1 has 'front/000000\.png' where the time.*file name, time"
+    ):
+        open_dataset("rig", root).frames()
+    (root / "times.txt").write_text("0.0\n0.1\nlater\n0.3\n0.4\n")
+    with pytest.raises(OlivineError, match=r"times\.txt line 3: 'later' is no time"):
+        open_dataset("rig", root).frames()
+
+
+def test_suffixes_in_capitals_are_found_and_read(drive: tuple[Path, dict[str, Any]]) -> None:
+    root, plain = drive
+    for path in [*(root / "lidar").iterdir(), *(root / "front").iterdir()]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    assert start_description(root, overwrite=True).cameras == ("front",)
+    written = yaml.safe_load((root / "rig.yaml").read_text())
+    plain["lidars"]["top"]["files"] = written["lidars"]["lidar"]["files"]
+    plain["cameras"]["front"]["files"] = written["cameras"]["front"]["files"]
+    write(root, plain)
+    frames = open_dataset("rig", root).frames()
+    assert [len(frame.points()) for frame in frames] == [50] * COUNT
+    assert frames[0].cameras[0].image == "front/000000.PNG"
