@@ -74,30 +74,11 @@ class Labelled:
     score: NDArray[np.uint8] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """An image that was labelled before, and whose maps stay as they are.
-
-    Attributes:
-        digests: SHA-256 of each of its files, by kind.
-        pixels: how often each value is in its label map, int64 [256].
-        detections: its rows of each column of its unit's record.
-        batch: keys of the images that it was labelled together with, its own among them.
-        notes: of that batch.
-    """
-
-    digests: dict[str, str]
-    pixels: NDArray[np.int64]
-    detections: dict[str, list[Any]]
-    batch: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class BatchResult:
     """A batch's images in its order (an error where an image could not be labelled), and what was out of the ordinary."""
 
-    images: tuple[Labelled | Kept | OlivineError, ...]
+    images: tuple[Labelled | OlivineError, ...]
     notes: tuple[str, ...] = field(default=())
 
 

@@ -14,13 +14,40 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, inside, sha256_file, write_bytes
 from ..readers.index import Scene
-from .labeler import BatchResult, ImageTask, Kept, Labelled
+from .labeler import ImageTask, Labelled
 from .prompts import Vocabulary
 from .regions import encode_regions
 from .settings import LabelSettings
 from .store import KINDS, encode_label_map, encode_score_map, encode_segment_map, read_record, read_values, write_record
 
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An image that was labelled before, and whose maps stay as they are.
+
+    Attributes:
+        digests: SHA-256 of each of its files, by kind.
+        pixels: how often each value is in its label map, int64 [256].
+        detections: its rows of each column of its unit's record.
+        batch: keys of the images that it was labelled together with, its own among them.
+        notes: of that batch.
+    """
+
+    digests: dict[str, str]
+    pixels: NDArray[np.int64]
+    detections: dict[str, list[Any]]
+    batch: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BatchMaps:
+    """What becomes of a batch's images in its order (an error where one could not be labelled), and what was unusual."""
+
+    images: tuple[Labelled | Kept | OlivineError, ...]
+    notes: tuple[str, ...] = ()
 
 
 def unit_batches(tasks: Sequence[ImageTask], batch_size: int) -> list[list[ImageTask]]:
@@ -169,7 +196,7 @@ class Unit:
             return None
         return record if all(f.exists() for task in batch for f in self.files(task).values()) else None
 
-    def write_batch(self, number: int, result: BatchResult, vocabulary: Vocabulary) -> dict[str, Any] | None:
+    def write_batch(self, number: int, result: BatchMaps, vocabulary: Vocabulary) -> dict[str, Any] | None:
         """Write a batch's maps, then its record; without the record where an image failed.
 
         Raises:
@@ -263,7 +290,7 @@ def _rows_of(record: dict[str, Any]) -> list[dict[str, list[Any]]]:
     return found
 
 
-def _notes_of(keys: Sequence[str], result: BatchResult) -> list[str]:
+def _notes_of(keys: Sequence[str], result: BatchMaps) -> list[str]:
     """What is to be noted of a batch with maps that were kept: those of the batch that it was, or that it was another one."""
     kept = [image for image in result.images if isinstance(image, Kept)]
     if not kept:

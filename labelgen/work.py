@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from ..common import Failure, OlivineError
 from ..readers.index import Scene
 from .images import read_image
-from .labeler import BatchResult, ImageTask, Kept, Labeler, make_labeler
+from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
-from .units import Unit, kinds_of
+from .units import BatchMaps, Kept, Unit, kinds_of
 from .views import seen_as
 
 _Given = NDArray[np.uint8] | OlivineError | Kept | None
@@ -134,18 +134,18 @@ class SceneLabeler:
                 images.append(error)
         return images
 
-    def _label(self, batch: list[ImageTask], images: list[_Given]) -> BatchResult:
+    def _label(self, batch: list[ImageTask], images: list[_Given]) -> BatchMaps:
         """Label the images that are not kept and could be read; the others stay what they are."""
         good = [(task, image) for task, image in zip(batch, images) if not isinstance(image, (OlivineError, Kept))]
         pixels = [image for _, image in good if image is not None]
         found = self._labeler.label([task for task, _ in good], pixels) if good else BatchResult(())
         labelled = iter(found.images)
         done = (image if isinstance(image, (OlivineError, Kept)) else next(labelled) for image in images)
-        return BatchResult(tuple(done), found.notes)
+        return BatchMaps(tuple(done), found.notes)
 
     def _results(
         self, unit: Unit, numbers: list[int], kept: dict[str, Kept], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, BatchResult, Any]]:
+    ) -> Iterator[tuple[int, BatchMaps, Any]]:
         """Yield (batch number, result, its record or None where an image failed), in order.
 
         Reading and writing overlap the labeling. A few batches are in flight at most, so
@@ -153,11 +153,11 @@ class SceneLabeler:
         """
         if not self._labeler.needs_image:
             # Nothing but files and NumPy: whole batches side by side.
-            def whole(number: int) -> tuple[int, BatchResult, Any]:
+            def whole(number: int) -> tuple[int, BatchMaps, Any]:
                 result = self._label(unit.batches[number], self._read(unit.batches[number], kept))
                 return number, result, unit.write_batch(number, result, self._vocabulary)
 
-            running: deque[Future[tuple[int, BatchResult, Any]]] = deque()
+            running: deque[Future[tuple[int, BatchMaps, Any]]] = deque()
             for number in numbers:
                 running.append(pool.submit(whole, number))
                 if len(running) >= 4:
@@ -167,7 +167,7 @@ class SceneLabeler:
             return
         reading = deque((n, pool.submit(self._read, unit.batches[n], kept)) for n in numbers[:2])
         waiting = deque(numbers[2:])
-        writing: deque[tuple[int, BatchResult, Future[Any]]] = deque()
+        writing: deque[tuple[int, BatchMaps, Future[Any]]] = deque()
         while reading:
             number, images = reading.popleft()
             pixels = images.result()
