@@ -37,8 +37,8 @@ def sources_of(frame: Frame, images: bool) -> Sources:
 
 
 def note_path(out: Path, number: int) -> Path:
-    """The file of a shard's note."""
-    return out / UNITS / f"shard-{number:05d}.sources.json"
+    """The file of a shard's note; not .json, for cluster status counts those as finished units."""
+    return out / UNITS / f"shard-{number:05d}.sources"
 
 
 def write_note(out: Path, number: int, sources: Sources) -> None:

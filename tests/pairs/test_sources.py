@@ -83,13 +83,13 @@ def test_shards_are_kept_where_nothing_is_known_against_them(make_store: MakeSto
     for path in files if case != "the data are gone" else ():
         os.utime(path, ns=(0, 10**9))
     if case == "a set from before there were notes":
-        (out / "units" / "shard-00000.sources.json").unlink()
+        (out / "units" / "shard-00000.sources").unlink()
         move_points(paths(store, "a")[0])
     for _ in range(2):
         assert build_pairs(store, out, SETTINGS, split="train").frames_kept == 2
     assert json.loads((out / "manifest.json").read_text())["digest"] == digest
     if case == "a copy with other times":  # noted, so that the next run reads none of them
-        noted = json.loads((out / "units" / "shard-00000.sources.json").read_text())
+        noted = json.loads((out / "units" / "shard-00000.sources").read_text())
         assert {time for _, time, _ in noted.values()} == {10**9}
 
 
