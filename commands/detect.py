@@ -169,7 +169,7 @@ def kitti_scenes(root: Path, split: str) -> list[Scene]:
     """
     from ..downstream.detection.scenes import KittiCamera, Scene
     from ..readers import open_dataset
-    from ..readers.kitti_object import label_file, lidar_to_labels
+    from ..readers.kitti_object import calibration_file, label_file, lidar_to_labels
 
     dataset = open_dataset("kitti-object", root)
 
@@ -179,6 +179,14 @@ def kitti_scenes(root: Path, split: str) -> list[Scene]:
             camera.intrinsic, camera.lidar_to_camera, lidar_to_labels(frame), camera.width, camera.height
         )
         name, labels = frame.token.rpartition("/")[2], label_file(frame)
-        return Scene(name, frame.points, geometry, labels, intensity_offset=dataset.intensity_offset)
+        return Scene(
+            name,
+            frame.points,
+            geometry,
+            labels,
+            intensity_offset=dataset.intensity_offset,
+            calibration=calibration_file(frame),
+            cloud_bytes=(frame.root / frame.point_file).stat().st_size,
+        )
 
     return [scene(frame) for frame in dataset.frames(split)]

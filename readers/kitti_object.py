@@ -117,7 +117,12 @@ class KittiObjectDataset(Dataset):
 
 def lidar_to_labels(frame: Frame) -> Matrix:
     """LiDAR to the rectified camera 0 of a frame, in which label and result files give places; float64 [4, 4]."""
-    return _calibration(frame.root / f"{frame.token.replace('/', '/calib/')}.txt")[2]
+    return _calibration(calibration_file(frame))[2]
+
+
+def calibration_file(frame: Frame) -> Path:
+    """The file with the calibration of a frame."""
+    return frame.root / f"{frame.token.replace('/', '/calib/')}.txt"
 
 
 def label_file(frame: Frame) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ...common.settings import settings_from_plain, settings_to_plain
 from ...train.checkpoint import checkpoint_file, load_checkpoint
 from ...train.devices import make_fabric
 from ...train.mixture import NORMALISED
-from ...train.run_folder import claim
+from ...train.run_folder import claim, read_identity
 from ...train.sparse.engines import MapsAhead
 from ...train.voxelize import VoxelSettings
 from ..checkpoints import progress_of, takes_normalised
@@ -97,7 +98,7 @@ def detect(
 
     Raises:
         OlivineError: a trunk of another network or other voxels, no labelled scene, labels that are wrong, a folder that holds
-            something else, a loss that is not finite.
+            something else, among it the same frames' numbers in another data set, a loss that is not finite.
         KeyboardInterrupt: stopped by a signal; the same call goes on.
     """
     settings, out = settings or DetectionSettings(), Path(out)
@@ -122,7 +123,7 @@ def detect(
     plan = Plan(range(len(used)), settings.epochs, batch)
     network = Second(source.build(settings.seed), voxels, settings.plane, settings.anchors, settings.seed)
     network = network.to(fabric.device)
-    data = {"train": digest([s.name for s in used]), "validation": digest([s.name for s in validation])}
+    data, notes = _data_of(used, validation, out)
     identity = {
         "kind": KIND,
         "settings": settings_to_plain(settings),
@@ -134,7 +135,8 @@ def detect(
     fabric.barrier()
     finished = out / "ap.json"
     if finished.is_file() and load_checkpoint(out)["step"] == plan.steps:
-        return read_detection(finished)
+        before = read_detection(finished)
+        return replace(before, notes=(*before.notes, *notes))
     constant = {**identity, "backbone": source.arguments, "voxels": settings_to_plain(voxels), "method_state": {}}
     constant |= {"intensity": NORMALISED} if source.normalised and settings.intensity == "trunk" else {}
     made = TrainingScenes(used, settings, fabric.device)
@@ -156,13 +158,28 @@ def detect(
         settings=settings_to_plain(settings),
         train_frames=len(used),
         validation_frames=len(validation),
-        notes=source.notes,
+        notes=(*source.notes, *notes),
     )
     if fabric.global_rank == 0:
         write_bytes(out / "ap.md", ap_table(score).encode())
         plain = asdict(result)
         write_json(finished, {**plain, "digest": digest(plain)})
     return result
+
+
+def _data_of(used: Sequence[Scene], validation: Sequence[Scene], out: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The frames of a run as its identity has them, and a note where the run in ``out`` does not say whose they are.
+
+    KITTI's numbers are the same in every data set of its layout, so the names alone do not say which one it was.
+    """
+    names = {"train": digest([s.name for s in used]), "validation": digest([s.name for s in validation])}
+    remedy = "choose another --out, or remove this folder"
+    if (out / "run.json").is_file() and "files" not in read_identity(out / "run.json", remedy)["data"]:
+        # A run of before: it is read as it is, and goes on as what it was.
+        note = f"{out} is from an earlier version, which noted the frames' numbers alone: check that it is of this data set"
+        print(f"olivine: {note}", file=sys.stderr, flush=True)
+        return names, (note,)
+    return {**names, "files": digest([scene.fingerprint() for scene in (*used, *validation)])}, ()
 
 
 def _as_taken(scenes: Sequence[Scene], normalised: bool, settings: DetectionSettings) -> list[Scene]:

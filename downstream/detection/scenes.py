@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common import OlivineError
+from ...common import OlivineError, read_bytes
 from ...train.mixture import normalised_intensity
 from .kitti_format import Objects, objects_of, read_objects
 
@@ -94,6 +95,7 @@ class Scene:
         intensity_offset: added to the intensity for a network, the data set's own rule.
         normalised: the network takes the form that is the same for every sensor instead, see
             :mod:`~olivine.train.mixture`.
+        calibration: its file, and ``cloud_bytes`` the size of the cloud's; :meth:`fingerprint` takes them.
     """
 
     name: str
@@ -102,6 +104,23 @@ class Scene:
     labels: Path | None
     intensity_offset: float = 0.0
     normalised: bool = False
+    calibration: Path | None = None
+    cloud_bytes: int = 0
+
+    def fingerprint(self) -> list[str | int]:
+        """Its name, the SHA-256 of its label file and of its calibration file, and the bytes of its cloud's file.
+
+        Frames of two data sets differ in it, though both have a frame ``000000``; no cloud is read.
+
+        Raises:
+            OlivineError: a file is missing.
+        """
+        again = "get or make the file again"
+        sums = (
+            "" if path is None else hashlib.sha256(read_bytes(path, again)).hexdigest()
+            for path in (self.labels, self.calibration)
+        )
+        return [self.name, *sums, self.cloud_bytes]
 
     def points(self) -> NDArray[np.float32]:
         """The points that the image shows, float32 [N, 4], with the intensity as the network takes it.

@@ -77,6 +77,26 @@ def test_a_run_writes_its_results_and_their_score_and_is_not_done_again(done, sc
         detect(read_source(checkpoint, random=True), *scenes, out, TINY)
 
 
+def test_a_run_of_another_data_set_with_the_same_frame_numbers_is_refused(
+    done, kitti_objects, checkpoint, tmp_path, capsys
+):
+    root = shutil.copytree(kitti_objects, tmp_path / "set")
+    first = sorted((root / "training" / "label_2").glob("*.txt"))[0]
+    both = lambda: (kitti_scenes(root, "train")[:4], kitti_scenes(root, "val")[:2])  # noqa: E731
+    assert detect(read_source(checkpoint), *both(), done[0], TINY) == done[1]  # the same bytes elsewhere
+    first.write_text(first.read_text() + "\n")
+    with pytest.raises(OlivineError, match="its frames are of another data set, or have changed"):
+        detect(read_source(checkpoint), *both(), done[0], TINY)
+    # A finished run of before, which did not note whose frames they are, is read, and says so.
+    out = shutil.copytree(done[0], tmp_path / "before")
+    run = json.loads((out / "run.json").read_text())
+    del run["data"]["files"]
+    (out / "run.json").write_text(json.dumps(run))
+    found = detect(read_source(checkpoint), *both(), out, TINY)
+    assert found.ap == done[1].ap and "an earlier version" in found.notes[-1]
+    assert "an earlier version" in capsys.readouterr().err
+
+
 def test_the_trunk_starts_from_the_checkpoint(scenes, checkpoint, tmp_path, monkeypatch):
     """Before the first step the trunk's weights are the checkpoint's; with random weights they are the seed's."""
     seen = []
