@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, Whole, demand, digest, read_bytes, read_csv, read_json, read_text
+from ..common import OlivineError, Whole, demand, digest, read_bytes, read_csv, read_json, read_text, sha256_file
 from ..downstream.benchmarks import PredictionReader
+from ..downstream.written import read_mark
 from ..labelgen.store import LabelStore, open_store
 from ..pairs.shards import ShardSet, open_shards
 
@@ -164,9 +165,20 @@ def _read_study(folder: Path) -> tuple[str, bytes | None]:
 
 def _read_predictions(found: Contents, folder: Path | None) -> PredictionReader:
     assert found.shards is not None and folder is not None
+    _check_network(folder)
     reader = PredictionReader(folder, found.shards)
     reader.read(0, len(found.shards.points(0)))
     return reader
+
+
+def _check_network(folder: Path) -> None:
+    """Raise where predictions lie in the folder of a fine-tuning that another network made, as after ``--overwrite``."""
+    made, last, run = read_mark(folder).get("network", {}), folder.parent / "last.pt", folder.parent / "run.json"
+    if "checkpoint" not in made or not last.is_file() or not run.is_file():
+        return
+    remedy = "name other predictions with --predictions"
+    if _read_identity(run, remedy)["kind"] == "finetune" and made["checkpoint"] != sha256_file(last):
+        raise OlivineError(f"of another network than {last}", where=folder, remedy="run olivine predict again")
 
 
 def read_label_scores(path: Path) -> dict[str, Any]:

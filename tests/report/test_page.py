@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from olivine.common import OlivineError
+from olivine.common import OlivineError, sha256_file
 from olivine.downstream.benchmarks import PredictionReader, PredictionWriter
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.report import contents
@@ -288,6 +288,28 @@ def test_predictions_of_shards_without_labels_are_shown_by_name(nuscenes_world, 
     spec = make_view(found, shards, [(0, "")]).spec
     (mode,) = (mode for mode in spec["modes"] if mode["key"] == "prediction")
     assert mode["names"] == ["none", *names]
+
+
+def test_predictions_of_a_network_that_was_replaced_are_left_out(nuscenes_world, world_report, tmp_path):
+    sources, _, _ = world_report
+    shards, folder = open_shards(sources.shards), tmp_path / "finetune-100" / "predictions-val"
+    raw = shards.shard(0).attributes["point_class_raw"]
+    folder.mkdir(parents=True)
+    (folder.parent / "last.pt").write_bytes(b"one network")
+    (folder.parent / "run.json").write_text(json.dumps({"kind": "finetune", "settings": {}, "data": {}}))
+    writer = PredictionWriter(folder, shards, shards.point_classes, raw, pre_trained=True)
+    writer.begin(sha256_file(folder.parent / "last.pt"))
+    for frame in range(len(shards)):
+        writer.write(frame, np.full(len(shards.points(frame)), 3))
+    sources = Sources(shards=sources.shards, predictions=folder)
+    assert contents.read_labels_and_shards(sources).predictions is not None
+    (folder.parent / "last.pt").write_bytes(b"another one")
+    found = contents.read_labels_and_shards(sources)
+    assert found.predictions is None and "of another network" in found.missing[-1]
+    assert "olivine predict again" in found.missing[-1]
+    # Beside a pre-training's checkpoint lie predictions of the fine-tunings from it.
+    (folder.parent / "run.json").write_text(json.dumps({"kind": "pretrain", "settings": {}, "data": {}}))
+    assert contents.read_labels_and_shards(sources).predictions is not None
 
 
 def test_a_run_that_is_not_finished_says_so_beside_its_scores(world_report):
