@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, Whole, demand, digest, read_bytes, read_csv, read_json, read_text, sha256_file
 from ..downstream.benchmarks import PredictionReader
+from ..downstream.checkpoints import progress_of
 from ..downstream.written import read_mark
 from ..labelgen.store import LabelStore, open_store
 from ..pairs.shards import ShardSet, open_shards
+from ..train.checkpoint import load_checkpoint
 
 T = TypeVar("T")
 LOSS_NAMES = {
@@ -65,7 +67,7 @@ class Contents:
     predictions: PredictionReader | None = None
     identity: dict[str, Any] | None = None
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    epochs: int | None = None
+    progress: str = ""
     scores: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     label_scores: dict[str, Any] | None = None
     study: tuple[str, bytes | None] | None = None
@@ -136,9 +138,8 @@ def _read_run(found: Contents, run: Path) -> None:
         found.curves = found.attempt("losses", lambda: read_losses(run / "steps.csv")) or {}
     if not found.curves:
         found.missing.append(f"losses: {run}/steps.csv has none. Run olivine pretrain")
-    if (run / "epochs.csv").is_file():
-        rows = found.attempt("epochs", lambda: read_csv(run / "epochs.csv", remedy="move it away"))
-        found.epochs = len(rows or [])
+    if (run / "last.pt").is_file():
+        found.progress = found.attempt("checkpoint", lambda: progress_of(load_checkpoint(run))) or ""
     folders = [run / "probe", *sorted(p for p in run.glob("finetune-*") if p.is_dir())]
     for folder in folders:
         path = folder / "scores.json"

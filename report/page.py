@@ -167,9 +167,8 @@ def _result(contents: Contents) -> str:
             caveats.append(f"classes that the validation frames lack are left out ({', '.join(sorted(absent))})")
     elif contents.identity is not None:
         sentences.append("This run has no score yet.")
-    wanted = _settings(contents).get("run", {}).get("epochs")
-    if contents.epochs is not None and isinstance(wanted, int) and contents.epochs < wanted:
-        caveats.append(f"the run is not finished: {contents.epochs} of {wanted} epochs")
+    if contents.progress:
+        caveats.append(contents.progress)
     if _labeler(contents) == "oracle":
         caveats.append("weak labels are ground truth with made errors (the oracle), not a foundation model's")
     if not sentences:
@@ -388,7 +387,7 @@ def _commands(contents: Contents) -> list[str]:
         labeler = store.manifest.get("labeler", "auto")
         commands.append(f"olivine labelgen --dataset {dataset} --labeler {labeler} --out {store.root}")
     if (shards := contents.shards) is not None:
-        commands.append(f"olivine build-pairs --labels {sources.labels} --out {shards.path.parent}")
+        commands.append(f"olivine build-pairs --labels {sources.labels or 'LABELS'} --out {shards.path.parent}")
     if contents.identity is not None:
         trained = _settings(contents).get("data", {})
         trained = trained.get("shards") if isinstance(trained, dict) else None

@@ -24,6 +24,7 @@ from olivine.report.contents import Contents, Sources
 from olivine.report.frames import EDGES, choose_frames, make_view, prompt_values, read_statistics
 from olivine.report.page import write_report
 from olivine.report.shown import UNSEEN
+from olivine.train.checkpoint import save_checkpoint
 
 VOID = {"meta", "link", "img", "input", "br", "path"}
 EVIL = "<script>alert('x')</script>\"&amp;"
@@ -94,7 +95,7 @@ def world_report(nuscenes_world, tmp_path_factory):
     (run / "run.json").write_text(json.dumps(identity))
     steps = "".join(f"{k},{5 - 0.1 * k},{'nan' if k == 3 else 4 - 0.1 * k}\n" for k in range(40))
     (run / "steps.csv").write_text(f"step,loss,loss_ppkt\n{steps}")
-    (run / "epochs.csv").write_text("step,epoch\n19,1\n39,2\n")
+    save_checkpoint(run / "last.pt", {"kind": "pretrain", "step": 40, "steps": 60})
     scores = {"iou": {"car": 0.5, EVIL: 0.1}, "mean_iou": 0.25}
     result = {"name": EVIL, "scores": scores, "notes": [f"note {EVIL}"]}
     (run / "probe/scores.json").write_text(json.dumps([result]))
@@ -314,8 +315,25 @@ def test_predictions_of_a_network_that_was_replaced_are_left_out(nuscenes_world,
 
 def test_a_run_that_is_not_finished_says_so_beside_its_scores(world_report):
     text = world_report[2]
-    assert "the run is not finished: 2 of 3 epochs" in text
+    assert "step 40 of 60: the run is not finished" in text
     assert "one run with one seed" in text
+
+
+def test_a_run_of_fewer_steps_than_its_epochs_have_is_finished_when_they_are_done(world_report, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world_report[0].run, run)
+    settings = {"name": "cpu", "run": {"epochs": 8, "steps": 4}}
+    (run / "run.json").write_text(json.dumps({"kind": "pretrain", "settings": settings, "data": {}}))
+    (run / "epochs.csv").write_text("step,epoch\n1,1\n3,2\n")
+    save_checkpoint(run / "last.pt", {"kind": "pretrain", "step": 4, "steps": 4})
+    write_report(Sources(run=run), tmp_path / "out")
+    assert "not finished" not in (tmp_path / "out/index.html").read_text()
+
+
+def test_the_commands_name_no_label_maps_where_there_are_none(world_report, tmp_path):
+    write_report(Sources(shards=world_report[0].shards), tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+    assert "build-pairs --labels LABELS --out" in text and "--labels None" not in text
 
 
 def shot(browser) -> tuple[int, str]:
