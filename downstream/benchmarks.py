@@ -176,12 +176,23 @@ class PredictionReader(_Predictions):
         return data
 
 
+def uses_cameras(source_sha256: str, labels: str) -> bool:
+    """Whether camera images, and the data of the networks that read them, went into the weights of a segmentation run.
+
+    Args:
+        source_sha256: of what it started from: ``random`` for random weights, else it is pre-trained.
+        labels: what it learnt from: ``weak`` labels are a labeller's of camera images.
+    """
+    return source_sha256 != "random" or labels == "weak"
+
+
 class PredictionWriter(_Predictions):
     """Writes a set's predictions, a file a frame, after :meth:`begin`; arguments as above.
 
     Args:
         raw: the raw ids that mean each class 0..K, as labelled shards of the data set carry them.
-        pre_trained: whether camera images and other data than the benchmark's went into the weights.
+        pre_trained: whether camera images and other data than the benchmark's went into the weights; see
+            :func:`uses_cameras`.
         confidence: whether :meth:`write_confidence` will be called too.
 
     Raises:

@@ -22,7 +22,7 @@ from ..train.devices import make_fabric
 from ..train.sparse.engines import MapsAhead
 from ..train.voxelize import VoxelSettings
 from . import afi
-from .benchmarks import PredictionWriter
+from .benchmarks import PredictionWriter, uses_cameras
 from .checkpoints import progress_of, takes_normalised
 from .data import CloudExamples, Example, Examples, check_reaches_every_point
 from .network import Segmenter, new_head
@@ -52,6 +52,7 @@ class PredictSummary:
 
 _FINETUNED = {
     "data": {"classes": [str]},
+    "settings": dict,
     "labels": {"dataset": str, "point_class_raw": list},
     "voxels": dict,
     "source": {"sha256": str},
@@ -116,8 +117,8 @@ def predict(
     model, clouds, content = read_segmenter(path, frames, accelerator)
     classes = tuple(content["data"]["classes"])
     raw = content["labels"]["point_class_raw"]
-    declared = {"pre_trained": content["source"]["sha256"] != "random", "confidence": confidence}
-    writer = PredictionWriter(Path(out), frames, classes, raw, **declared)
+    cameras = uses_cameras(content["source"]["sha256"], content["settings"].get("labels", "truth"))
+    writer = PredictionWriter(Path(out), frames, classes, raw, pre_trained=cameras, confidence=confidence)
     writer.begin(sha256_file(path), smooth=smooth)
     count, changed = np.zeros(len(classes) + 1, np.int64), 0
     for frame, predicted, sure in predicted_points(model, clouds, range(len(frames)), "predict"):

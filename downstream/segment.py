@@ -19,7 +19,7 @@ from ..train.checkpoint import load_checkpoint
 from ..train.devices import over_processes
 from ..train.mixture import NORMALISED
 from ..train.run_folder import claim, lock
-from .benchmarks import PredictionWriter, training_frames
+from .benchmarks import PredictionWriter, training_frames, uses_cameras
 from .data import CloudExamples, Examples, FrozenFeatures, KeptFeatures, check_reaches_every_point
 from .fit import Plan, fit
 from .metrics import confusion_matrix, counts_by_class, scores
@@ -119,7 +119,8 @@ def segment(
     check_reaches_every_point(source.voxels, per_point, source.path)
     writer = None
     if predictions is not None:
-        writer = PredictionWriter(predictions, ground.validation, classes, raw, pre_trained=source.state is not None)
+        cameras = uses_cameras(source.identity["sha256"], settings.labels)
+        writer = PredictionWriter(predictions, ground.validation, classes, raw, pre_trained=cameras)
     weak = WeakLabels(ground.train, classes, settings.least_score) if settings.labels == "weak" else None
     form: dict[str, Any] = {"per_point": per_point, "normalised": source.normalised}
     clouds = CloudExamples(ground.train, source.voxels, device, augment, settings.seed, label_of=taught or weak, **form)

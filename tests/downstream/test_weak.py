@@ -119,6 +119,16 @@ def test_a_network_learns_without_annotation_and_says_what_it_cannot_know(nuscen
         finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", replace(SHORT, labels="truth"))
 
 
+def test_a_submission_says_that_weak_labels_are_of_camera_images(nuscenes_world, checkpoint, tmp_path) -> None:
+    short = replace(SHORT, epochs=1)
+    finetune(checkpoint, *nuscenes_world.splits, tmp_path / "run", short, random=True, predictions=tmp_path / "scored")
+    predict(tmp_path / "run", nuscenes_world.pairs / "val", tmp_path / "predicted")
+    for folder in ("scored", "predicted"):
+        (path,) = (tmp_path / folder).rglob("submission.json")
+        meta = json.loads(path.read_text())["meta"]
+        assert meta["use_camera"] and meta["use_external"] and meta["use_lidar"]
+
+
 def test_uovs_preset_is_its_published_settings_and_can_be_changed() -> None:
     found = settings_of(FinetuneSettings, [], "uov")
     assert (found.labels, found.epochs, found.lr, found.backbone_lr) == ("weak", 5, 2.0, 0.02)
