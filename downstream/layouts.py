@@ -6,7 +6,7 @@
 | `slidr` | `model_points` | the same names, one head (`final`), no prefix |
 | `olivine-lightning` | `state_dict` | the same names with the prefix `model_points.` |
 | `minkowski` (export) | `model_points` | as `slidr`, with both heads where there are two |
-| `waffleiron` | `model_point` (ScaLR), `net` | this package's, the head as `classif`, a 1D convolution |
+| `waffleiron` | `model_point` (ScaLR's pre-training), `net`; exports have both | this package's, the head as `classif`, a 1D convolution |
 | `openpcdet` | `model_state` | `backbone_3d.…`, kernels [out, z, y, x, in], norms without `.bn`, no heads |
 """
 
@@ -140,7 +140,7 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
 
     ``minkowski``: a file that SLidR's and OLIVINE's loaders read (``model_points``). ``openpcdet``: a file whose
     ``model_state`` OpenPCDet's detectors with that trunk load as pre-trained weights; it has no place for the heads.
-    ``waffleiron``: a file that WaffleIron's code reads (``net``).
+    ``waffleiron``: a file that WaffleIron's code (``net``) and ScaLR's ``--pretrained_ckpt`` (``model_point``) read.
     ``state_dict``: the tensors by this package's names and no more, for any network.
 
     Args:
@@ -166,7 +166,8 @@ def export_weights(network: nn.Module, path: PathLike, layout: str, heads: Weigh
     elif layout == "minkowski":
         content = {"model_points": state}
     elif layout == "waffleiron":
-        content = {"net": {name: tensor for name, tensor in state.items() if name not in heads} | _to_classif(heads)}
+        whole = {name: tensor for name, tensor in state.items() if name not in heads} | _to_classif(heads)
+        content = {"net": whole, "model_point": whole}
     else:
         content = {"model_state": {_OPENPCDET + name: tensor for name, tensor in to_openpcdet(network).items()}}
     write_tensors(path, content)
@@ -188,10 +189,12 @@ def _to_classif(heads: Weights) -> Weights:
 def from_waffleiron(weights: Weights, where: object) -> Weights:
     """The parameters of WaffleIron's or ScaLR's network, its ``classif`` as a head ``final``.
 
+    ScaLR's probe and fine-tuning have a batch norm before it: such a head has no place here and is left out.
+
     Raises:
         OlivineError: the network of ScaLR+, which has other activations between the same parameters.
     """
-    if "classif.0.weight" in weights:
+    if "classif.0.weight" in weights and "classif.0.running_mean" not in weights:
         raise OlivineError(
             "holds the network of ScaLR+ (GELU, an MLP as head), which is another one",
             where=where,

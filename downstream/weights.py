@@ -28,7 +28,7 @@ class WeightsSummary:
         backbone: its name here.
         voxels: what the backbone takes, for people.
         parameters: tensors written, or read.
-        left_out: the heads' parameters that the layout has no place for.
+        left_out: the heads' parameters that the layout, or a checkpoint of this package, has no place for.
     """
 
     out: Path
@@ -90,6 +90,7 @@ def import_weights(
             f"holds OpenPCDet's trunk, not a {arguments['name']}", where=path, remedy="use --config voxelnet"
         )
     heads = load_weights(network, weights, layout=layout, where=path)
+    left_out = [name for name in weights if name.startswith("classif.") and layout == "waffleiron" and not heads]
     voxels = settings_to_plain(settings.voxels)
     content = {
         "kind": "imported",
@@ -103,7 +104,7 @@ def import_weights(
     }
     save_checkpoint(out, content)
     loaded = len(network.state_dict()) + len(heads)
-    return WeightsSummary(Path(out), layout, arguments["name"], _describe(voxels), loaded, [])
+    return WeightsSummary(Path(out), layout, arguments["name"], _describe(voxels), loaded, left_out)
 
 
 def _describe(voxels: dict[str, object]) -> str:

@@ -192,9 +192,28 @@ def test_published_files_load_and_exports_are_such_files(
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in found.state_dict().items())
     torch.testing.assert_close(content["method_state"]["final.kernel"], head["classif.weight"][:, :, 0].T)
     export_backbone(tmp_path / "imported.pt", tmp_path / "exported.pth")
-    exported = torch.load(tmp_path / "exported.pth", weights_only=True)["net"]
+    content = torch.load(tmp_path / "exported.pth", weights_only=True)
+    exported = content["net"]
+    # As ScaLR's finetune.py reads --pretrained_ckpt.
+    assert content.get("model_points") is None and content["model_point"].keys() == exported.keys()
     assert exported.keys() == {**ours.state_dict(), **head}.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in {**ours.state_dict(), **head}.items())
+
+
+def test_the_head_of_scalrs_probe_is_left_out_and_its_network_is_read(
+    expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    ours, _ = case(expected, "layer")
+    classif = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Conv1d(8, 16, 1)).state_dict()
+    state = {**ours.state_dict(), **{f"classif.{name}": tensor for name, tensor in classif.items()}}
+    torch.save({"net": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "probe.pth")
+    changes = ["backbone.channels=8", "backbone.depth=4", "backbone.cells=[16, 12, 4]"]
+    settings = load_settings("scalr", [*changes, "backbone.range_m=[-8, -6, -2, 8, 6, 2]"])
+    summary = import_weights(tmp_path / "probe.pth", tmp_path / "imported.pt", settings)
+    assert sorted(summary.left_out) == sorted(f"classif.{name}" for name in classif)
+    found, content = load_backbone(tmp_path / "imported.pt")
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in found.state_dict().items())
+    assert content["method_state"] == {}
 
 
 def test_scalr_pluss_network_is_refused_by_name(expected: dict[str, Tensor], tmp_path: Path) -> None:
