@@ -36,7 +36,9 @@ def detect(
     ] = False,
     fraction: Annotated[float, typer.Option(help="Percent of the training frames: 5, 10, 20 or 100.")] = 100,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training frames (default: 80).")] = None,
-    seed: Annotated[int, typer.Option(help="Of the head, the order, the augmentation and random weights.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the head, the order, the augmentation and random weights (default: 0).")
+    ] = None,
     runs: Annotated[int, typer.Option(help="Runs with seeds from --seed on; the best, and the mean.")] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as preset=pretraining.")
@@ -66,7 +68,7 @@ def detect(
     changes = set_ or []
     if evaluate is not None or predict:
         given: dict[str, object] = {"--random": random, "--beside-random": beside_random, "--fraction": fraction != 100}
-        given |= {"--epochs": epochs is not None, "--seed": seed != 0, "--runs": runs != 1}
+        given |= {"--epochs": epochs is not None, "--seed": seed is not None, "--runs": runs != 1}
         if evaluate is not None:
             given = {"--predict": predict, "--checkpoint": checkpoint, "--set": changes, "--out": out, **given}
         if wrong := [option for option, value in given.items() if value]:
@@ -102,9 +104,9 @@ def detect(
         sides = {"pre-trained": source, "random": read_source(checkpoint, random=True)}
     results: dict[str, list[DetectionResult]] = {name: [] for name in sides}
     for k in range(runs):
-        one = dataclasses.replace(settings, seed=seed + k)
+        one = dataclasses.replace(settings, seed=settings.seed + k)
         for name, start in sides.items():
-            place = out / name if runs == 1 else out / name / f"seed-{seed + k}"
+            place = out / name if runs == 1 else out / name / f"seed-{one.seed}"
             results[name].append(run(start, train, validation, place, one))
     if beside_random:
         found = compare(results["pre-trained"], results["random"])

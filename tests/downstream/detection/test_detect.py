@@ -317,6 +317,21 @@ def test_the_command_trains_from_both_and_goes_on_with_what_is_there(kitti_objec
     assert "| random weights, seed 0 |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+def test_runs_count_from_the_seed_that_is_set(done, kitti_objects, checkpoint, tmp_path, monkeypatch):
+    begun = []
+
+    def note(start, train, validation, place, settings):
+        begun.append((place.name, settings.seed))
+        return done[1]
+
+    monkeypatch.setattr("olivine.downstream.detection.detect.detect", note)
+    words = ["--checkpoint", str(checkpoint), "--root", str(kitti_objects), "--runs", "2"]
+    assert command(*words, "--out", str(tmp_path / "a"), "--set", "seed=3").exit_code == 0
+    assert command(*words, "--out", str(tmp_path / "b"), "--seed", "5").exit_code == 0
+    assert command(*words, "--out", str(tmp_path / "c")).exit_code == 0
+    assert begun == [(f"seed-{k}", k) for k in (3, 4, 5, 6, 0, 1)]
+
+
 def command(*words: str):
     from olivine.cli import app
 
