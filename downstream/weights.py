@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ..common import OlivineError, PathLike, check_output_file, sha256_file
 from ..common.settings import settings_to_plain
 from ..train.backbone import build_backbone
@@ -28,7 +30,8 @@ class WeightsSummary:
         backbone: its name here.
         voxels: what the backbone takes, for people.
         parameters: tensors written, or read.
-        left_out: the heads' parameters that the layout, or a checkpoint of this package, has no place for.
+        left_out: the heads' parameters that the layout, or a checkpoint of this package, has no place for; those of a
+            head that a fine-tuning or detection trained begin with ``head.``.
     """
 
     out: Path
@@ -57,11 +60,26 @@ def export_backbone(
     network, content = load_backbone(checkpoint)
     name = content["backbone"]["name"]
     layout = layout or own_layout(network)
-    heads = exported_heads(content)
+    heads, trained = exported_heads(content), content.get("head_state", {})
+    if layout == "waffleiron" and trained and content.get("kind") != "detect":
+        heads, trained = _class_head(trained), {}
     left_out = export_weights(network, out, layout, heads)
     voxels = content.get("voxels") or content["settings"]["voxels"]
     written = len(network.state_dict()) + len(heads) - len(left_out)
+    left_out = [*left_out, *(f"head.{name}" for name in trained)]
     return WeightsSummary(Path(out), layout, name, _describe(voxels), written, left_out)
+
+
+def _class_head(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A fine-tuning's head as the head of a file: its classes 1..K, for class 0 is never predicted.
+
+    Args:
+        trained: ``weight`` [K + 1, C] and ``bias`` [K + 1].
+
+    Returns:
+        ``final.kernel`` [C, K] and ``final.bias`` [1, K].
+    """
+    return {"final.kernel": trained["weight"][1:].T.contiguous(), "final.bias": trained["bias"][None, 1:]}
 
 
 def import_weights(

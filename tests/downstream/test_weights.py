@@ -161,7 +161,7 @@ def test_an_imported_backbone_is_fine_tuned_and_exported_again(nuscenes_world, c
     # Fine-tuning has a head for classes and none for embeddings; the trunk is what it leaves.
     assert equal(written, load_backbone(tmp_path / "tuned")[0].state_dict())
     assert written.keys() == load_checkpoint(checkpoint)["backbone_state"].keys()
-    assert "0.8 m" in summary.voxels
+    assert "0.8 m" in summary.voxels and summary.left_out == ["head.weight", "head.bias"]
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

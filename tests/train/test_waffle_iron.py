@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from olivine.common import OlivineError
+from olivine.common.settings import settings_to_plain
 from olivine.downstream.weights import export_backbone, import_weights
 from olivine.train.backbone import Clouds, build_backbone
 from olivine.train.backbones._waffle_iron import WaffleIron, nearest
-from olivine.train.checkpoint import load_backbone
+from olivine.train.build import backbone_arguments
+from olivine.train.checkpoint import load_backbone, save_checkpoint
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings, load_settings
 from olivine.train.voxelize import VoxelSettings, voxelize
@@ -198,6 +200,26 @@ def test_published_files_load_and_exports_are_such_files(
     assert content.get("model_points") is None and content["model_point"].keys() == exported.keys()
     assert exported.keys() == {**ours.state_dict(), **head}.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in {**ours.state_dict(), **head}.items())
+
+
+def test_the_head_of_a_fine_tuning_is_exported_as_classif(expected: dict[str, Tensor], tmp_path: Path) -> None:
+    ours, _ = case(expected, "layer")
+    changes = ["backbone.channels=8", "backbone.depth=4", "backbone.cells=[16, 12, 4]"]
+    settings = load_settings("scalr", [*changes, "backbone.range_m=[-8, -6, -2, 8, 6, 2]"])
+    head = {"weight": torch.rand(17, 8), "bias": torch.rand(17)}
+    content = {"kind": "finetune", "settings": settings_to_plain(settings), "backbone": backbone_arguments(settings)}
+    save_checkpoint(tmp_path / "last.pt", {**content, "backbone_state": ours.state_dict(), "head_state": head})
+    summary = export_backbone(tmp_path, tmp_path / "out.pth")
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["net"]
+    layer = torch.nn.Conv1d(8, 16, 1)
+    layer.load_state_dict({name: written[f"classif.{name}"] for name in ("weight", "bias")})
+    feature = torch.rand(1, 8, 5)
+    logit = torch.nn.functional.linear(feature[0].T, head["weight"], head["bias"])
+    torch.testing.assert_close(layer(feature)[0].T, logit[:, 1:])
+    assert summary.left_out == [] and summary.parameters == len(written)
+    # A plain dictionary of the backbone has no place for it.
+    left_out = export_backbone(tmp_path, tmp_path / "plain.pt", "state_dict").left_out
+    assert left_out == ["head.weight", "head.bias"]
 
 
 def test_the_head_of_scalrs_probe_is_left_out_and_its_network_is_read(

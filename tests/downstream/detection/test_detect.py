@@ -22,6 +22,7 @@ from olivine.downstream.detection.kitti_format import read_objects
 from olivine.downstream.detection.runs import compare, comparison_table, runs_of
 from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
 from olivine.downstream.network import read_source
+from olivine.downstream.weights import export_backbone
 from olivine.train.backbone import build_backbone
 from olivine.train.build import backbone_arguments
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
@@ -315,6 +316,11 @@ def test_the_command_trains_from_both_and_goes_on_with_what_is_there(kitti_objec
     one, other = (load_checkpoint(path.parent)["backbone_state"] for path in made)
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
     assert "| random weights, seed 0 |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_an_export_of_the_trunk_names_the_detectors_tensors_that_it_leaves_out(done, tmp_path):
+    summary = export_backbone(done[0], tmp_path / "trunk.pth")
+    assert summary.left_out == [f"head.{name}" for name in load_checkpoint(done[0])["head_state"]]
 
 
 def test_runs_count_from_the_seed_that_is_set(done, kitti_objects, checkpoint, tmp_path, monkeypatch):
