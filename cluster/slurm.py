@@ -34,7 +34,8 @@ class SlurmSettings:
         partition: None for the cluster's default.
         nodes: machines at once.
         gpus: on each of them; processes where the partition has no GPUs.
-        cpus: cores of one task.
+        cpus: cores of one task. None is one; in pre-training one for each process, and where there are GPUs also for each
+            worker of its loader, for one task is a whole machine's.
         parts: array tasks; 0 for four a place, at most one a unit.
         time: limit of one job, as SLURM writes it; None for the partition's.
         wait: come back when the last job has ended, and with its success.
@@ -43,15 +44,16 @@ class SlurmSettings:
     partition: str | None = None
     nodes: int = 1
     gpus: int = 0
-    cpus: int = 1
+    cpus: int | None = None
     parts: int = 0
     time: str | None = None
     wait: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("parts", 0)):
-            if getattr(self, name) < least:
-                raise OlivineError(f"--{name} {getattr(self, name)}", remedy=f"give at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OlivineError(f"--{name} {value}", remedy=f"give at least {least}")
 
 
 @dataclass
@@ -104,7 +106,7 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     Ticket.issue(plan.paths, plan.packages, plan.logs)
     ticket = {VARIABLE: str(plan.logs / FILE)}
     stage = [sys.executable, "-m", "olivine.cli", *command]
-    options = [f"--cpus-per-task={settings.cpus}", f"--output={_literal(result.logs)}/%A_%a.log"]
+    options = [f"--cpus-per-task={settings.cpus or 1}", f"--output={_literal(result.logs)}/%A_%a.log"]
     options += ["--gpus-per-task=1", "--ntasks=1"] if has_gpus and settings.gpus and command[0] == "labelgen" else []
     array = f"--array={result.array}%{places}"
     result.jobs["array"] = _sbatch("array", settings, [array, *options], [str(plan.parts), *stage], ticket)
@@ -118,7 +120,10 @@ def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: 
     result.logs.mkdir(parents=True, exist_ok=True)
     processes = max(1, settings.gpus)
     options = [f"--nodes={settings.nodes}", f"--output={_literal(result.logs)}/%j.log"]
-    options.append(f"--cpus-per-task={max(settings.cpus, 1 if has_gpus else processes)}")
+    cores = max(settings.cpus or 1, processes)
+    if has_gpus:  # one task starts the machine's processes, each with the workers of its loader
+        cores = settings.cpus or processes * (1 + planned["workers"])
+    options.append(f"--cpus-per-task={cores}")
     options += [f"--gpus-per-node={processes}"] if has_gpus else []
     return _last("pretrain", settings, options, [sys.executable, str(processes), *command], result)
 
@@ -181,7 +186,10 @@ def _sbatch(
     job = done.stdout.strip().split(";")[0]
     if done.returncode:
         reason = done.stderr.strip().removeprefix("sbatch: error: ").splitlines()
-        raise OlivineError(f"sbatch refuses the job: {(reason or ['no reason given'])[0]}", remedy="look with: sinfo")
+        raise OlivineError(
+            f"sbatch refuses the job: {(reason or ['no reason given'])[0]}",
+            remedy="look with: sinfo; --cpus sets the cores",
+        )
     return job
 
 

@@ -25,7 +25,10 @@ def submit(
     partition: Annotated[str | None, typer.Option(help="SLURM's partition (default: its default).")] = None,
     nodes: Annotated[int, typer.Option(help="Machines at once.")] = 1,
     gpus: Annotated[int, typer.Option(help="On each machine; processes where it has none.")] = 0,
-    cpus: Annotated[int, typer.Option(help="Cores of one task.")] = 1,
+    cpus: Annotated[
+        int | None,
+        typer.Option(help="Cores of one task (default: 1; pretrain on GPUs: each process and its loader's workers)."),
+    ] = None,
     parts: Annotated[int, typer.Option(help="Array tasks; 0 for four a place.")] = 0,
     time: Annotated[str | None, typer.Option(help="Limit of one job (default: the partition's).")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Come back when the last job has ended.")] = False,

@@ -141,7 +141,10 @@ def pretrain(
     check_output(out, inputs=(*weights, *held_out), known=("run.json", ".run.lock"))
     if dry_run:
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
-        return console.say_plan(f"a run of {length} of {settings.backbone.name}", out, as_json)
+        what = f"a run of {length} of {settings.backbone.name}"
+        if as_json:
+            return console.emit("pretrain", {"plan": what, "workers": settings.data.workers}, out)
+        return console.say_plan(what, out, as_json)
     console.note(f"sparse engine: {_engine_of(settings)}", as_json)
     if settings.image.stored is not None and settings.augment.crop:
         lost = "the encoder saw them no larger than that, and what is around them (exact: augment.crop=false)"
