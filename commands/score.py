@@ -390,7 +390,9 @@ def import_weights(
     file: Annotated[Path, typer.Argument(help="A checkpoint of SLidR, OLIVINE or OpenPCDet, or an export.")],
     config: Annotated[
         str | None,
-        typer.Option(help="Preset or YAML file with its backbone and voxels (default: reference, or voxelnet)."),
+        typer.Option(
+            help="Preset or YAML file with its backbone and voxels (default, by the file: reference, voxelnet or scalr)."
+        ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint (default: runs/<file>/last.pt).")] = None,
@@ -402,9 +404,10 @@ def import_weights(
     Example: olivine import-weights slidr.pt --config reference
     """
     from ..downstream.weights import import_weights as run
+    from ..downstream.weights import preset_of
     from ..train.settings import load_settings
 
-    settings = load_settings(config or "reference", set_ or []) if config or set_ else None
+    settings = load_settings(config or preset_of(file), set_ or []) if config or set_ else None
     out = out or RUNS / file.stem / "last.pt"
     console.finish("import-weights", run(file, out, settings, overwrite=overwrite), out, as_json)
 

@@ -82,6 +82,18 @@ def _class_head(trained: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"final.kernel": trained["weight"][1:].T.contiguous(), "final.bias": trained["bias"][None, 1:]}
 
 
+_PRESETS, _OTHERWISE = {"openpcdet": "voxelnet", "waffleiron": "scalr"}, "reference"
+
+
+def preset_of(path: PathLike) -> str:
+    """The preset that :func:`import_weights` takes for a file where no settings are given, by the file's layout.
+
+    Raises:
+        OlivineError: no 3D network in the file.
+    """
+    return _PRESETS.get(read_weights(path)[0], _OTHERWISE)
+
+
 def import_weights(
     path: PathLike, out: PathLike, settings: PretrainSettings | None = None, *, overwrite: bool = False
 ) -> WeightsSummary:
@@ -100,7 +112,7 @@ def import_weights(
     """
     check_output_file(out, _is_imported, overwrite=overwrite, inputs=(path,))
     layout, weights = read_weights(path)
-    settings = settings or load_settings({"openpcdet": "voxelnet", "waffleiron": "scalr"}.get(layout, "reference"))
+    settings = settings or load_settings(_PRESETS.get(layout, _OTHERWISE))
     arguments = backbone_arguments(settings)
     network = build_backbone(**arguments, seed=settings.seed)
     if layout == "openpcdet" and own_layout(network) != "openpcdet":

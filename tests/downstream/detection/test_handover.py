@@ -62,6 +62,23 @@ def test_kernels_of_spconv_1_as_the_published_checkpoints_have_them_are_read(tmp
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_published_trunk_gets_the_voxels_that_are_set_and_detection_takes_it(tmp_path):
+    from typer.testing import CliRunner
+
+    from olivine.cli import app
+    from olivine.downstream.detection.detect import check_voxels
+    from olivine.downstream.network import read_source
+
+    export_for("second", save(tmp_path), tmp_path / "second.pth")
+    words = ["import-weights", str(tmp_path / "second.pth"), "--out", str(tmp_path / "back.pt")]
+    voxels = ["--set", "voxels.size_m=0.05", "--set", "voxels.height_m=0.1"]
+    done = CliRunner().invoke(app, [*words, *voxels])
+    assert done.exit_code == 0, done.output
+    source, settings = read_source(tmp_path / "back.pt"), DetectionSettings()
+    assert source.arguments["name"] == "voxelnet" and source.voxels.from_corner
+    check_voxels(source, settings.voxel_settings(), settings)
+
+
 def test_a_trained_detector_goes_out_whole_with_the_names_of_openpcdets_secondnet(tmp_path):
     path = save(tmp_path, "second", "detect")
     summary = export_for("second", path, tmp_path / "second.pth")
