@@ -20,6 +20,8 @@ TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram
 """The types of the benchmark's label files."""
 Array = NDArray[np.float64]
 _REMEDY = "get or make the file again"
+_SPELLING = {name.casefold(): name for name in TYPES}
+_NO_SIZE, _NO_PLACE = [-1.0] * 3, [-1000.0] * 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,9 @@ def objects_of(kind: Sequence[str], columns: Array) -> Objects:
 def read_objects(path: PathLike, *, scored: bool = False) -> Objects:
     """The objects of a label file, or of a result file.
 
+    The case of a type does not matter, as in KITTI's evaluation. A result of the image alone, whose size is -1 -1 -1 and place
+    -1000 -1000 -1000, has size 0: it matches nothing on the ground or in 3D.
+
     Args:
         scored: it is a result file, with a score in every line.
 
@@ -90,7 +95,8 @@ def read_objects(path: PathLike, *, scored: bool = False) -> Objects:
         where = f"{path} line {number}"
         if len(words) != width:
             raise OlivineError(f"has {len(words)} values, not {width}", where=where, remedy=_REMEDY)
-        if words[0] not in TYPES:
+        kind = _SPELLING.get(words[0].casefold())
+        if kind is None:
             raise OlivineError(f"names the type {words[0]!r}, which KITTI does not have", where=where, remedy=_REMEDY)
         try:
             row = [float(word) for word in words[1:]]
@@ -98,11 +104,13 @@ def read_objects(path: PathLike, *, scored: bool = False) -> Objects:
             raise OlivineError("is not a type and numbers", where=where, remedy=_REMEDY) from None
         if not np.isfinite(row).all():
             raise OlivineError("holds a number that is not finite", where=where, remedy=_REMEDY)
-        if words[0] != "DontCare" and min(row[7:10]) < 0:
+        if scored and row[7:10] == _NO_SIZE and row[10:13] == _NO_PLACE:
+            row[7:10] = [0.0] * 3
+        if kind != "DontCare" and min(row[7:10]) < 0:
             raise OlivineError(
                 f"a box of negative size: {' x '.join(words[8:11])} m", where=where, remedy="fix or remove the line"
             )
-        kinds.append(words[0])
+        kinds.append(kind)
         rows.append(row if scored else [*row, 0.0])
     return objects_of(kinds, np.array(rows, np.float64))
 

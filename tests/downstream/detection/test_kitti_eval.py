@@ -183,6 +183,19 @@ def test_a_wrong_line_is_named(tmp_path, text, scored, says):
     assert "\n" not in str(error.value)
 
 
+def test_results_of_the_image_alone_are_scored_there_and_match_nothing_else(tmp_path):
+    truth, lines = cars(4), []
+    for left, top, right, bottom in truth.image:
+        lines.append(f"car -1 -1 -10 {left} {top} {right} {bottom} -1 -1 -1 -1000 -1000 -1000 -10 0.9\n")
+    (tmp_path / "a.txt").write_text("".join(lines))
+    found = read_objects(tmp_path / "a.txt", scored=True)
+    score = evaluate([truth] * 15, [found] * 15, ["Car"])
+    assert np.all(score.at_40[0, 0] == 100) and np.all(score.at_40[0, 1:] == 0)
+    with pytest.raises(OlivineError, match="negative size"):  # of a label they are an error
+        (tmp_path / "b.txt").write_text("".join(line.replace(" 0.9", "") for line in lines))
+        read_objects(tmp_path / "b.txt")
+
+
 def test_results_of_other_frames_and_unknown_classes_are_refused(tmp_path):
     write_objects(tmp_path / "000001.txt", cars(1))
     with pytest.raises(OlivineError, match="has no result of frame 000002"):
