@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from ..common import OlivineError, PathLike, demand, read_bytes, read_json, sha2
 from ..pairs.shards import ShardSet
 from ..train.checkpoint import checkpoint_file
 from ..train.devices import make_fabric
+from ..train.run_folder import read_identity
 from ..train.settings import PretrainSettings
 from .network import read_source
 from .predict import predicted_points, read_segmenter
 from .results import Result, write_results
-from .segment import open_ground, segment
+from .segment import discard, open_ground, segment
 from .settings import FinetuneSettings
 from .weak import WeakLabels
 
@@ -48,7 +50,7 @@ def finetune_rounds(
     Args:
         out: ``round-0``, ``round-1``, … are runs as :func:`~olivine.downstream.finetune.finetune` makes them, ``labels-1``
             the labels of the first; ``scores.md`` and ``scores.json`` have all of them. What is finished there is
-            not done again.
+            not done again; with ``overwrite`` rounds beyond ``rounds`` are removed, for they are another run's.
         predictions: of the last round.
         The others as :func:`~olivine.downstream.finetune.finetune` takes them.
 
@@ -68,6 +70,10 @@ def finetune_rounds(
     if fabric.world_size > 1:
         raise OlivineError("rounds run in one process", where="devices", remedy="use --set devices=1")
     weak = WeakLabels(ground.train, ground.classes, settings.least_score)
+    if overwrite:
+        _remove_rounds(out, rounds + 1, (source.path or None, ground.train.path, ground.validation.path))
+    else:
+        _check_surest(out, settings.surest)
     results = []
     for number in range(rounds + 1):
         folder = out / f"round-{number}"
@@ -82,6 +88,44 @@ def finetune_rounds(
         results.append(replace(result, name=f"round {number}"))
     write_results(out, results)
     return results
+
+
+def _remove_rounds(out: Path, first: int, inputs: tuple[PathLike | None, ...]) -> None:
+    """Remove the runs and labels of the rounds from ``first`` on, and no file that a round does not write."""
+    for number in itertools.count(first):
+        folder, labels = out / f"round-{number}", out / f"labels-{number}"
+        if not folder.is_dir() and not labels.is_dir():
+            return
+        if discard(folder, "finetune", inputs):
+            (folder / "run.json").unlink()
+            (folder / ".run.lock").unlink(missing_ok=True)
+        if (labels / "labels.json").is_file():
+            for path in (labels / "labels.json", *labels.glob("[0-9]*.bin")):
+                path.unlink()
+        for emptied in (folder / "tensorboard", folder, labels):
+            if emptied.is_dir() and not any(emptied.iterdir()):
+                emptied.rmdir()
+
+
+def _check_surest(out: Path, surest: float) -> None:
+    """Raise where a round in ``out`` learnt from another share of labels, before its labels are written anew.
+
+    ``round-0`` has no such labels: it is taken with any share.
+
+    Raises:
+        OlivineError: names the round and both shares.
+    """
+    for number in itertools.count(1):
+        path = out / f"round-{number}" / "run.json"
+        if not path.is_file() or not any(path.parent.glob("*.pt")):
+            return
+        there = read_identity(path, "choose another --out")["settings"].get("surest", surest)
+        if there != surest:
+            raise OlivineError(
+                f"holds another run: surest is {there} there and {surest} here",
+                where=path.parent,
+                remedy="choose another --out, or remove this round and those after it, with their labels",
+            )
 
 
 class OwnLabels:
@@ -119,7 +163,8 @@ class OwnLabels:
             assert record is not None
         self._files: list[str] = record["files"]
         self.note = (
-            f"trained on {100 * record['kept']:.1f} % of the points, those that the network before was surest of"
+            f"trained on the network's own labels on {100 * record['kept']:.1f} % of the points, those that it was surest of "
+            "in the round before, and on the weak ones elsewhere"
         )
 
     def _record(self) -> dict[str, Any] | None:

@@ -137,7 +137,9 @@ def segment(
         if overwrite:
             read = (source.path or None, ground.train.path, ground.validation.path)
             discard(out, kind, read)
-        claim(out, settings, identity, resume=True, incidental=INCIDENTAL)
+        # The share of own labels that are kept decides nothing where there are none.
+        free = INCIDENTAL if taught is not None else (*INCIDENTAL, "surest")
+        claim(out, settings, identity, resume=True, incidental=free)
     fabric.barrier()
     finished = out / "scores.json"
     if writer is None and finished.is_file() and load_checkpoint(out)["step"] == plan.steps:

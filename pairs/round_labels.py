@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common import OlivineError, PathLike, demand, read_bytes, read_json, track
+from ..common import OlivineError, PathLike, demand, read_bytes, read_json, sha256_file, track
 from .shards import ShardSet
 
 WEAK = "weak"
@@ -53,11 +53,13 @@ def compare_rounds(shards: ShardSet, run: PathLike) -> list[RoundAgreement]:
         run: the folder of ``olivine finetune --rounds k``.
 
     Raises:
-        OlivineError: no round's labels there, those of other shards, or damaged ones; nothing to compare them with.
+        OlivineError: no round's labels there, those of other shards or of another run's network, or damaged ones; nothing to
+            compare them with.
     """
     rounds: list[_Labels] = []
     while (Path(run) / f"labels-{len(rounds) + 1}").is_dir():
-        rounds.append(_Labels(Path(run) / f"labels-{len(rounds) + 1}", shards))
+        teacher = Path(run) / f"round-{len(rounds)}" / "last.pt"
+        rounds.append(_Labels(Path(run) / f"labels-{len(rounds) + 1}", shards, teacher))
     if not rounds:
         remedy = "name the folder of an olivine finetune --learn-from weak --rounds 2"
         raise OlivineError("holds no labels of a round: no folder labels-1", where=run, remedy=remedy)
@@ -103,17 +105,23 @@ def compare_rounds(shards: ShardSet, run: PathLike) -> list[RoundAgreement]:
 
 
 class _Labels:
-    """The labels of one round, as :class:`olivine.downstream.rounds.OwnLabels` writes them."""
+    """The labels of one round, as :class:`olivine.downstream.rounds.OwnLabels` writes them.
 
-    def __init__(self, folder: Path, shards: ShardSet) -> None:
+    Args:
+        teacher: the checkpoint that made them; where it is gone nothing is compared.
+    """
+
+    def __init__(self, folder: Path, shards: ShardSet, teacher: Path) -> None:
         self.folder, path = folder, folder / "labels.json"
         self._again = f"remove {folder} and run olivine finetune --rounds again"
-        shape = {"identity": {"shards": str}, "classes": [str], "files": [str]}
+        shape = {"identity": {"shards": str, "teacher": str}, "classes": [str], "files": [str]}
         record: dict[str, Any] = demand(read_json(path, self._again), shape, path, self._again)
         if record["identity"]["shards"] != shards.digest or len(record["files"]) != len(shards):
             raise OlivineError(
                 "holds labels of other shards", where=folder, remedy=f"name the shards it trained on, not {shards.path}"
             )
+        if teacher.is_file() and record["identity"]["teacher"] != sha256_file(teacher):
+            raise OlivineError(f"holds labels of another network than {teacher}", where=folder, remedy=self._again)
         self.classes: list[str] = record["classes"]
         self._files: list[str] = record["files"]
 

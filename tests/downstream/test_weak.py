@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from olivine.downstream.rounds import OwnLabels, finetune_rounds
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
 from olivine.downstream.weak import WeakLabels, class_of_prompt
 from olivine.pairs.label_report import check_labels
+from olivine.pairs.round_labels import compare_rounds
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
 from olivine.readers.benchmark import Benchmark
@@ -154,6 +156,36 @@ def test_a_probe_may_start_from_the_head_of_the_fine_tuning_and_says_so(nuscenes
         linear_probe(
             checkpoint, *nuscenes_world.splits, tmp_path / "x", replace(still, head="checkpoint"), random=False
         )
+
+
+def test_rounds_of_two_runs_never_lie_side_by_side(nuscenes_world, checkpoint, tmp_path) -> None:
+    short, out = replace(SHORT, epochs=1, batch=8), tmp_path / "run"
+    train = open_shards(nuscenes_world.pairs / "train")
+
+    def run(rounds: int, overwrite: bool = False, **changes: object) -> list:
+        splits, settings = nuscenes_world.splits, replace(short, **changes)
+        return finetune_rounds(checkpoint, *splits, out, settings, rounds=rounds, overwrite=overwrite)
+
+    notes = run(2)[1].notes
+    assert any("own labels on 5" in note and "the weak ones elsewhere" in note for note in notes)
+    assert len(compare_rounds(train, out)) == 1
+    shutil.copytree(out / "labels-1", tmp_path / "labels-1")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(OlivineError, match=r"round-1: holds another run: surest is 0\.5 there and 0\.7 here"):
+        run(2, surest=0.7)
+    assert {path: path.read_bytes() for path in before} == before
+    run(1, overwrite=True, seed=1)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"round-0", "round-1", "labels-1"}
+    # Round 0 knows no share: it is taken, and the round after it is trained again.
+    at = (out / "round-0/last.pt").stat().st_mtime_ns
+    shutil.rmtree(out / "round-1")
+    run(1, seed=1, surest=0.7)
+    assert (out / "round-0/last.pt").stat().st_mtime_ns == at
+    assert json.loads((out / "labels-1/labels.json").read_text())["identity"]["surest"] == 0.7
+    shutil.rmtree(out / "labels-1")
+    shutil.copytree(tmp_path / "labels-1", out / "labels-1")
+    with pytest.raises(OlivineError, match=r"labels-1: holds labels of another network than .*round-0/last\.pt"):
+        compare_rounds(train, out)
 
 
 def test_labels_of_no_class_are_refused(nuscenes_world) -> None:
