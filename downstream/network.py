@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, demand, sha256_file
-from ..common.settings import flat_values, settings_from_plain, settings_to_plain
+from ..common.settings import flat_values, plain, settings_from_plain, settings_to_plain
 from ..train.backbone import Backbone, Clouds, build_backbone, features_at, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state
@@ -148,11 +148,17 @@ def _source(
 
 
 def _compare(arguments: dict[str, Any], voxels: dict[str, Any], expected: PretrainSettings, path: Path) -> None:
-    """Raise where a checkpoint is of another network; the range is left out, for nothing is cropped here."""
-    theirs = {"backbone.name": arguments["name"], **{f"voxels.{key}": value for key, value in voxels.items()}}
-    ours = {key: list(v) if isinstance(v, tuple) else v for key, v in flat_values(expected).items()}
+    """Raise where a checkpoint is of another network.
+
+    The range is left out, for nothing is cropped here, and so are the first weights, which training has replaced.
+    """
+    ours = {f"backbone.{key}": value for key, value in backbone_arguments(expected).items() if key in arguments}
+    theirs = {key: arguments[key.partition(".")[2]] for key in ours}
+    theirs |= {f"voxels.{key}": value for key, value in voxels.items()}
+    ours |= {key: value for key, value in flat_values(expected).items() if key.startswith("voxels.")}
+    left_out = ("backbone.in_channels", "backbone.first_weights", "voxels.crop", "voxels.range_m")
     for key, value in theirs.items():
-        if key not in ("voxels.crop", "voxels.range_m") and ours[key] != value:
+        if key not in left_out and plain(ours[key]) != plain(value):
             raise OlivineError(
                 f"a checkpoint of another network: {key} is {value} there and {ours[key]} in {expected.name}",
                 where=path,

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.common.settings import settings_to_plain
 from olivine.downstream import segment, segment_training
 from olivine.downstream.data import CloudExamples
 from olivine.downstream.finetune import finetune
@@ -28,6 +29,7 @@ from olivine.downstream.settings import FinetuneSettings, ProbeSettings, setting
 from olivine.pairs.shards import open_shards
 from olivine.readers import dataset_class
 from olivine.train.backbone import build_backbone
+from olivine.train.build import backbone_arguments
 from olivine.train.checkpoint import load_backbone, load_checkpoint, save_checkpoint
 from olivine.train.settings import load_settings
 from olivine.train.voxelize import VoxelSettings
@@ -309,6 +311,11 @@ def test_checkpoints_that_do_not_fit_are_refused(whole, nuscenes_world, checkpoi
     refuse(r"another network: backbone\.name is srunet-small there", checkpoint, splits, tmp_path, network=paper)
     other = load_settings("cpu", ["voxels.grid=cylindrical", "voxels.size_m=0.8"])
     refuse(r"voxels\.grid is cartesian there and cylindrical", checkpoint, splits, tmp_path, network=other)
+    deep = load_settings("voxelnet", ["backbone.residual=true"])
+    trunk = {"backbone": backbone_arguments(load_settings("voxelnet")), "voxels": settings_to_plain(deep.voxels)}
+    save_checkpoint(tmp_path / "trunk.pt", {**load_checkpoint(checkpoint), **trunk})
+    message = r"another network: backbone\.residual is False there and True in voxelnet"
+    refuse(message, tmp_path / "trunk.pt", splits, tmp_path / "out", network=deep)
     voxelnet = tmp_path / "voxelnet.pt"
     save_checkpoint(voxelnet, {**load_checkpoint(checkpoint), "backbone": {"name": "voxelnet"}})
     refuse("another network's tensors", voxelnet, splits, tmp_path / "out")
