@@ -58,6 +58,7 @@ def detect(
 
     Example: olivine detect --checkpoint runs/voxelnet --fraction 5 --set preset=pretraining
     """
+    from ..downstream.detection.detect import check_voxels
     from ..downstream.detection.detect import detect as run
     from ..downstream.detection.runs import compare, comparison_table, runs_of, runs_table
     from ..downstream.detection.settings import DetectionSettings
@@ -96,9 +97,10 @@ def detect(
     against = "-random" if random else "-beside-random" if beside_random else ""
     out = out or folder / f"detect-{settings.fraction:g}{against}"
     check_output(out, inputs=(root, checkpoint), known=_KNOWN)
+    train, validation = kitti_scenes(root, "train"), kitti_scenes(root, "val")
+    check_voxels(source, settings.voxel_settings(), settings)
     if dry_run:
         return console.say_plan(f"SECOND on {source.name} and {settings.fraction:g} % of the labels", out, as_json)
-    train, validation = kitti_scenes(root, "train"), kitti_scenes(root, "val")
     sides = {"": source}
     if beside_random:
         sides = {"pre-trained": source, "random": read_source(checkpoint, random=True)}

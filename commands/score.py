@@ -153,11 +153,15 @@ def _score(
     what: str,
 ) -> None:
     """Train and score on the shards' two splits, or say what would be done."""
+    from ..downstream.benchmarks import training_frames
     from ..downstream.results import score_table
+    from ..downstream.segment import open_ground
 
     base = _choose_labelled(given.shards, given.as_json)
     check_output(out, inputs=(checkpoint, base), known=known)
     if given.dry_run:
+        ground = open_ground(base / "train", base / "val", settings.labels)
+        training_frames(ground.train, settings.fraction, settings.part)
         return console.say_plan(what.format(checkpoint), out, given.as_json)
     options: dict[str, Any] = {"predictions": given.predictions, "overwrite": given.overwrite}
     found = run(checkpoint, base / "train", base / "val", out, settings, **options)

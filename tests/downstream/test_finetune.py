@@ -412,6 +412,15 @@ def test_the_commands_answer_bad_input_with_one_line_and_code_2(
         (["finetune", *run, "--shards", str(unlabelled)], "the shards have no point labels. Build them from"),
         (["probe", *run, "--shards", str(unlabelled)], "the shards have no point labels. Build them from"),
         (["finetune", *run, "--shards", str(nuscenes_world.pairs), "--fraction", "1"], "1 % leaves no frame"),
+        (
+            ["finetune", *run, "--shards", str(nuscenes_world.pairs), "--fraction", "1", "--dry-run"],
+            "1 % leaves no frame",
+        ),
+        (
+            ["finetune", *run, "--shards", str(nuscenes_world.pairs), "--fraction", "3", "--dry-run"],
+            "is not every k-th",
+        ),
+        (["probe", *run, "--shards", str(unlabelled), "--dry-run"], "the shards have no point labels"),
         (["probe", *run, "--shards", str(nuscenes_world.pairs), "--config", "paper"], "of another network"),
         (["finetune", "--checkpoint", "noise.pt"], BAD_FILE),
         (["finetune", *run, "--set", "epoch=3"], "did you mean 'epochs'?"),

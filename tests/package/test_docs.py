@@ -210,7 +210,7 @@ SHORTER = {
     "synth": "--dry-run --out data/new",
     "features": "--dry-run",
     "study": "--dry-run",
-    "detect": "--dry-run",
+    "detect": "--dry-run --root objects --set any_voxels=true",
     "pretrain": "--set run.steps=4 --set data.workers=0",
     "probe": "--epochs 1",
     "finetune": "--epochs 1",
@@ -271,6 +271,9 @@ def ground(olivine: Callable[..., Any], nuscenes_world: Any, tmp_path_factory: p
     olivine("build-pairs", "--workers", 1, cwd=folder, check=True)
     olivine("pretrain", *SHORTER["pretrain"].split(), cwd=folder, check=True)
     olivine("finetune", "--epochs", 1, cwd=folder, check=True)
+    olivine(
+        "synth", "--format", "kitti-object", "--scenes", 4, "--frames", 1, "--out", "objects", cwd=folder, check=True
+    )
     for study in ("data/study", "data/study-quarter", "data/study-scr", "streets"):
         (folder / study).mkdir()
         for name, there in {"nuscenes": "nuscenes", "labels": "labels/nuscenes", "pairs": "pairs/nuscenes"}.items():

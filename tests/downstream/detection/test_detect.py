@@ -323,6 +323,18 @@ def test_an_export_of_the_trunk_names_the_detectors_tensors_that_it_leaves_out(d
     assert summary.left_out == [f"head.{name}" for name in load_checkpoint(done[0])["head_state"]]
 
 
+def test_a_dry_run_refuses_what_the_run_would(kitti_objects, checkpoint, tmp_path):
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--dry-run"]
+    there = ["--root", str(kitti_objects)]
+    assert command(*words, *there, "--set", "preset=pretraining").exit_code == 0
+    for given, says in (
+        (["--root", str(tmp_path)], "no KITTI object data here"),
+        (there, r"trained with voxels\.size_m 0\.1, and --set preset=second has 0\.05"),
+    ):
+        with pytest.raises(OlivineError, match=says):
+            raise command(*words, *given).exception
+
+
 def test_runs_count_from_the_seed_that_is_set(done, kitti_objects, checkpoint, tmp_path, monkeypatch):
     begun = []
 
@@ -331,7 +343,16 @@ def test_runs_count_from_the_seed_that_is_set(done, kitti_objects, checkpoint, t
         return done[1]
 
     monkeypatch.setattr("olivine.downstream.detection.detect.detect", note)
-    words = ["--checkpoint", str(checkpoint), "--root", str(kitti_objects), "--runs", "2"]
+    words = [
+        "--checkpoint",
+        str(checkpoint),
+        "--root",
+        str(kitti_objects),
+        "--runs",
+        "2",
+        "--set",
+        "preset=pretraining",
+    ]
     assert command(*words, "--out", str(tmp_path / "a"), "--set", "seed=3").exit_code == 0
     assert command(*words, "--out", str(tmp_path / "b"), "--seed", "5").exit_code == 0
     assert command(*words, "--out", str(tmp_path / "c")).exit_code == 0
