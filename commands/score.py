@@ -223,8 +223,8 @@ def embed(
 ) -> None:
     """Write a network's feature of every point of some files, one .npy file for each.
 
-    Rows are the file's points in its order, without those that have no position (NaN). Another network's features in the
-    folder are removed first.
+    Rows are the file's points in its order, without those that have no position (NaN). Features in the folder of another
+    network, or of files that were read otherwise (columns, intensity, offset), are removed first.
 
     Example: olivine embed scan.pcd --checkpoint runs/cpu
     """
@@ -246,7 +246,8 @@ def embed(
         remedy = "choose another --out folder, or remove them where an earlier version of olivine embed wrote them"
         raise OlivineError("holds .npy files and no mark of olivine; they are left alone", where=out, remedy=remedy)
     network = Embedder(checkpoint, device, intensity_offset)
-    made_by = {"checkpoint": sha256_file(checkpoint_file(checkpoint))}
+    made_by = {"checkpoint": sha256_file(checkpoint_file(checkpoint)), "offset": intensity_offset}
+    made_by |= {"columns": columns or "", "intensity": intensity}
     begin_output(out, made_by, [f"{name}.npy" for name in names], inputs=inputs)
     count = outside = 0
     for path in points:

@@ -52,7 +52,7 @@ class Embedder:
         self.voxels = voxels if voxels.from_corner else replace(voxels, crop=False)  # as CloudExamples
         self.classes: tuple[str, ...] = ()
         self._head: torch.nn.Linear | None = None
-        if "head_state" in content:
+        if "head_state" in content and content.get("kind") != "detect":  # a detector's is for boxes
             self.classes = tuple(content["data"]["classes"])
             self._head = new_head(self.channels, len(self.classes) + 1, 0).to(self._device)
             load_state(self._head, content["head_state"], path)

@@ -119,7 +119,7 @@ def read_source(
     progress = progress_of(content)
     notes = (f"{path} is from {progress}",) if progress else ()
     found = _source(arguments, voxels, path, content["backbone_state"], sha256_file(path), notes)
-    if "head_state" in content:
+    if "head_state" in content and content.get("kind") != "detect":
         data = demand(content, {"data": {"classes": [str]}}, path, "take another checkpoint")["data"]
         found = replace(found, head=content["head_state"], classes=tuple(data["classes"]))
     return _normalised(found, normalised)

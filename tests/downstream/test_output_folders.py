@@ -159,3 +159,8 @@ def test_embed_keeps_ones_own_files_and_no_two_networks_features(checkpoint, mak
     assert set(files_in(tmp_path / "embeddings")) == {"one.npy", "two.npy"}
     olivine("embed", "two.bin", "--checkpoint", make_checkpoint(seed=8), cwd=tmp_path, check=True)
     assert set(files_in(tmp_path / "embeddings")) == {"two.npy"}
+    # Features of an intensity that was read otherwise are no better beside these than another network's.
+    olivine(
+        "embed", "one.bin", "--checkpoint", make_checkpoint(seed=8), "--intensity-offset", 1, cwd=tmp_path, check=True
+    )
+    assert set(files_in(tmp_path / "embeddings")) == {"one.npy"}

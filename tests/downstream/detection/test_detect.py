@@ -21,6 +21,7 @@ from olivine.downstream.detection.detect import detect, predict, score_results
 from olivine.downstream.detection.kitti_format import read_objects
 from olivine.downstream.detection.runs import compare, comparison_table, runs_of
 from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
+from olivine.downstream.embed import Embedder
 from olivine.downstream.network import read_source
 from olivine.downstream.weights import export_backbone
 from olivine.train.backbone import build_backbone
@@ -316,6 +317,15 @@ def test_the_command_trains_from_both_and_goes_on_with_what_is_there(kitti_objec
     one, other = (load_checkpoint(path.parent)["backbone_state"] for path in made)
     assert not all(torch.equal(value, other[name]) for name, value in one.items())
     assert "| random weights, seed 0 |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_the_trunk_of_a_detector_embeds_points(done):
+    network = Embedder(done[0])
+    points = np.random.default_rng(0).uniform(-5, 5, (200, 4)).astype(np.float32)
+    assert network.features(points).shape == (200, network.channels) and network.classes == ()
+    with pytest.raises(OlivineError, match="holds no head for classes"):
+        network.predict(points)
+    assert read_source(done[0]).head is None
 
 
 def test_an_export_of_the_trunk_names_the_detectors_tensors_that_it_leaves_out(done, tmp_path):
