@@ -54,7 +54,11 @@ def checkpoint_file(path: PathLike) -> Path:
     if path.is_dir():
         path = path / "last.pt"
     if not path.is_file():
-        raise OlivineError("no such checkpoint", where=path, remedy="give a .pt file or the folder of a run")
+        rounds = sorted((p.parent for p in path.parent.glob("round-*/last.pt")), key=lambda p: (len(p.name), p.name))
+        remedy = (
+            f"give one of its rounds, the last is {rounds[-1]}" if rounds else "give a .pt file or the folder of a run"
+        )
+        raise OlivineError("no such checkpoint", where=path, remedy=remedy)
     return path
 
 
@@ -128,7 +132,9 @@ def load_backbone(path: PathLike) -> tuple[Backbone, dict[str, Any]]:
     content = load_checkpoint(path)
     if "backbone_state" not in content:
         raise OlivineError(
-            f"holds a {content.get('kind')}'s head alone", where=path, remedy="give the checkpoint it started from"
+            f"holds a {content.get('kind')}'s head alone",
+            where=path,
+            remedy="give the pre-trained checkpoint it started from, or to predict classes a fine-tuned one",
         )
     try:
         network = build_backbone(**content["backbone"])

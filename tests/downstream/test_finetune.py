@@ -23,6 +23,7 @@ from olivine.downstream import segment, segment_training
 from olivine.downstream.data import CloudExamples
 from olivine.downstream.finetune import finetune
 from olivine.downstream.network import read_source
+from olivine.downstream.predict import predict
 from olivine.downstream.probe import linear_probe
 from olivine.downstream.results import read_result
 from olivine.downstream.settings import FinetuneSettings, ProbeSettings, settings_of
@@ -325,6 +326,12 @@ def test_checkpoints_that_do_not_fit_are_refused(whole, nuscenes_world, checkpoi
     with pytest.raises(OlivineError, match="holds a probe's head alone"):
         load_backbone(head)
     refuse("no such checkpoint", tmp_path / "nowhere", splits, tmp_path / "out")
+    with pytest.raises(OlivineError, match="to predict classes a fine-tuned one"):
+        predict(head, splits[1], tmp_path / "out")
+    for number in (2, 10):
+        save_checkpoint(tmp_path / "rounds" / f"round-{number}" / "last.pt", {"kind": "finetune"})
+    with pytest.raises(OlivineError, match=r"no such checkpoint\. Give one of its rounds, the last is .*/round-10$"):
+        predict(tmp_path / "rounds", splits[1], tmp_path / "out")
 
 
 def test_a_folder_of_another_run_is_refused_and_overwrite_replaces_it(
