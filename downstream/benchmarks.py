@@ -128,6 +128,7 @@ class PredictionReader(_Predictions):
 
     Attributes:
         classes: names of the classes 1..K that are read.
+        checkpoint: SHA-256 of the network's file that made them; empty where an earlier version noted none.
 
     Raises:
         OlivineError: the data set has no such format, or the predictions are of other classes than the shards'.
@@ -135,13 +136,14 @@ class PredictionReader(_Predictions):
 
     def __init__(self, folder: PathLike, shards: ShardSet) -> None:
         made = read_mark(folder).get("network")
+        self.checkpoint = ""
         super().__init__(folder, shards, shards.point_classes)
         if made is None:  # by a version that kept no account
             self._id = self._ids(shards.shard(0).attributes.get("point_class_raw", []))
             return
-        kind = {"classes": [str], "ids": [Whole(0, 256**self._format.bytes - 1)]}
+        kind = {"checkpoint?": str, "classes": [str], "ids": [Whole(0, 256**self._format.bytes - 1)]}
         found = demand(made, kind, self.folder / MARK, _PREDICT_AGAIN)
-        self.classes = tuple(found["classes"])
+        self.classes, self.checkpoint = tuple(found["classes"]), found.get("checkpoint", "")
         if shards.point_classes not in ((), self.classes) or len(found["ids"]) != len(self.classes) + 1:
             raise OlivineError(
                 "holds predictions of other classes than these shards have", where=folder, remedy=_PREDICT_AGAIN

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..common import OlivineError
+from ..common import OlivineError, PathLike
+from ..train.checkpoint import load_checkpoint
 from ..train.mixture import NORMALISED
 
 
@@ -17,6 +18,15 @@ def progress_of(content: dict[str, Any]) -> str:
     if step is None or not steps or step == steps:
         return ""
     return f"step {step:,} of {steps:,}: the run is not finished"
+
+
+def progress_at(run: PathLike) -> str:
+    """As :func:`progress_of`, of a run's folder.
+
+    Raises:
+        OlivineError: it holds no checkpoint, or a damaged one.
+    """
+    return progress_of(load_checkpoint(run))
 
 
 def takes_normalised(content: Mapping[str, Any], where: object) -> bool:

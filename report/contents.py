@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, Whole, demand, digest, read_bytes, read_csv, read_json, read_text, sha256_file
 from ..downstream.benchmarks import PredictionReader
-from ..downstream.checkpoints import progress_of
-from ..downstream.written import read_mark
+from ..downstream.checkpoints import progress_at
 from ..labelgen.store import LabelStore, open_store
 from ..pairs.shards import ShardSet, open_shards
-from ..train.checkpoint import load_checkpoint
 
 T = TypeVar("T")
 LOSS_NAMES = {
@@ -139,7 +137,7 @@ def _read_run(found: Contents, run: Path) -> None:
     if not found.curves:
         found.missing.append(f"losses: {run}/steps.csv has none. Run olivine pretrain")
     if (run / "last.pt").is_file():
-        found.progress = found.attempt("checkpoint", lambda: progress_of(load_checkpoint(run))) or ""
+        found.progress = found.attempt("checkpoint", lambda: progress_at(run)) or ""
     folders = [run / "probe", *sorted(p for p in run.glob("finetune-*") if p.is_dir())]
     for folder in folders:
         path = folder / "scores.json"
@@ -166,19 +164,19 @@ def _read_study(folder: Path) -> tuple[str, bytes | None]:
 
 def _read_predictions(found: Contents, folder: Path | None) -> PredictionReader:
     assert found.shards is not None and folder is not None
-    _check_network(folder)
     reader = PredictionReader(folder, found.shards)
+    _check_network(reader, folder)
     reader.read(0, len(found.shards.points(0)))
     return reader
 
 
-def _check_network(folder: Path) -> None:
+def _check_network(reader: PredictionReader, folder: Path) -> None:
     """Raise where predictions lie in the folder of a fine-tuning that another network made, as after ``--overwrite``."""
-    made, last, run = read_mark(folder).get("network", {}), folder.parent / "last.pt", folder.parent / "run.json"
-    if "checkpoint" not in made or not last.is_file() or not run.is_file():
+    last, run = folder.parent / "last.pt", folder.parent / "run.json"
+    if not reader.checkpoint or not last.is_file() or not run.is_file():
         return
     remedy = "name other predictions with --predictions"
-    if _read_identity(run, remedy)["kind"] == "finetune" and made["checkpoint"] != sha256_file(last):
+    if _read_identity(run, remedy)["kind"] == "finetune" and reader.checkpoint != sha256_file(last):
         raise OlivineError(f"of another network than {last}", where=folder, remedy="run olivine predict again")
 
 

@@ -53,6 +53,7 @@ ALLOWED = {
         "labelgen.store",
         "pairs.shards",
         "downstream.benchmarks",
+        "downstream.checkpoints",
         "downstream.embeddings",
     },
     "configs": set(),
