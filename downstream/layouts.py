@@ -93,7 +93,8 @@ def own_layout(network: nn.Module) -> str:
     """
     if any(name.startswith("waffleiron.") for name in network.state_dict()):
         return "waffleiron"
-    if isinstance(network, VoxelNet) and len(_openpcdet_names(network)) == len(network.state_dict()):
+    trunk = {name for name in network.state_dict() if not name.startswith(_HEADS)}
+    if isinstance(network, VoxelNet) and trunk == set(_openpcdet_names(network)):
         return "openpcdet"
     return "minkowski" if any(isinstance(m, ConvTranspose3d) for m in network.modules()) else "state_dict"
 
