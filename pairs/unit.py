@@ -28,7 +28,7 @@ from .layout import FORMAT, FRAMES_PER_SHARD, SCHEMA, is_shard_file, shard_name
 from .manifest import entry_path, is_whole, label_maps, of_other_maps, read_entry, write_entry
 from .settings import ConsolidationSettings, PairSettings
 from .shard_writer import ShardFrame, file_table, write_shard
-from .sources import Sources, changed_file, sources_of, write_note
+from .sources import Sources, sources_of, write_note
 
 
 def packages_of(settings: PairSettings) -> tuple[str, ...]:
@@ -117,10 +117,7 @@ class UnitBuilder:
             return UnitResult(0, kept=unit.count)
         stored, maps = read_entry(self.out, unit.number), label_maps(self.store, unit.scene.name)
         if stored is not None and not (
-            stored["recipe"] == digest(self.recipe)
-            and is_whole(self.out, stored)
-            and not of_other_maps(stored, maps)
-            and not changed_file(self.out, unit.number, unit.scene.root)
+            stored["recipe"] == digest(self.recipe) and is_whole(self.out, stored) and not of_other_maps(stored, maps)
         ):
             stored = None
         kept_frames = stored["frames"] if stored is not None else 0
@@ -143,7 +140,7 @@ class UnitBuilder:
             member = scene[position]
             step(1)
             try:
-                sources |= sources_of(member, self.settings.images)
+                files = sources_of(member, self.settings.images)
                 frame = build_frame(member, position, self.store, self.settings)
                 if clusters is not None:
                     frame.columns.update(clusters.columns(position))
@@ -156,6 +153,7 @@ class UnitBuilder:
                 continue
             frames.append(frame)
             kept.append(member)
+            sources |= files
         known = {name for name, _ in stored["left_out"]} if stored is not None else set()
         if stored is not None and not self.again and any(failure.unit not in known for failure in failures):
             # A frame that is stored cannot be built now: what is there is more than what would replace it.
