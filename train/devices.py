@@ -191,8 +191,9 @@ def seed_draws(device: torch.device, *key: int) -> None:
 def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[None]:
     """Deterministic algorithms, how float32 is multiplied and the number of threads, for the length of a run.
 
-    The state of torch's generator is afterwards as it was, see :func:`seed_draws`. An operator that has no deterministic algorithm on the device raises torch's error. Fresh memory is not filled with
-    NaN: nothing reads it before it is written. After the run kept memory is given back.
+    The state of torch's generator is afterwards as it was, see :func:`seed_draws`. An operator that has no deterministic
+    algorithm on the device raises torch's error. Fresh memory is not filled with NaN: nothing reads it before it is written.
+    After the run kept memory is given back.
     """
     was_filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     was_on = torch.are_deterministic_algorithms_enabled()

@@ -103,7 +103,11 @@ def claim(
     if difference:
         raise OlivineError(f"holds another run: {difference}", where=out, remedy=remedy)
     before, now = (one.get("code", {}) for one in (found, identity))
-    notes = [f"the file of {name} has changed since this run began" for name in now if before.get(name) != now[name]]
+    notes = [
+        f"the file of {name} has changed since this run began"
+        for name in now
+        if before.get(name, now[name]) != now[name]
+    ]
     for note in notes:
         print(f"olivine: {note}; it goes on with what is there now", file=sys.stderr, flush=True)
     return notes
