@@ -141,7 +141,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def of(own: Path, small_shards: Path) -> Callable[..., PretrainSettings]:
     def settings(network: str = "Net", *changes: str) -> PretrainSettings:
-        quick = ["run.batch=2", "run.group=1", "image.height=40", "image.width=72", "augment.crop_min_pairs=50"]
+        quick = [
+            "data.workers=0",
+            "run.batch=2",
+            "run.group=1",
+            "image.height=40",
+            "image.width=72",
+            "augment.crop_min_pairs=50",
+        ]
         quick += [
             "augment.cuboid_min_pairs=50",
             "voxels.size_m=0.5",

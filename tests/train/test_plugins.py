@@ -93,7 +93,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_method_and_a_backbone_of_ones_own_train_and_resume(
     toy: None, small_shards: Path, small_settings: Callable[..., PretrainSettings], tmp_path: Path
 ) -> None:
-    quick = ["run.batch=2", "run.group=1", "image.height=40", "image.width=72", "augment.crop_min_pairs=50"]
+    quick = [
+        "data.workers=0",
+        "run.batch=2",
+        "run.group=1",
+        "image.height=40",
+        "image.width=72",
+        "augment.crop_min_pairs=50",
+    ]
     quick += ["augment.cuboid_min_pairs=50", "voxels.size_m=0.5", "run.accelerator=cpu", f"data.shards={small_shards}"]
     quick += ["method.name=toy_plugin:ToyMethod", "backbone.name=toy_plugin:ToyBackbone", "backbone.width=12"]
     (tmp_path / "toy.yaml").write_text("image: {encoder: small}\nmethod: {name: toy_plugin:ToyMethod, pull: 2.0}\n")
