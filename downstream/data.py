@@ -19,10 +19,11 @@ from torch import Tensor
 from ..common import OlivineError
 from ..pairs.shards import ShardSet
 from ..train.augment import NO_AUGMENTATION, AugmentSettings, generator_of, move_cloud
-from ..train.backbone import Backbone, Clouds, features_at
+from ..train.backbone import Backbone, Clouds
 from ..train.corruptions import corrupt_for_training
 from ..train.mixture import network_intensity
 from ..train.voxelize import VoxelSettings, voxelize
+from .network import features_at
 
 Corruption = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 

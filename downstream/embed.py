@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..common import OlivineError, PathLike
 from ..common.settings import settings_from_plain
-from ..train.backbone import Clouds, features_at
+from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.mixture import normalised_intensity
 from ..train.voxelize import VoxelSettings, voxelize
 from .checkpoints import takes_normalised
-from .network import new_head
+from .network import features_at, new_head
 
 Points = TypeVar("Points", NDArray[Any], Tensor)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, PathLike, demand, sha256_file
 from ..common.settings import flat_values, plain, settings_from_plain, settings_to_plain
-from ..train.backbone import Backbone, Clouds, build_backbone, features_at, find_backbone
+from ..train.backbone import Backbone, Clouds, build_backbone, find_backbone
 from ..train.build import backbone_arguments
 from ..train.checkpoint import checkpoint_file, load_checkpoint, load_state
 from ..train.mixture import NORMALISED
@@ -164,6 +164,18 @@ def _compare(arguments: dict[str, Any], voxels: dict[str, Any], expected: Pretra
                 where=path,
                 remedy="give the settings it was made with, or none",
             )
+
+
+def features_at(backbone: Backbone, clouds: Clouds) -> Tensor:
+    """A network's features where it is asked for classes: at every voxel, [V, C], or point, [N, C], where it is per_point.
+
+    A voxel has those at its first point's place, as its label is its first point's.
+    """
+    found = backbone.encode(clouds)
+    if backbone.per_point:
+        return found.raw() if found.place is clouds.numbers else found.raw().index_select(0, found.place)
+    voxels = clouds.voxels
+    return found.raw() if found.place is voxels.inverse else found.raw()[found.place[voxels.first]]
 
 
 class Segmenter(nn.Module):

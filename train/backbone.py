@@ -130,18 +130,6 @@ class Backbone(nn.Module):
         return list(self.children())
 
 
-def features_at(backbone: Backbone, clouds: Clouds) -> Tensor:
-    """A network's features where it is asked for classes: at every voxel, [V, C], or point, [N, C], where it is per_point.
-
-    A voxel has those at its first point's place, as its label is its first point's.
-    """
-    found = backbone.encode(clouds)
-    if backbone.per_point:
-        return found.raw() if found.place is clouds.numbers else found.raw().index_select(0, found.place)
-    voxels = clouds.voxels
-    return found.raw() if found.place is voxels.inverse else found.raw()[found.place[voxels.first]]
-
-
 def unit_rows(feature: Tensor) -> Tensor:
     """L2-normalise rows, in float32 at least."""
     return nn.functional.normalize(feature.to(torch.promote_types(torch.float32, feature.dtype)), dim=1)

@@ -129,7 +129,7 @@ class FrameStream:
         self.pool: ProcessPoolExecutor | None = None
         if workers > 0:
             if getattr(current_process(), "_inheriting", False):  # a worker that runs the caller's script from its top
-                raise OlivineError("a loader worker has begun this run anew", where=self.path, remedy=_GUARD[2:])
+                raise OlivineError("a loader worker has begun this run anew", where=self.path, remedy=_GUARD)
             # Spawned, not forked: a worker imports NumPy and Pillow, and inherits no torch and no threads.
             context = get_context("spawn")
             pixel_bytes = 3 * ("image" in settings.columns) + 4 * ("segment" in settings.columns)
@@ -204,7 +204,7 @@ class FrameStream:
             raise OlivineError(
                 "a loader worker was killed (most often for lack of memory)",
                 where=self.path,
-                remedy=f"run again with fewer of them: --set data.workers=0{_GUARD if _is_script() else ''}",
+                remedy=f"run again with fewer of them: --set data.workers=0{f'; {_GUARD}' if _is_script() else ''}",
             ) from None
 
     def _sample(self, epoch: int, frame: int) -> Sample:
@@ -217,7 +217,7 @@ class FrameStream:
             return slot, self.pool.submit(_work, self.settings, epoch, frame, slot)
 
 
-_GUARD = '; in a script, call olivine under if __name__ == "__main__":, for each worker runs the script from its top'
+_GUARD = 'in a script, call olivine under if __name__ == "__main__":, for each worker runs the script from its top'
 
 
 def _is_script() -> bool:

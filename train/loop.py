@@ -199,9 +199,8 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         model = build_model(settings, channels, names, steps, text).to(fabric.device)
         optimizer = build_optimizer(settings, model)
         state = RunState(model, optimizer, fabric.strategy.precision)
-        other: list[str] = []
-        if rank_zero:  # only now, when everything else has been found right
-            other = claim(out, settings, identity, resume=resume)
+        # Only now, when everything else has been found right.
+        changed = claim(out, settings, identity, resume=resume) if rank_zero else []
         fabric.barrier()
         if fabric.world_size > 1:  # batch norm over the global batch
             share_norms(model, torch.distributed.group.WORLD)
@@ -309,6 +308,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
             save("last.pt")
         if log is not None:
             log.close()
+    mixed = [shards.note] if isinstance(shards, ShardMixture) else []
     seconds, taken, tenth = time.monotonic() - started, state.step - resumed_from, max(1, len(losses) // 10)
     return PretrainSummary(
         out,
@@ -322,13 +322,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         seconds,
         taken / seconds,
         waited_s() / seconds,
-        (
-            *model.method.summary(),
-            *([shards.note] if isinstance(shards, ShardMixture) else []),
-            *gone,
-            *other,
-            *untaught,
-        ),
+        (*model.method.summary(), *mixed, *gone, *changed, *untaught),
     )
 
 

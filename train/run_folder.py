@@ -127,11 +127,7 @@ def _difference(found: dict[str, Any], settings: Any, identity: dict[str, Any], 
     if found["data"].get("classes") != identity["data"].get("classes"):
         return "its shards have other prompts"
     if found["data"] != identity["data"]:
-        return (
-            "its frames are of another data set, or have changed"
-            if found["kind"] == "detect"
-            else "its shards are others"
-        )
+        return "its frames are others, or have changed"
     if found.get("encoder") != identity.get("encoder"):
         return "its image encoder has other weights"
     if found.get("source") != identity.get("source"):

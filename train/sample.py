@@ -56,14 +56,18 @@ def check_columns(*needed: Sequence[str]) -> None:
         OlivineError: names the first, and the nearest that there is.
     """
     for columns in needed:
-        wrong = columns if isinstance(columns, str) else next((name for name in columns if name not in COLUMNS), None)
-        if wrong is not None:
-            raise OlivineError(
-                f"a method needs the columns {columns!r}: {'no tuple' if wrong is columns else f'no {wrong!r} is there'}",
-                where="needs()",
-                remedy=f"did you mean {difflib.get_close_matches(wrong, COLUMNS, 1, 0.0)[0]!r}? "
-                f"Give a tuple of some of {', '.join(COLUMNS)}",
-            )
+        if isinstance(columns, str):  # ("label") for ("label",)
+            wrong, what = columns, "are no tuple"
+        elif absent := [name for name in columns if name not in COLUMNS]:
+            wrong, what = absent[0], f"are not all there: {absent[0]!r} is none"
+        else:
+            continue
+        raise OlivineError(
+            f"the columns {columns!r} that a method needs {what}",
+            where="needs()",
+            remedy=f"did you mean {difflib.get_close_matches(wrong, COLUMNS, 1, 0.0)[0]!r}? "
+            f"Give a tuple of some of {', '.join(COLUMNS)}",
+        )
 
 
 def column_of(columns: Mapping[str, Any], name: str) -> Any:

@@ -139,12 +139,12 @@ def detect(
         return replace(before, notes=(*before.notes, *notes))
     constant = {**identity, "backbone": source.arguments, "voxels": settings_to_plain(voxels), "method_state": {}}
     constant |= {"intensity": NORMALISED} if source.normalised and settings.intensity == "trunk" else {}
-    made = TrainingScenes(used, settings, fabric.device)
-    training = DetectionTraining(network, made, settings, plan.steps)
+    ahead = TrainingScenes(used, settings, fabric.device)
+    training = DetectionTraining(network, ahead, settings, plan.steps)
     try:
         fit(training, plan, settings, out, constant, fabric, f"{KIND}, {source.name}")
     finally:
-        made.close()
+        ahead.close()
     results = out / "results"
     write_results(network, validation, settings, results, fabric)
     if fabric.global_rank == 0:

@@ -341,7 +341,7 @@ def test_a_folder_of_another_run_is_refused_and_overwrite_replaces_it(
     refuse("holds another run: seed is 0 there and 1 here", checkpoint, splits, out, replace(SHORT, seed=1))
     refuse("holds another run: it starts from another checkpoint", make_checkpoint(seed=8), splits, out)
     refuse("holds another run: it starts from another checkpoint", checkpoint, splits, out, random=True)
-    refuse("holds another run: its shards are others", checkpoint, splits[:1] * 2, out)
+    refuse("holds another run: its frames are others", checkpoint, splits[:1] * 2, out)
     quick = replace(SHORT, epochs=1, batch=8)
     finetune(checkpoint, *splits, tmp_path / "run", quick)
     finetune(checkpoint, *splits, tmp_path / "run", replace(quick, seed=1), overwrite=True)

@@ -143,26 +143,33 @@ def small_shards(make_shards: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_settings() -> Callable[..., PretrainSettings]:
-    """``small_settings(shards, "run.steps=3", ...)``: the CPU preset on made-up shards, quick."""
+def quick() -> Callable[[Path], list[str]]:
+    """``quick(shards)``: settings with which a run of any method on made-up shards takes no time."""
 
-    def make(shards: Path, *changes: str) -> PretrainSettings:
-        quick = [
+    def settings(shards: Path) -> list[str]:
+        return [
             f"data.shards={shards}",
+            "data.workers=0",
             "run.batch=2",
             "run.group=1",
-            "run.steps=6",
             "image.height=40",
             "image.width=72",
             "augment.crop_min_pairs=50",
             "augment.cuboid_min_pairs=50",
-            "method.pairs=100",
             "voxels.size_m=0.5",
-            "method.warmup=0.5",
-            "optimizer.lr=0.05",
             "run.accelerator=cpu",
         ]
-        return load_settings("cpu", [*quick, *changes])
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def small_settings(quick: Callable[[Path], list[str]]) -> Callable[..., PretrainSettings]:
+    """``small_settings(shards, "run.steps=3", ...)``: the CPU preset on made-up shards, quick."""
+
+    def make(shards: Path, *changes: str) -> PretrainSettings:
+        own = ["run.steps=6", "method.pairs=100", "method.warmup=0.5", "optimizer.lr=0.05"]
+        return load_settings("cpu", [*quick(shards), *own, *changes])
 
     return make
 

@@ -264,7 +264,7 @@ def test_a_folder_with_something_else_is_refused(
     refuse(small_settings(small_shards, "image.weights=random"), whole_run, "image encoder has other weights")
     other = make_shards({"a": 3, "b": 2}, classes=("car", "road", "building", "bush"))
     refuse(small_settings(other), whole_run, "other prompts")
-    refuse(small_settings(make_shards({"a": 2, "b": 1})), whole_run, "its shards are others")
+    refuse(small_settings(make_shards({"a": 2, "b": 1})), whole_run, "its frames are others")
     (tmp_path / "notes.txt").write_text("mine")
     refuse(same, tmp_path, "not empty and holds no run")
     refuse(same, tmp_path / "notes.txt", "is a file")

@@ -142,7 +142,7 @@ def test_a_run_over_two_sets_stopped_and_resumed_ends_with_the_same_bits_and_sco
     identity = json.loads((tmp_path / "whole" / "run.json").read_text())["data"]
     assert [(part["name"], part["weight"]) for part in identity["sets"]] == [("nuscenes", 1), ("kitti", 1)]
     heavier = "data.shards=" + json.dumps({str(sets[0]): 1, str(sets[1]): 2})
-    with pytest.raises(OlivineError, match="holds another run: its shards are others"):
+    with pytest.raises(OlivineError, match="holds another run: its frames are others"):
         pretrain(small_settings(sets[0], heavier, validation, "run.group=2"), tmp_path / "whole")
 
 

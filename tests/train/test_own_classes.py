@@ -17,11 +17,12 @@ import torch
 import olivine
 from olivine.common import OlivineError
 from olivine.downstream.embeddings import Space
+from olivine.downstream.network import features_at
 from olivine.downstream.segment_training import _backbone_groups
 from olivine.downstream.settings import FinetuneSettings
 from olivine.downstream.weights import export_backbone
 from olivine.study.run import _pretraining
-from olivine.train.backbone import Clouds, build_backbone, features_at
+from olivine.train.backbone import Clouds, build_backbone
 from olivine.train.build import codes_of, needs_of
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.contract import without_gradient
@@ -139,26 +140,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def of(own: Path, small_shards: Path) -> Callable[..., PretrainSettings]:
+def of(own: Path, small_shards: Path, quick: Callable[[Path], list[str]]) -> Callable[..., PretrainSettings]:
     def settings(network: str = "Net", *changes: str) -> PretrainSettings:
-        quick = [
-            "data.workers=0",
-            "run.batch=2",
-            "run.group=1",
-            "image.height=40",
-            "image.width=72",
-            "augment.crop_min_pairs=50",
-        ]
-        quick += [
-            "augment.cuboid_min_pairs=50",
-            "voxels.size_m=0.5",
-            "run.accelerator=cpu",
-            f"data.shards={small_shards}",
-        ]
         (own.parent / "own.yaml").write_text(
             "image: {encoder: small}\nmethod: {name: own_classes:Pull}\nrun: {steps: 2}\n"
         )
-        return load_settings(own.parent / "own.yaml", [*quick, f"backbone.name=own_classes:{network}", *changes])
+        return load_settings(
+            own.parent / "own.yaml", [*quick(small_shards), f"backbone.name=own_classes:{network}", *changes]
+        )
 
     return settings
 
@@ -294,9 +283,12 @@ def test_a_nested_setting_is_its_own_when_the_run_goes_on(of: Callable[..., Pret
     [
         (
             ("pair_labels",),
-            r"needs the columns \('pair_labels',\): no 'pair_labels' is there\. Did you mean 'pair_label'\?",
+            r"not all there: 'pair_labels' is none\. Did you mean 'pair_label'\?",
         ),
-        ("timestamp", r"needs the columns 'timestamp': no tuple\. Did you mean 'timestamp'\? Give a tuple of some of"),
+        (
+            "timestamp",
+            r"the columns 'timestamp' that a method needs are no tuple\. Did you mean 'timestamp'\? Give a tuple",
+        ),
     ],
 )
 def test_a_column_that_is_not_there_is_named(

@@ -12,7 +12,7 @@ import pytest
 from olivine.common import OlivineError
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.loop import pretrain
-from olivine.train.settings import PretrainSettings, load_settings
+from olivine.train.settings import load_settings
 
 TOY = '''
 from dataclasses import dataclass
@@ -91,20 +91,12 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_method_and_a_backbone_of_ones_own_train_and_resume(
-    toy: None, small_shards: Path, small_settings: Callable[..., PretrainSettings], tmp_path: Path
+    toy: None, small_shards: Path, quick: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
-    quick = [
-        "data.workers=0",
-        "run.batch=2",
-        "run.group=1",
-        "image.height=40",
-        "image.width=72",
-        "augment.crop_min_pairs=50",
-    ]
-    quick += ["augment.cuboid_min_pairs=50", "voxels.size_m=0.5", "run.accelerator=cpu", f"data.shards={small_shards}"]
-    quick += ["method.name=toy_plugin:ToyMethod", "backbone.name=toy_plugin:ToyBackbone", "backbone.width=12"]
+    changes = [*quick(small_shards), "run.steps=2"]
+    changes += ["method.name=toy_plugin:ToyMethod", "backbone.name=toy_plugin:ToyBackbone", "backbone.width=12"]
     (tmp_path / "toy.yaml").write_text("image: {encoder: small}\nmethod: {name: toy_plugin:ToyMethod, pull: 2.0}\n")
-    two = load_settings(tmp_path / "toy.yaml", [*quick, "run.steps=2"])
+    two = load_settings(tmp_path / "toy.yaml", changes)
     pretrain(two, tmp_path / "run")
     with open(tmp_path / "run" / "steps.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))

@@ -87,7 +87,7 @@ def test_a_run_of_another_data_set_with_the_same_frame_numbers_is_refused(
     both = lambda: (kitti_scenes(root, "train")[:4], kitti_scenes(root, "val")[:2])  # noqa: E731
     assert detect(read_source(checkpoint), *both(), done[0], TINY) == done[1]  # the same bytes elsewhere
     first.write_text(first.read_text() + "\n")
-    with pytest.raises(OlivineError, match="its frames are of another data set, or have changed"):
+    with pytest.raises(OlivineError, match="its frames are others, or have changed"):
         detect(read_source(checkpoint), *both(), done[0], TINY)
     # A finished run of before, which did not note whose frames they are, is read, and says so.
     out = shutil.copytree(done[0], tmp_path / "before")
