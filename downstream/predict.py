@@ -150,6 +150,8 @@ def read_segmenter(
         OlivineError: the checkpoint is of no fine-tuning, or of another data set's classes.
     """
     backbone, content = load_backbone(path)
+    if content.get("kind") == "detect":
+        raise OlivineError("is a detector's", where=path, remedy="its boxes are written by: olivine detect --predict")
     if "head_state" not in content:
         raise OlivineError(
             "holds no head for classes", where=path, remedy="give a fine-tuned one: olivine finetune makes them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _times(folder: Path, sensor: Sensor, files: Sequence[Path]) -> list[int]:
     for where, words in rows:
         if len(words) != 2:
             raise OlivineError(f"{where} has {len(words)} values", where=table, remedy="write: file name, time")
-        if _is_number(words[0]) and not _is_number(words[1]):
+        if is_time(words[0]) and not is_time(words[1]):
             what = f"{where} has {words[1]!r} where the time should be"
             raise OlivineError(what, where=table, remedy="write the name first in every line: file name, time")
         by_name[Path(words[0]).stem] = _time(words[1], UNITS[clock.unit], f"{table} {where}")
@@ -116,6 +117,8 @@ def _number_in(path: Path) -> str:
 
 
 def _time(text: str, factor: float, where: object) -> int:
+    if (moment := _moment(text)) is not None:
+        return moment
     try:
         time = round(Decimal(text) * Decimal(str(factor)))
         if abs(time) >= 2**62:
@@ -125,17 +128,36 @@ def _time(text: str, factor: float, where: object) -> int:
         raise OlivineError(f"{text!r} is no time", where=where, remedy=f"check the unit in {FILE}") from None
 
 
-def _is_number(text: str) -> bool:
+def _moment(word: str) -> int | None:
+    """A date and time of day (ISO 8601, UTC where it names no zone) in microseconds since 1970; None for other words."""
     try:
-        return bool(Decimal(text).is_finite())
+        moment = datetime.fromisoformat(word) if "T" in word else None
+    except ValueError:
+        return None
+    if moment is None:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def is_time(word: str) -> bool:
+    """Whether a word of a table can be a time: a finite number, or a date with a time of day."""
+    try:
+        return _moment(word) is not None or bool(Decimal(word).is_finite())
     except InvalidOperation:
         return False
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a table's line, between spaces, commas or semicolons; a date and its time of day are one, with a T."""
+    dated = re.sub(r"(\d{4}-\d\d-\d\d)[ \t]+(?=\d\d:\d\d)", r"\1T", line)
+    return dated.replace(",", " ").replace(";", " ").split()
 
 
 def _rows(path: Path, remedy: str) -> list[tuple[str, list[str]]]:
     """The lines of a table without comments, and where each stands."""
     lines = enumerate(read_text(path, remedy).splitlines(), 1)
-    rows = [(f"line {n}", line.replace(",", " ").replace(";", " ").split()) for n, line in lines]
+    rows = [(f"line {n}", words_of(line)) for n, line in lines]
     rows = [(where, words) for where, words in rows if words and not words[0].startswith("#")]
     if not rows:
         raise OlivineError("is empty", where=path, remedy=remedy)

@@ -13,7 +13,7 @@ from ..common import OlivineError, read_text, write_bytes
 from ..common.images import image_size
 from .clouds import SUFFIXES, CloudLayout, read_columns
 from .recording import FILE, FILL_IN, quoted
-from .recording_files import in_order
+from .recording_files import in_order, is_time, words_of
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _INTENSITIES = ("intensity", "i", "reflectivity", "reflectance", "remission", "scalar_intensity")
@@ -180,7 +180,7 @@ def _names(groups: Sequence[_Group]) -> dict[_Group, str]:
 
 
 def _tables(folder: Path) -> Iterator[tuple[str, list[str], int]]:
-    """Text files that are tables of numbers: path, first row, number of rows."""
+    """Text files that are tables of numbers and times: path, first row, number of rows."""
     for path in sorted(folder.rglob("*"), key=in_order):
         if path.suffix.lower() not in (".txt", ".csv", ".tum") or not path.is_file() or path.stat().st_size > _TABLE:
             continue
@@ -188,17 +188,9 @@ def _tables(folder: Path) -> Iterator[tuple[str, list[str], int]]:
             lines = read_text(path, "").splitlines()
         except OlivineError:
             continue
-        rows = [line.replace(",", " ").split() for line in lines if line.strip() and not line.startswith("#")]
-        if rows and len({len(row) for row in rows}) == 1 and all(_is_number(word) for word in rows[0][1:] or rows[0]):
+        rows = [words_of(line) for line in lines if line.strip() and not line.startswith("#")]
+        if rows and len({len(row) for row in rows}) == 1 and all(is_time(word) for word in rows[0][1:] or rows[0]):
             yield path.relative_to(folder).as_posix(), rows[0], len(rows)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _clock_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) -> list[str]:
@@ -216,9 +208,10 @@ def _clock_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) ->
             "    clock_offset: 0  # seconds, added to every time",
         ]
     if near:
+        unit = _unit_of(near[0][1][-1])
         return [
             f"    times: {quoted(near[0][0])}  # one line for each file: its time, or its name and its time",
-            f"    unit: {_unit_of(near[0][1][-1])}",
+            *([f"    unit: {unit}"] if unit else []),
             "    clock_offset: 0  # seconds, added to every time",
         ]
     return [
@@ -237,7 +230,8 @@ def _unit_of_name(number: str) -> str:
 
 
 def _unit_of(time: str) -> str:
-    return {13: "ms", 16: "us", 19: "ns"}.get(len(time.partition(".")[0]), "s")
+    """The unit of a time in a table, empty for a date."""
+    return "" if "T" in time else {13: "ms", 16: "us", 19: "ns"}.get(len(time.partition(".")[0]), "s")
 
 
 def _lidar_lines(group: _Group, tables: Sequence[tuple[str, list[str], int]]) -> list[str]:

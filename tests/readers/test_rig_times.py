@@ -58,6 +58,38 @@ def test_a_table_of_times_alone_that_goes_back_is_refused(drive: tuple[Path, dic
     assert "\n" not in str(error.value)
 
 
+def test_dates_are_times(drive: tuple[Path, dict[str, Any]]) -> None:
+    """As KITTI's raw recordings have them, with a date and a time of day, and as ISO 8601 has them, with a zone."""
+    root, plain = drive
+    clock = ["13:02:59.800000", "13:02:59.900000", "13:03:00.000000", "13:03:00.100000", "13:03:00.200000"]
+    (root / "times.txt").write_text("".join(f"2011-09-26 {time}789\n" for time in clock))
+    plain["cameras"]["front"]["times"] = "front.csv"
+    zoned = "".join(f"{k:06d}.png,2011-09-26T15:{time[3:]}+02:00\n" for k, time in enumerate(clock))
+    (root / "front.csv").write_text(zoned)
+    write(root, plain)
+    frames = open_dataset("rig", root).frames()
+    assert [frame.timestamp for frame in frames] == [1317042179800000 + 100000 * k for k in range(COUNT)]
+    (root / "times.txt").write_text("".join(f"2011-09-26 {time}\n" for time in ["25:00:00", *clock[1:]]))
+    with pytest.raises(OlivineError, match=r"times\.txt line 1: '2011-09-26T25:00:00' is no time"):
+        open_dataset("rig", root).frames()
+
+
+def test_init_rig_finds_tables_of_dates(tmp_path: Path) -> None:
+    """The folders of a raw drive of KITTI: every sensor's files in data/, their times beside it."""
+    drive = tmp_path / "2011_09_26_drive_0001_sync"
+    for sensor in ("image_02", "velodyne_points"):
+        (drive / sensor / "data").mkdir(parents=True)
+        for table in ("timestamps.txt", "timestamps_end.txt"):
+            (drive / sensor / table).write_text("".join(f"2011-09-26 13:02:2{k}.964389445\n" for k in range(3)))
+    for k in range(3):
+        np.full((50, 4), k + 1, "<f4").tofile(drive / "velodyne_points" / "data" / f"{k:010d}.bin")
+        Image.new("RGB", (64, 48)).save(drive / "image_02" / "data" / f"{k:010d}.png")
+    start_description(tmp_path)
+    plain = yaml.safe_load((tmp_path / "rig.yaml").read_text())
+    for sensor in (*plain["lidars"].values(), *plain["cameras"].values()):
+        assert Path(sensor["times"]).name == "timestamps.txt" and "unit" not in sensor
+
+
 def test_the_line_of_a_kitti_table_goes_with_its_file_whatever_the_times(drive: tuple[Path, dict[str, Any]]) -> None:
     root, _ = drive
     times = (0.0, 0.1, 0.2, 0.05, 0.15)

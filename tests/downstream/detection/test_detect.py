@@ -23,6 +23,7 @@ from olivine.downstream.detection.runs import compare, comparison_table, runs_of
 from olivine.downstream.detection.settings import DetectionSettings, norm_momentum_of
 from olivine.downstream.embed import Embedder
 from olivine.downstream.network import read_source
+from olivine.downstream.predict import read_segmenter
 from olivine.downstream.weights import export_backbone
 from olivine.train.backbone import build_backbone
 from olivine.train.build import backbone_arguments
@@ -170,6 +171,11 @@ def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, sc
         assert path.read_bytes() == (tmp_path / "files" / path.name).read_bytes()
         found = read_objects(path, scored=True)
         assert np.all(found.image[:, 2] > found.image[:, 0]) and np.all((found.score > 0) & (found.score <= 1))
+
+
+def test_predict_says_whose_checkpoint_a_detectors_is(done):
+    with pytest.raises(OlivineError, match="is a detector's. .*olivine detect --predict"):
+        read_segmenter(done[0], None)
 
 
 def test_a_trunk_of_several_data_sets_gets_the_intensities_that_it_was_trained_on(
