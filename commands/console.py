@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -18,7 +18,8 @@ import typer
 from ..common import Failure, OlivineError, disk_error, memory_error
 
 _START = time.monotonic()
-_QUIET = os.environ.get("RANK", "0") != "0"  # of torchrun's processes, the first speaks
+# Of a run's processes the first speaks: torchrun numbers them by RANK, Lightning Fabric its own by LOCAL_RANK alone.
+_QUIET = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0"
 _REPEATED = (
     "out",
     "labels",
@@ -35,6 +36,12 @@ def note(text: str, as_json: bool) -> None:
     """Say what was chosen: on standard output, or beside it where that is for a machine."""
     if not _QUIET:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def show(read: Callable[[], str]) -> None:
+    """Print a text, such as a table in a file that the first process has written; the others do not read it."""
+    if not _QUIET:
+        print(read(), flush=True)
 
 
 def say_plan(what: str, out: Path, as_json: bool, **estimate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,17 +117,15 @@ def detect(
         write_bytes(out / "comparison.md", comparison_table(found).encode())
         if as_json:
             return console.emit("detect", dataclasses.asdict(found), out)
-        print(f"\n{comparison_table(found)}\nresults: {out}")
-        return None
+        return console.show(lambda: f"\n{comparison_table(found)}\nresults: {out}")
     summary = runs_of(results[""])
     if runs > 1:
         write_json(out / "runs.json", dataclasses.asdict(summary))
         write_bytes(out / "runs.md", runs_table(summary).encode())
     if as_json:
         return console.emit("detect", dataclasses.asdict(summary), out)
-    table = runs_table(summary) if runs > 1 else (out / "ap.md").read_text()
-    print(f"\n{table}\nresults: {out}")
-    return None
+    table = functools.partial(runs_table, summary) if runs > 1 else (out / "ap.md").read_text
+    return console.show(lambda: f"\n{table()}\nresults: {out}")
 
 
 def _evaluate(folder: Path, root: Path, split: str, as_json: bool, dry_run: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,7 +127,7 @@ def finetune(
 
 def _show_corrupted(corrupt: bool, given: Scoring, out: Path) -> None:
     if corrupt and not (given.dry_run or given.as_json):
-        print(f"\n{(out / 'corruptions.md').read_text()}")
+        console.show(lambda: f"\n{(out / 'corruptions.md').read_text()}")
 
 
 def _settings(
@@ -168,7 +168,7 @@ def _score(
     results = found if isinstance(found, list) else [found]
     if given.as_json:
         return console.emit(command, {"results": [dataclasses.asdict(r) for r in results]}, out)
-    print(f"\n{score_table(results)}\nscores: {out}")
+    console.show(lambda: f"\n{score_table(results)}\nscores: {out}")
 
 
 def predict(
@@ -286,9 +286,18 @@ def _choose_labelled(shards: Path | None, as_json: bool) -> Path:
     return base
 
 
+_STUDY = "study-demo"
+
+
+def _refuse(option: str, given: Mapping[str, Any]) -> None:
+    """Raise where an option was given that goes with another one no more than with nothing."""
+    if wrong := [name for name, value in given.items() if value]:
+        raise OlivineError(f"{wrong[0]} does not go with {option}", where="olivine study", remedy="leave it out")
+
+
 def study(
     folders: Annotated[list[Path] | None, typer.Argument(help="With --merge: the folders to join.")] = None,
-    config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = "study-demo",
+    config: Annotated[str, typer.Option(help="A study's YAML file, or the name of one of olivine's.")] = _STUDY,
     seed: Annotated[
         list[int] | None, typer.Option(help="Run this seed alone; give it again for more (default: all).")
     ] = None,
@@ -327,8 +336,12 @@ def study(
     if merge:
         from ..study.run import merge_studies
 
+        asked = {"--config": config != _STUDY, "--seed": seed, "--row": row, "--shards": shards, "--power": power}
+        _refuse("--merge", asked)
         out = out or RUNS / "study"
         check_output(out, inputs=folders or [], known=("study.json",))
+        if dry_run:
+            return console.say_plan(f"the rows and tables of {len(folders or ())} folders", out, as_json)
         summary = merge_studies(folders or [], out, other_processors=other_processors)
     else:
         plan = load_study(config)
@@ -337,6 +350,7 @@ def study(
         from ..study.run import list_study, run_study, study_power
 
         if power is not None:
+            _refuse("--power", {"--seed": seed, "--row": row, "--shards": shards})
             if power <= 0:
                 raise OlivineError(f"--power {power:g}", remedy="give points of mIoU over 0, as 2")
             needed = study_power(out, power, other_processors=other_processors)
@@ -353,7 +367,7 @@ def study(
             return
         summary = run_study(plan, out, seeds, row or (), other_processors=other_processors)
     if not as_json:
-        print(f"\n{summary.table.read_text()}")
+        console.show(lambda: f"\n{summary.table.read_text()}")
     console.finish("study", summary, out, as_json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common import OlivineError, PathLike, demand, sha256_file, track
+from ..common import Failure, OlivineError, PathLike, demand, sha256_file, track
 from ..common.ahead import Ahead
 from ..common.settings import settings_from_plain
 from ..pairs.shards import ShardSet, open_shards
@@ -40,6 +40,7 @@ class PredictSummary:
         shares: percent of the points given each class.
         changed: percent of the points that smoothing gave another class; None without it.
         notes: what a reader should know of the checkpoint.
+        failures: shards that lack frames, which a submission lacks then.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class PredictSummary:
     shares: dict[str, float]
     changed: float | None = None
     notes: tuple[str, ...] = ()
+    failures: list[Failure] = field(default_factory=list)
 
 
 _FINETUNED = {
@@ -137,8 +139,14 @@ def predict(
     shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
     progress = progress_of(content)
     notes = (progress,) if progress else ()
+    failures = []
+    if not frames.complete:
+        planned = frames.manifest["planned_frames"]
+        failures.append(
+            Failure(str(frames.path), f"holds {len(frames)} of its split's {planned} frames: others have no file")
+        )
     share = None if smooth == "none" else 100 * changed / max(1, total)
-    return PredictSummary(Path(out), len(frames), total, shares, share, notes)
+    return PredictSummary(Path(out), len(frames), total, shares, share, notes, failures)
 
 
 def read_segmenter(

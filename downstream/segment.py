@@ -178,7 +178,8 @@ def segment(
         notes=(
             *source.notes,
             *_head_note(source, settings),
-            *_incomplete(ground),
+            *_incomplete(ground, settings.fraction),
+            *_other_batch(ground, settings, plan.batch, len(frames)),
             *_untaught(weak, ground.train),
             *([] if taught is None else [taught.note]),
         ),
@@ -268,9 +269,18 @@ def _untaught(weak: WeakLabels | None, shards: ShardSet) -> list[str]:
     return [f"trained on weak labels, {how}{absent}"]
 
 
-def _incomplete(ground: Ground) -> list[str]:
-    return [
+def _incomplete(ground: Ground, fraction: float) -> list[str]:
+    notes = [
         f"{shards.path} holds {len(shards)} of the {shards.manifest['planned_frames']} frames of its split"
         for shards in (ground.train, ground.validation)
         if not shards.complete
     ]
+    if fraction < 100 and not ground.train.complete:
+        notes[0] += f"; {fraction:g} % was counted over those, and is not the published subset"
+    return notes
+
+
+def _other_batch(ground: Ground, settings: SegmentationSettings, batch: int, frames: int) -> list[str]:
+    """A note where the benchmark's batch was made smaller to divide over the devices."""
+    usual = settings.batch_of(ground.train.benchmark.batch, frames, 1)
+    return [f"{batch} frames a step and not {usual}, which do not divide over the devices"] if batch < usual else []

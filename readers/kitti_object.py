@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -39,6 +40,15 @@ class KittiObjectDataset(Dataset):
         if not (self.root / "training" / "velodyne").is_dir():
             raise OlivineError("no KITTI object data here (no training/velodyne)", where=self.root, remedy=_AGAIN)
         self._members = {split: self._numbers(split) for split in _FOLDERS}
+        lists = [self.root / "ImageSets" / f"{split}.txt" for split in ("train", "val")]
+        both = set(self._members["train"]) & set(self._members["val"])
+        if both and not all(path.is_file() for path in lists):
+            there, absent = sorted(lists, key=lambda path: not path.is_file())
+            raise OlivineError(
+                f"names {len(both)} frames that are in the official {absent.stem} split, and there is no {absent.name}",
+                where=there,
+                remedy=f"write ImageSets/{absent.name} too",
+            )
         self.note = ", ".join(f"{len(numbers)} {split}" for split, numbers in self._members.items() if numbers)
 
     @classmethod
@@ -78,6 +88,8 @@ class KittiObjectDataset(Dataset):
         listed = self.root / "ImageSets" / f"{split}.txt"
         if listed.is_file():
             wanted = read_text(listed, _AGAIN).split()
+            if twice := [number for number, count in Counter(wanted).items() if count > 1]:
+                raise OlivineError(f"names frame {twice[0]} twice", where=listed, remedy="remove one of the two")
             if absent := sorted(set(wanted) - set(here)):
                 raise OlivineError(f"names frame {absent[0]}, which is not in {folder}", where=listed, remedy=_AGAIN)
             return wanted

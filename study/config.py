@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,7 +202,8 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
         place = f"{where}: row {name!r}" if name else f"{where}: set"
         taken = {key: v for key, v in everywhere.items() if changes.get(key, v) is not None}
         own = {key: v for key, v in changes.items() if v is not None or key not in everywhere}
-        return read_settings(_changed(base, {**taken, **own}, place), place)
+        found = read_settings(_changed(base, {**taken, **own}, place), place)
+        return replace(found, run=_on_one_device(found.run, f"{place}: run"))
 
     tables = tuple(_part(Table, t, "tables", where) for t in plain.get("tables") or ())
     claims = tuple(_part(Claim, c, "claims", where) for c in plain.get("claims") or ())
@@ -232,7 +233,10 @@ def study_from_plain(plain: dict[str, Any], where: str) -> StudySettings:
         known.features,
         {str(name): None if v is None else settings(name, _mapping(v, name, where)) for name, v in rows.items()},
         settings("", {}),
-        settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
+        _on_one_device(
+            settings_from_plain(ProbeSettings, _mapping(plain.get("probe"), "probe", where), f"{where}: probe"),
+            f"{where}: probe",
+        ),
         known.probes,
         known.classes,
         finetune,
@@ -257,17 +261,30 @@ def _finetunings(value: Any, where: str) -> dict[str, Finetuning]:
         change = dict(one)
         apart = {key: change.pop(key) for key in ("shards", "rounds", "rows", "streets") if key in change}
         kept = settings_from_plain(_Apart, apart, place)
-        settings = settings_from_plain(FinetuneSettings, change, place)
+        settings = _on_one_device(settings_from_plain(FinetuneSettings, change, place), place)
         found[str(name)] = Finetuning(settings, kept.shards, kept.rounds, kept.rows, kept.streets)
         if kept.rounds < 0 or (kept.rounds and found[str(name)].settings.labels != "weak"):
             raise OlivineError(f"{kept.rounds} rounds", where=place, remedy="rounds are for labels: weak, from 1 on")
-        if kept.streets < 0 or (kept.streets and settings.fraction == 100):
+        parts = round(100 / settings.fraction)
+        if kept.streets < 0 or (kept.streets and not 1 < parts >= kept.streets):
             raise OlivineError(
-                f"{kept.streets} streets of {settings.fraction:g} %",
+                f"{kept.streets} streets of {settings.fraction:g} %, which has {parts} part" + "s" * (parts > 1),
                 where=place,
-                remedy="streets are for a smaller fraction",
+                remedy="give fewer, or take a smaller fraction",
             )
     return found
+
+
+def _on_one_device(settings: Any, where: str) -> Any:
+    """Settings whose ``devices`` are 1: processes that one run has started would each begin another row."""
+    if settings.devices not in ("auto", "1") or settings.nodes != 1:
+        raise OlivineError(
+            f"devices is {settings.devices} and nodes {settings.nodes}; a run of a study has one device",
+            where=where,
+            remedy="leave them out, and start olivine study once for each GPU (CUDA_VISIBLE_DEVICES=0, 1, …): "
+            "they share the rows",
+        )
+    return replace(settings, devices="1")
 
 
 def slug(name: str) -> str:

@@ -10,6 +10,7 @@ for each pre-training, named with its digest), ``features/`` (the frozen encoder
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -234,6 +235,12 @@ def run_study(
         KeyboardInterrupt: what is finished stays, and the run at hand goes on from its checkpoint.
     """
     out, seeds = Path(out), study.seeds if seeds is None else seeds
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OlivineError(
+            "torchrun started several processes of one study, and a run of it has one",
+            where="olivine study",
+            remedy="start it without torchrun, once for each GPU (CUDA_VISIBLE_DEVICES=0, 1, …): they share the rows",
+        )
     ground = open_ground(study)
     runs = list(plan_study(study, ground, seeds, rows))
     write_json(out / "study.json", study.plain)  # first: by it the folder is known as a study's

@@ -114,7 +114,9 @@ def facts_of(study: StudySettings, rows: Sequence[Row]) -> list[str]:
     for stage, how in study.finetune.items():
         if how.streets:
             of = f"{how.settings.fraction:g} % of the labels"
-            facts.append(f"{stage}: the mean over {how.streets} different parts of {of}, others for each seed.")
+            enough = (max(study.seeds) + 1) * how.streets <= round(100 / how.settings.fraction)
+            others = ", others for each seed" if enough else ""
+            facts.append(f"{stage}: the mean over {how.streets} different parts of {of}{others}.")
     if study.classes:
         facts.append(f"“{len(study.classes)} classes” are {', '.join(study.classes)}.")
     if len(made := grounds(rows)) > 1:

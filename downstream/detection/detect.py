@@ -158,13 +158,18 @@ def detect(
         settings=settings_to_plain(settings),
         train_frames=len(used),
         validation_frames=len(validation),
-        notes=(*source.notes, *notes),
+        notes=(*source.notes, *notes, *_seen(used, validation)),
     )
     if fabric.global_rank == 0:
         write_bytes(out / "ap.md", ap_table(score).encode())
         plain = asdict(result)
         write_json(finished, {**plain, "digest": digest(plain)})
     return result
+
+
+def _seen(used: Sequence[Scene], validation: Sequence[Scene]) -> tuple[str, ...]:
+    both = len({tuple(scene.fingerprint()) for scene in used} & {tuple(scene.fingerprint()) for scene in validation})
+    return (f"{both} of the {len(validation)} validation frames were trained on",) if both else ()
 
 
 def _data_of(used: Sequence[Scene], validation: Sequence[Scene], out: Path) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -316,7 +321,7 @@ def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **chan
 
     Args:
         checkpoint: the folder or file of a detection run.
-        out: another detector's result files there, or those of other changes, are removed first.
+        out: another detector's result files there, of other frames or of other changes, are removed first.
         changes: settings of :data:`FREE`.
 
     Raises:
@@ -331,7 +336,9 @@ def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **chan
     scenes = _as_taken(scenes, takes_normalised(content, path), settings)
     fabric = make_fabric(settings.as_run())
     if fabric.global_rank == 0:
-        made_by = {"checkpoint": sha256_file(path), **{key: getattr(settings, key) for key in FOUND}}
+        # Numbers say nothing: KITTI counts its training and its test frames from 0, and so does every set of its layout.
+        made_by = {"checkpoint": sha256_file(path), "frames": digest([scene.fingerprint() for scene in scenes])}
+        made_by |= {key: getattr(settings, key) for key in FOUND}
         begin_output(out, made_by, [f"{scene.name}.txt" for scene in scenes])
     boxes = write_results(network.to(fabric.device), scenes, settings, Path(out), fabric)
     progress = progress_of(content)

@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
         (["view"], "no data set in data/. Link one"),
         (["study"], "no shards here. Make them: olivine synth"),
         (["study", "--merge"], "olivine study --merge A B"),
+        (["study", "--merge", ".", "--seed", "0"], "--seed does not go with --merge"),
+        (["study", "--power", "2", "--row", "base"], "--row does not go with --power"),
         (["study", "--config", "study-dmo"], "use one of study-demo"),
         (["status"], "no job has left an account here"),
         (["launch", "probe"], "cannot launch probe"),

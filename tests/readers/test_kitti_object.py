@@ -48,6 +48,20 @@ def test_frames_are_split_by_the_lists_in_the_folder_and_else_by_the_fields(fold
     assert named == {"000000": "train", "000001": "val", "001000": "train", "001001": "train"}
 
 
+def test_a_list_of_ones_own_does_not_put_frames_into_both_splits(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    lists = tmp_path / "set" / "ImageSets"
+    (lists / "train.txt").write_text("000000\n000001\n")
+    (lists / "val.txt").unlink()
+    with pytest.raises(OlivineError, match=r"train\.txt: names 1 frames that are in the official val.*val\.txt too"):
+        open_dataset("kitti-object", tmp_path / "set")
+    (lists / "train.txt").write_text("000000\n")  # alone it is a smaller part of the official split
+    assert open_dataset("kitti-object", tmp_path / "set").note == "1 train, 1 val"
+    (lists / "train.txt").write_text("000000\n000000\n")
+    with pytest.raises(OlivineError, match=r"train\.txt: names frame 000000 twice"):
+        open_dataset("kitti-object", tmp_path / "set")
+
+
 def test_pixels_are_p2_r0_tr_of_the_points(folder):
     for frame in open_dataset("kitti-object", folder).frames():
         number = frame.token[-6:]

@@ -39,12 +39,25 @@ from olivine.study.run import plan_study, run_study
         ({"finetune": {"probe": {"labels": "weak"}}}, r"finetune 'probe': cannot be a stage's name"),
         ({"finetune": {"a": {"rows": ["bse"]}, "b": {}}}, r"no row 'bse'. Did you mean 'base'"),
         ({"finetune": {"a": {"rounds": 1}}}, r"finetune 'a': 1 rounds. Rounds are for labels: weak"),
+        ({"finetune": {"fraction": 25, "streets": 5}}, r"finetune: 5 streets of 25 %, which has 4 parts"),
+        ({"probe": {"devices": "2"}}, r"probe: devices is 2 .*one device. .*CUDA_VISIBLE_DEVICES"),
+        ({"set": {"run.devices": "2"}}, r"run: devices is 2 .*one device"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(plain, change, says):
     with pytest.raises(OlivineError, match=says) as caught:
         study_from_plain({**plain, **change}, "small.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_the_runs_of_a_study_take_one_device(plain, monkeypatch):
+    """Processes that a run starts on other GPUs would each take another row, and mix their gradients with its own."""
+    study = study_from_plain({**plain, "finetune": {"fraction": 25}}, "small.yaml")
+    for settings in (study.rows["base"].run, study.random.run, study.probe, study.finetune["finetune"].settings):
+        assert settings.devices == "1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OlivineError, match="Start it without torchrun, once for each GPU"):
+        run_study(study, "nowhere")
 
 
 def test_a_negative_seed_is_refused(small, ground):

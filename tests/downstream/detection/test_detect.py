@@ -174,7 +174,7 @@ def test_prediction_writes_the_same_files_and_the_evaluation_reads_them(done, sc
 
 
 def test_predict_says_whose_checkpoint_a_detectors_is(done):
-    with pytest.raises(OlivineError, match="is a detector's. .*olivine detect --predict"):
+    with pytest.raises(OlivineError, match=r"is a detector's\. .*olivine detect --predict"):
         read_segmenter(done[0], None)
 
 
@@ -215,6 +215,19 @@ def test_another_detectors_results_are_gone_before_the_first_is_written(done, sc
     assert len(list(files.glob("*.txt"))) == 3
     predict(done[0], scenes[1], files, score=0.5)
     assert [path.name for path in files.glob("*.txt")] == ["notes.txt"]
+
+
+def test_the_results_of_other_frames_are_gone_before_the_first_is_written(done, scenes, tmp_path):
+    """The test frames are counted from 0 as the training frames are: one folder would hold both, and look whole."""
+    predict(done[0], scenes[0], tmp_path)
+    predict(done[0], scenes[1][:1], tmp_path)
+    assert [path.stem for path in tmp_path.glob("*.txt")] == [scenes[1][0].name]
+
+
+def test_validation_frames_that_were_trained_on_are_named(scenes, checkpoint, tmp_path):
+    still = dataclasses.replace(TINY, sampled=(0, 0, 0), batch=1)
+    found = detect(read_source(checkpoint), scenes[0][:1], [scenes[0][0], scenes[1][0]], tmp_path, still)
+    assert found.notes == ("1 of the 2 validation frames were trained on",)
 
 
 def test_prediction_takes_the_settings_that_decide_no_weights_and_writes_nothing_in_a_dry_run(
