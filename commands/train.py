@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,15 +150,20 @@ def pretrain(
     if settings.image.stored is not None and settings.augment.crop:
         lost = "the encoder saw them no larger than that, and what is around them (exact: augment.crop=false)"
         console.note(f"image features: crops are looked up in stored maps of whole images; {lost}", as_json)
+    from ..pairs.shards import open_shards
     from ..train.loop import pretrain as run
 
+    goes_on = "build-pairs is not finished (olivine status), and this run will not go on with the others"
+    notes = [f"{lacks}; {goes_on}" for path in (*weights, *held_out) if (lacks := open_shards(path).lacks)]
+    for note in notes:
+        console.note(note, as_json)
     summary = run(settings, out, resume=resume)
     if summary.interrupted:
         raise KeyboardInterrupt
     if summary.resumed_from == summary.steps:
         done = f"{summary.steps:,} of {summary.steps:,} steps were made before"
         console.note(f"this run is finished: {done}. For another one give --name or --out", as_json)
-    console.finish("pretrain", summary, out, as_json)
+    console.finish("pretrain", replace(summary, notes=(*notes, *summary.notes)), out, as_json)
 
 
 def _engine_of(settings: PretrainSettings) -> str:

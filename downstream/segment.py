@@ -269,8 +269,4 @@ def _untaught(weak: WeakLabels | None, shards: ShardSet) -> list[str]:
 
 
 def _incomplete(ground: Ground) -> list[str]:
-    return [
-        f"{shards.path} holds {len(shards)} of the {shards.manifest['planned_frames']} frames of its split"
-        for shards in (ground.train, ground.validation)
-        if not shards.complete
-    ]
+    return [shards.lacks for shards in (ground.train, ground.validation) if not shards.complete]
