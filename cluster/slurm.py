@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from ..common import Failure, OlivineError
 from .journal import logs_of
-from .plan import Plan, ask_stage, ranges
+from .plan import SEVERAL, Plan, ask_stage, ranges
 from .ticket import FILE, VARIABLE, Ticket
 
 _HERE = Path(__file__).parent
@@ -96,7 +96,7 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     if command[0] == "pretrain":
         return _submit_pretrain(command, settings, has_gpus)
     places = settings.nodes * max(1, settings.gpus)
-    plan = _plan(command, settings.parts or 4 * places)
+    plan = _plan(command, settings.parts or min(4 * places, SEVERAL))
     result = Submission(units=plan.units, units_left=plan.left, array=ranges(plan.open), logs=plan.logs / "slurm")
     if not plan.open:
         return result
@@ -218,11 +218,13 @@ def _check_cluster(settings: SlurmSettings) -> bool:
 
 
 def has_jobs() -> bool:
-    """Whether a job that :func:`submit` made runs or waits; False where there is no SLURM."""
+    """Whether a job of this user's that :func:`submit` made runs or waits; False where there is no SLURM."""
     if shutil.which("squeue") is None:
         return False
     names = ",".join(f"olivine-{script}" for script in ("array", "merge", "pretrain"))
-    return bool(_run(["squeue", "--noheader", f"--name={names}", "--format=%i"]).stdout.strip())
+    return bool(
+        _run(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={names}", "--format=%i"]).stdout.strip()
+    )
 
 
 def _plan(command: Sequence[str], parts: int) -> Plan:
