@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
@@ -115,7 +116,17 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
 
 
 def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: bool) -> Submission:
+    given = [after for word, after in pairwise(command) if word == "--config"]
+    given += [word.partition("=")[2] for word in command if word.startswith("--config=")]
+    if has_gpus and set(given) <= {"auto"}:  # that is for the machine that trains to say; this one may have no GPU
+        command = [*command, "--config", "paper"]
     planned = ask_stage([*command, "--dry-run", "--json"])
+    if (world := settings.nodes * max(1, settings.gpus)) not in planned["processes"]:
+        raise OlivineError(
+            f"a batch of this run does not divide over {world} processes",
+            where=f"--nodes {settings.nodes} --gpus {settings.gpus}",
+            remedy=f"take {' or '.join(map(str, planned['processes'])) or 'another batch'} in all, or set run.batch",
+        )
     result = Submission(logs=logs_of(Path(planned["out"])))
     result.logs.mkdir(parents=True, exist_ok=True)
     processes = max(1, settings.gpus)
