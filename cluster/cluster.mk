@@ -26,7 +26,8 @@ labelgen_slurm    = $(SUBMIT) labelgen $(DATA_ARGS)
 build-pairs_local = $(OLIVINE) build-pairs $(DATA_ARGS)
 build-pairs_ray   = $(OLIVINE) build-pairs $(DATA_ARGS) $(RAY)
 build-pairs_slurm = $(SUBMIT) build-pairs $(DATA_ARGS)
-pretrain_local    = $(TORCHRUN) pretrain $(RUN_ARGS)
+# Without torchrun a run takes every GPU that its batch divides over, also where one is asked for.
+pretrain_local    = $(TORCHRUN) pretrain $(if $(filter 1,$(GPUS)),--set run.devices=1) $(RUN_ARGS)
 pretrain_ray      = $(OLIVINE) launch --nodes $(NODES) --gpus $(GPUS) $(if $(ADDRESS),--address $(ADDRESS)) -- pretrain $(RUN_ARGS)
 pretrain_slurm    = $(SUBMIT) pretrain $(RUN_ARGS)
 

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from ..common import (
     read_bytes,
     remove_leftovers,
     write_json,
+    writer_name,
 )
 
 HEARTBEAT = 5.0  # seconds
@@ -54,7 +54,7 @@ def driver_lives(path: Path) -> bool:
     except OSError:
         return False
     # On this machine its process must be there too; that alone is not enough, for another one may have its number by now.
-    here = host == socket.gethostname() and rest.isdecimal()
+    here = host == writer_name().rpartition("-")[0] and rest.isdecimal()
     return silent < SILENT and (not here or is_running(int(rest)))
 
 
@@ -103,7 +103,7 @@ class Journal:
     def __init__(self, folder: Path, job: str, out: Path, units: int) -> None:
         Account(folder, job, out, units).open()
         self.folder = folder.absolute()
-        self._events = folder / "drivers" / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+        self._events = folder / "drivers" / f"{writer_name()}-{secrets.token_hex(3)}.jsonl"
         self._claims = folder / "claims"
         self._end = threading.Event()
         try:

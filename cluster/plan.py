@@ -51,7 +51,7 @@ class Plan:
             jobs: for each row its account, and whether each of its units is finished.
         """
         if not 1 <= parts <= SEVERAL:
-            raise OlivineError(f"{parts} parts", remedy=f"give 1 to {SEVERAL}")
+            raise OlivineError(f"--parts {parts}", remedy=f"give --parts 1 to {SEVERAL}")
         rows = [list(row) for _, row in jobs]
         left = {number % parts for row in rows for number, finished in enumerate(row) if not finished}
         units = sum(len(row) for row in rows)

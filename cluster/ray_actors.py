@@ -44,8 +44,12 @@ class RayCluster:
         """The function's value on a worker, with a GPU where there is one."""
         ray = self.connect()
         gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        ask = ray.remote(num_cpus=1, num_gpus=gpu)(_ask)
-        value, error = ray.get(ask.remote(function, Ticket.issue(paths, packages)))
+        place = ray.remote(num_cpus=1, num_gpus=gpu)
+        free = place(_nothing).remote()  # the question itself may take long: it reads weights
+        if not ray.wait([free], num_returns=1, timeout=self.patience)[0]:
+            ray.cancel(free, force=True)
+            raise _none_free(self.patience)
+        value, error = ray.get(place(_ask).remote(function, Ticket.issue(paths, packages)))
         if error is not None:
             raise error
         return value
@@ -106,12 +110,22 @@ def _probe(address: str) -> None:
         raise _no_cluster(address, error.strerror or str(error)) from None
 
 
+def _none_free(seconds: float) -> OlivineError:
+    return OlivineError(
+        f"no worker of the Ray cluster became free within {seconds:.0f} s", remedy="look at it with: ray status"
+    )
+
+
 def _no_cluster(address: str, reason: str) -> OlivineError:
     return OlivineError(
         f"no Ray cluster answers ({reason})",
         where=address,
         remedy="start one with: ray start --head, and give its address, or leave --address out to start one here",
     )
+
+
+def _nothing() -> None:
+    """What is done where a worker is free."""
 
 
 def _ask(function: Callable[[], T], ticket: Ticket) -> tuple[T | None, OlivineError | None]:
@@ -234,10 +248,7 @@ class Actors(Generic[U, R]):
 
     def _give_up_after(self, seconds: float) -> None:
         if time.monotonic() - self._heard > seconds:
-            raise self._problem or OlivineError(
-                f"no worker of the Ray cluster became free within {seconds:.0f} s",
-                remedy="look at it with: ray status",
-            )
+            raise self._problem or _none_free(seconds)
 
     def close(self) -> list[str]:
         """Kill the actors; those at work have ended when this returns."""

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
 from ..common import Failure, OlivineError
 from .journal import logs_of
-from .plan import Plan, ask_stage, ranges
+from .plan import SEVERAL, Plan, ask_stage, ranges
 from .ticket import FILE, VARIABLE, Ticket
 
 _HERE = Path(__file__).parent
@@ -96,7 +97,7 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
     if command[0] == "pretrain":
         return _submit_pretrain(command, settings, has_gpus)
     places = settings.nodes * max(1, settings.gpus)
-    plan = _plan(command, settings.parts or 4 * places)
+    plan = _plan(command, settings.parts or min(4 * places, SEVERAL))
     result = Submission(units=plan.units, units_left=plan.left, array=ranges(plan.open), logs=plan.logs / "slurm")
     if not plan.open:
         return result
@@ -115,7 +116,17 @@ def submit(command: Sequence[str], settings: SlurmSettings) -> Submission:
 
 
 def _submit_pretrain(command: Sequence[str], settings: SlurmSettings, has_gpus: bool) -> Submission:
+    given = [after for word, after in pairwise(command) if word == "--config"]
+    given += [word.partition("=")[2] for word in command if word.startswith("--config=")]
+    if has_gpus and set(given) <= {"auto"}:  # that is for the machine that trains to say; this one may have no GPU
+        command = [*command, "--config", "paper"]
     planned = ask_stage([*command, "--dry-run", "--json"])
+    if (world := settings.nodes * max(1, settings.gpus)) not in planned["processes"]:
+        raise OlivineError(
+            f"a batch of this run does not divide over {world} processes",
+            where=f"--nodes {settings.nodes} --gpus {settings.gpus}",
+            remedy=f"take {' or '.join(map(str, planned['processes'])) or 'another batch'} in all, or set run.batch",
+        )
     result = Submission(logs=logs_of(Path(planned["out"])))
     result.logs.mkdir(parents=True, exist_ok=True)
     processes = max(1, settings.gpus)
@@ -218,11 +229,13 @@ def _check_cluster(settings: SlurmSettings) -> bool:
 
 
 def has_jobs() -> bool:
-    """Whether a job that :func:`submit` made runs or waits; False where there is no SLURM."""
+    """Whether a job of this user's that :func:`submit` made runs or waits; False where there is no SLURM."""
     if shutil.which("squeue") is None:
         return False
     names = ",".join(f"olivine-{script}" for script in ("array", "merge", "pretrain"))
-    return bool(_run(["squeue", "--noheader", f"--name={names}", "--format=%i"]).stdout.strip())
+    return bool(
+        _run(["squeue", "--noheader", f"--user={os.getuid()}", f"--name={names}", "--format=%i"]).stdout.strip()
+    )
 
 
 def _plan(command: Sequence[str], parts: int) -> Plan:

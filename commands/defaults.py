@@ -201,7 +201,8 @@ def gpus() -> tuple[str, ...]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(filter(None, chosen.split(",")))
-    return tuple(sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")))
+    # CUDA numbers from 0 what is there: a container may have /dev/nvidia2 and 3 alone.
+    return tuple(str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 def choose_executor(

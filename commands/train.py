@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,21 +145,39 @@ def pretrain(
         length = f"{settings.run.steps} steps" if settings.run.steps else f"{settings.run.epochs} epochs"
         what = f"a run of {length} of {settings.backbone.name}"
         if as_json:
-            return console.emit("pretrain", {"plan": what, "workers": settings.data.workers}, out)
+            plan = {"plan": what, "workers": settings.data.workers, "processes": _divides_over(settings)}
+            return console.emit("pretrain", plan, out)
         return console.say_plan(what, out, as_json)
     console.note(f"sparse engine: {_engine_of(settings)}", as_json)
     if settings.image.stored is not None and settings.augment.crop:
         lost = "the encoder saw them no larger than that, and what is around them (exact: augment.crop=false)"
         console.note(f"image features: crops are looked up in stored maps of whole images; {lost}", as_json)
+    from ..pairs.shards import open_shards
     from ..train.loop import pretrain as run
 
+    goes_on = "build-pairs is not finished (olivine status), and this run will not go on with the others"
+    notes = [f"{lacks}; {goes_on}" for path in (*weights, *held_out) if (lacks := open_shards(path).lacks)]
+    for note in notes:
+        console.note(note, as_json)
     summary = run(settings, out, resume=resume)
     if summary.interrupted:
         raise KeyboardInterrupt
     if summary.resumed_from == summary.steps:
         done = f"{summary.steps:,} of {summary.steps:,} steps were made before"
         console.note(f"this run is finished: {done}. For another one give --name or --out", as_json)
-    console.finish("pretrain", summary, out, as_json)
+    console.finish("pretrain", replace(summary, notes=(*notes, *summary.notes)), out, as_json)
+
+
+def _divides_over(settings: PretrainSettings) -> list[int]:
+    """The numbers of processes that a step's frames divide over."""
+    from ..train.devices import share_of_step
+
+    found = []
+    for number in range(1, settings.run.batch + 1):
+        with suppress(OlivineError):
+            share_of_step(settings, 0, number)
+            found.append(number)
+    return found
 
 
 def _engine_of(settings: PretrainSettings) -> str:

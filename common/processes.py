@@ -13,9 +13,20 @@ from types import FrameType
 
 
 def writer_name(pid: int | None = None) -> str:
-    """What a process of this machine (this one without a pid) signs its half-written files with."""
+    """What a process of this machine (this one without a pid) signs its half-written files with: its host and number.
+
+    A container that numbers its processes itself counts as another machine, though it may have the host's name.
+    """
     host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-    return f"{host}-{pid or os.getpid()}"
+    return f"{host}{_own_numbers()}-{pid or os.getpid()}"
+
+
+def _own_numbers() -> str:
+    """What tells the system's namespaces of process numbers apart; "" where it has none."""
+    try:
+        return f"_{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def cores() -> int:
@@ -83,8 +94,14 @@ def is_running(pid: int) -> bool:
     """Whether a process of this machine lives."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
+    except OSError:  # no /proc, or one that hides other users' processes
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return True
     # After the name in brackets comes the state: Z is a dead process that nobody waited for.
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from .errors import OlivineError, memory_error
+from .files import digest
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,3 +70,25 @@ def ending_together(fabric: Fabric) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+
+
+def check_same_start(fabric: Fabric, step: int, data: object) -> None:
+    """Raise in every process unless all begin at one step, with the same ``data`` (JSON-able).
+
+    Otherwise they would average gradients of other networks, and the one with more steps to go wait for the others.
+
+    Raises:
+        OlivineError: names the first process that differs from process 0.
+    """
+    if fabric.world_size == 1:
+        return
+    import torch
+
+    mine = torch.tensor([step, int(digest(data)[:15], 16)], device=fabric.device)
+    (first, of_first), *others = fabric.all_gather(mine).tolist()  # type: ignore[union-attr]
+    for rank, (other, of_other) in enumerate(others, 1):
+        if other != first or of_other != of_first:
+            what = f"process {rank} goes on from step {other} and process 0 from step {first}"
+            if other == first:
+                what = f"process {rank} has opened other shards than process 0"
+            raise OlivineError(what, remedy="use folders that all machines share under one path")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..common import OlivineError, package_versions, stop_signals, track
 from ..common.ahead import Ahead
-from ..common.together import ending_together
+from ..common.together import check_same_start, ending_together
 from ..train.checkpoint import load_checkpoint, save_checkpoint
 from ..train.devices import anywhere, over_processes, seed_draws, torch_state
 from ..train.loader import stream_position
@@ -167,6 +167,8 @@ def fit(
         if "precision_state" in found:
             precision.load_state_dict(found["precision_state"])
         started = found["step"]
+    with ending_together(fabric):
+        check_same_start(fabric, started, constant.get("data"))
     if started == steps:
         return model
 

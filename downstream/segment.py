@@ -270,11 +270,7 @@ def _untaught(weak: WeakLabels | None, shards: ShardSet) -> list[str]:
 
 
 def _incomplete(ground: Ground, fraction: float) -> list[str]:
-    notes = [
-        f"{shards.path} holds {len(shards)} of the {shards.manifest['planned_frames']} frames of its split"
-        for shards in (ground.train, ground.validation)
-        if not shards.complete
-    ]
+    notes = [shards.lacks for shards in (ground.train, ground.validation) if not shards.complete]
     if fraction < 100 and not ground.train.complete:
         notes[0] += f"; {fraction:g} % was counted over those, and is not the published subset"
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..common import (
     remove_leftovers,
     track,
 )
+from ..common.locks import locked
 from ..common.settings import differences
 from ..readers.index import FrameIndex, Scene
 from .import_labels import shipped_class_map
@@ -107,17 +108,38 @@ def _check_part(part: tuple[int, int]) -> None:
         raise OlivineError(f"--part {position}/{count} is not a part", remedy="give i/n with 0 <= i < n")
 
 
+def _manifest_there(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    """The manifest as it is now, None where there is none; a damaged one that may be replaced is like no other."""
+    try:
+        return read_label_manifest(path, "replace the labels with --overwrite") if path.exists() else None
+    except OlivineError:
+        if not overwrite:
+            raise
+        return {}
+
+
 def _settle_manifest(
-    labels: Path, old: dict[str, Any] | None, new: dict[str, Any], index: FrameIndex, overwrite: bool
-) -> tuple[bool, list[str]]:
-    """Write the manifest, or refuse.
+    labels: Path,
+    old: dict[str, Any] | None,
+    new: dict[str, Any],
+    settings: LabelSettings,
+    index: FrameIndex,
+    overwrite: bool,
+) -> tuple[dict[str, Any], bool, list[str]]:
+    """Write the manifest, or refuse. One process at a time: see :func:`_manifest_lock`.
+
+    Args:
+        old: as it was when this process began. Another part may have written one since: that one binds, also where
+            nothing is finished yet, and says what ``auto`` means.
+        new: what this process would write, for ``settings``.
 
     Returns:
-        whether this part's finished units are to be discarded, and notes.
+        the manifest that holds, whether this part's finished units are to be discarded, and notes.
     """
     path = labels / MANIFEST
-    if old is None and path.is_file():  # another part was quicker
-        old = read_label_manifest(path, "make the labels again with --overwrite")
+    there = _manifest_there(path, overwrite)
+    appeared = bool(there) and there != old
+    old = there
     if old is None:
         first = next(index.frames(), None)
         taken = [labels / f"{c.key}.png" for c in (first.cameras if first is not None else ())]
@@ -128,7 +150,11 @@ def _settle_manifest(
                 remedy="choose another --out folder, or import them with --labeler import --camseg",
             )
         write_label_manifest(path, new)
-        return False, []
+        return new, False, []
+    if appeared and old.get("labeler") == new["labeler"]:
+        theirs = adopt_settings(settings, old)
+        adopted = {n: getattr(theirs, n) for n in ("batch_size", "precision") if getattr(settings, n) == "auto"}
+        new = {**new, "settings": {n: adopted.get(n, value) for n, value in new["settings"].items()}}
     difference = manifest_difference(old, new)
     if difference is None:
         changed = [
@@ -136,9 +162,9 @@ def _settle_manifest(
             for name, version in old.get("packages", {}).items()
             if new["packages"].get(name) != version
         ]
-        return overwrite, changed
+        return new, overwrite and not appeared, changed
     begun = any((labels / "units").glob("*"))  # a store that failed before its first batch binds nobody
-    if begun and not overwrite:
+    if appeared or (begun and not overwrite):
         raise OlivineError(
             f"the labels here were made with other settings: {difference}",
             where=path,
@@ -149,7 +175,14 @@ def _settle_manifest(
     for scene in index.scenes:
         Unit.of_scene(labels, scene, 1).discard()
     write_label_manifest(path, new)
-    return False, []
+    return new, False, []
+
+
+def _manifest_lock(labels: Path) -> AbstractContextManager[None]:
+    """Held while the manifest is settled. The file lies beside the folder, which is the same byte for byte on any machine."""
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    lock = labels.with_name(f".{labels.name}.manifest.lock")
+    return locked(lock, wait_for="the manifest, which another process settles")
 
 
 def generate_labels(
@@ -195,12 +228,7 @@ def generate_labels(
     vocabulary = load_vocabulary(settings.prompts)
     name, reason = choose_labeler(settings.labeler, index.root)
     path = labels / MANIFEST
-    try:
-        old = read_label_manifest(path, "replace the labels with --overwrite") if path.exists() else None
-    except OlivineError:
-        if not overwrite:
-            raise
-        old = {}  # differs from every manifest
+    old = _manifest_there(path, overwrite)
     if merge_only and old is None:
         raise OlivineError("no manifest, so no labels to merge", where=path, remedy="run olivine labelgen first")
     if not overwrite:
@@ -215,8 +243,9 @@ def generate_labels(
     # Made where a worker is: what `auto` means, and whether the weights are there, is for that machine to say.
     question = ManifestQuestion(LabelWork(labels, name, settings, index.root), index.dataset, index.version)
     new, text = executor.ask(question, (index.root,), PACKAGES)
+    with _manifest_lock(labels):
+        new, discard, summary.notes = _settle_manifest(labels, old, new, settings, index, overwrite)
     settings = adopt_settings(settings, new)
-    discard, summary.notes = _settle_manifest(labels, old, new, index, overwrite)
     _clean(labels)
     if text is not None:  # before there are workers: it is the table that the manifest has the digest of
         write_text_table(labels, text)

@@ -28,6 +28,17 @@ def damaged(what: str, where: str) -> OlivineError:
     return OlivineError(what, where=where, remedy=_REMEDY)
 
 
+def unreadable(error: OSError, where: str, gone: str) -> OlivineError:
+    """The error for a shard's file that cannot be read: ``gone`` where there is none, else the shard may be a good one."""
+    if isinstance(error, FileNotFoundError):
+        return damaged(gone, where)
+    return OlivineError(
+        f"cannot be read ({error.strerror})",
+        where=where,
+        remedy="check the folder's permissions and the file system, and run the command again",
+    )
+
+
 def checked(stored: bytes, where: str) -> bytes:
     """The content of ``stored``, which ends in its CRC-32C.
 
@@ -64,7 +75,7 @@ def read_at(path: Path, offset: int, length: int, where: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise damaged(f"cannot be read ({error.strerror})", f"{where}: {path}") from None
+        raise unreadable(error, f"{where}: {path}", "no such file") from None
     try:
         # Before memory is taken for a length that may be wrong.
         missing = offset + length - os.fstat(handle).st_size
@@ -72,7 +83,7 @@ def read_at(path: Path, offset: int, length: int, where: str) -> bytes:
             raise damaged(f"ends {missing} bytes early", f"{where}: {path}")
         data = os.pread(handle, length, offset)
     except OSError as error:
-        raise damaged(f"cannot be read ({error.strerror})", f"{where}: {path}") from None
+        raise unreadable(error, f"{where}: {path}", "no such file") from None
     finally:
         os.close(handle)
     if len(data) != length:
@@ -130,8 +141,8 @@ class ChunkedArray:
             length = 16 * self.shape[0] + 4
             try:
                 size = os.stat(self.path).st_size
-            except OSError:
-                raise damaged("no such file", f"{self.where}: {self.path}") from None
+            except OSError as error:
+                raise unreadable(error, f"{self.where}: {self.path}", "no such file") from None
             stored = read_at(self.path, max(0, size - length), min(length, size), self.where)
             table = np.frombuffer(checked(stored, f"{self.where}: its shard index"), "<u8").reshape(-1, 2)
             self._index = table
@@ -154,7 +165,7 @@ class ChunkedArray:
         try:
             stored = self.path.read_bytes()
         except OSError as error:
-            raise damaged(f"cannot be read ({error.strerror})", f"{self.where}: {self.path}") from None
+            raise unreadable(error, f"{self.where}: {self.path}", "no such file") from None
         return decode(stored, self.dtype, self.shape, self.where)
 
     @property

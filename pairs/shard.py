@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..common import OlivineError, Whole, demand, inside, parse_json
-from .chunks import ChunkedArray, damaged
+from .chunks import ChunkedArray, damaged, unreadable
 from .layout import ARRAYS, check_schema
 
 AGAIN = "delete this shard's folder and run olivine build-pairs again"
@@ -39,8 +39,8 @@ class Shard:
         for name, (size, _) in entry["files"].items():
             try:
                 found = (path / name).stat().st_size
-            except OSError:
-                raise damaged("a file is gone", self._blame(name)) from None
+            except OSError as error:
+                raise unreadable(error, self._blame(name), "a file is gone") from None
             if found != size:
                 raise damaged(f"has {found} bytes, was written with {size}", self._blame(name))
         plain = parse_json(self._metadata("zarr.json"), path / "zarr.json", AGAIN)
@@ -87,7 +87,7 @@ class Shard:
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
-            raise damaged(f"cannot be read ({error.strerror})", self._blame(name)) from None
+            raise unreadable(error, self._blame(name), "a file is gone") from None
         if hashlib.sha256(data).hexdigest() != self._entry["files"][name][1]:
             raise damaged("damaged: its SHA-256 is not the manifest's", self._blame(name))
         return data

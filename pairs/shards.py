@@ -144,9 +144,10 @@ class ShardSet(Sequence[FrameRecord]):
         class_count: int64 [K + 1], pairs of each weak label in the whole set.
         cameras: names.
         digest: SHA-256 of the manifest, and so of every byte of the set.
+        seen: digests of the sets that a run opens again beside this one, see :func:`check_unchanged`.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, expected: str | None = None) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         recipe = self.manifest["recipe"]
@@ -155,13 +156,15 @@ class ShardSet(Sequence[FrameRecord]):
         self.class_count: NDArray[np.int64] = np.array(self.manifest["class_count"], np.int64)
         self.cameras: tuple[str, ...] = tuple(self.manifest["cameras"])
         self.digest: str = self.manifest["digest"]
+        check_unchanged(self.path, self.digest, {} if expected is None else {str(self.path): expected})
         self._entries: list[dict[str, Any]] = self.manifest["shards"]
         self._stops: list[int] = np.cumsum([entry["frames"] for entry in self._entries]).tolist()
         self._recipe = digest(recipe)
+        self.seen: dict[str, str] = {}
         self._open: dict[int, Shard] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ShardSet, (self.path,))
+        return (ShardSet, (self.path, self.digest))  # another process opens the same frames, or says that it cannot
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
@@ -217,6 +220,12 @@ class ShardSet(Sequence[FrameRecord]):
     def complete(self) -> bool:
         """Whether every frame of the split is here."""
         return bool(len(self) == self.manifest["planned_frames"])
+
+    @property
+    def lacks(self) -> str:
+        """What of the split is not here, in a line; "" where all is."""
+        planned = self.manifest["planned_frames"]
+        return "" if self.complete else f"{self.path} holds {len(self)} of the {planned} frames of its split"
 
     @property
     def has_image(self) -> bool:
@@ -430,6 +439,20 @@ class ShardSet(Sequence[FrameRecord]):
     def __iter__(self) -> Iterator[FrameRecord]:
         for index in range(len(self)):
             yield self.record(index)
+
+
+def check_unchanged(path: PathLike, found: str, seen: dict[str, str]) -> None:
+    """Enter the digest of a folder's shards into ``seen``, digests by path.
+
+    Raises:
+        OlivineError: another one was entered before.
+    """
+    if seen.setdefault(str(path), found) != found:
+        raise OlivineError(
+            "has changed since this run opened it",
+            where=path,
+            remedy="wait until build-pairs has ended, and run the command again",
+        )
 
 
 def open_shards(path: PathLike) -> ShardSet:

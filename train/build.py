@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common import OlivineError, gains_by_bfloat16
 from ..common.plugins import code_of
+from ..pairs.shards import check_unchanged, open_shards
 from .augment import without_augmentation
 from .backbone import Backbone, build_backbone, find_backbone
 from .devices import Share
@@ -99,7 +100,7 @@ def open_validation(
     of ``world`` groups, and the number of steps.
 
     Args:
-        shards: trained on; their classes are those of the held-out ones.
+        shards: trained on; their classes are those of the held-out ones, which stay as they were first ``seen`` with them.
     """
     group = settings.run.group
     assert settings.data.validation is not None
@@ -107,6 +108,7 @@ def open_validation(
     what = replace(what, augment=without_augmentation(settings.augment), shuffle=False)
     for path, name in held_out_sets(settings.data.validation, shards):
         stream = FrameStream(path, what)
+        check_unchanged(stream.path, stream.shards.digest, shards.seen)
         frames = min(stream.count, settings.run.validate_frames)
         yield name, stream, max(1, frames // (group * world))
 
@@ -121,8 +123,6 @@ def open_text(settings: PretrainSettings, shards: Shards) -> TextTable | None:
         return None
     text = shards.text
     if isinstance(settings.data.validation, str):
-        from ..pairs.shards import open_shards
-
         other = open_shards(settings.data.validation).text
         if other.digest != text.digest:
             raise OlivineError(

@@ -9,6 +9,7 @@ permutation costs no more than a local one, because a shard holds each frame in 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -138,7 +139,7 @@ class FrameStream:
             frames = (prefetch + 2) * (settings.part[1] - settings.part[0])
             self.slots = Slots(context, frames, image_bytes + _CLOUD_BYTES * (1 + len(settings.scans)))
             self.pool = ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_start_worker, initargs=(self.shards, self.slots)
+                workers, mp_context=context, initializer=_start_worker, initargs=(pickle.dumps(self.shards), self.slots)
             )
 
     def __enter__(self) -> FrameStream:
@@ -277,11 +278,12 @@ def _make(shards: ShardSet | ShardMixture, settings: StreamSettings, epoch: int,
 
 
 _Packed = tuple[bytes, list[tuple[int, int]]]  # what Slots.put returns
-_worker: list[tuple[ShardSet | ShardMixture, Slots]] = []
+_worker: list[tuple[bytes, Slots]] = []
+_opened = lru_cache(1)(pickle.loads)  # with the first frame: an error then reaches the parent
 
 
-def _start_worker(shards: ShardSet | ShardMixture, slots: Slots) -> None:
-    """Keep the shards, and end when the parent is gone."""
+def _start_worker(shards: bytes, slots: Slots) -> None:
+    """Keep the pickled shards, and end when the parent is gone."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -295,4 +297,4 @@ def _start_worker(shards: ShardSet | ShardMixture, slots: Slots) -> None:
 
 def _work(settings: StreamSettings, epoch: int, frame: int, slot: int | None) -> _Packed:
     shards, slots = _worker[0]
-    return slots.put(_make(shards, settings, epoch, frame), slot)
+    return slots.put(_make(_opened(shards), settings, epoch, frame), slot)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..common import OlivineError, Whole, demand, package_versions, stop_signals, track, write_json
 from ..common.ahead import Ahead
 from ..common.settings import settings_to_plain
-from ..common.together import ending_together
+from ..common.together import check_same_start, ending_together
 from ..pairs.shards import ShardSet
 from .batch import collate
 from .build import (
@@ -207,6 +207,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = True) -> P
         wrapped, optimizer = fabric.setup(model, optimizer)
         if (newest := newest_checkpoint(out)) is not None:  # after the set-up, which gives the weights their type
             state.restore(newest)
+        check_same_start(fabric, state.step, [data, shards.seen])
         gone = [f"last.pt is gone, so it went on from {newest.name}"] if newest not in (None, last) else []
         constant = {
             **identity,

@@ -69,7 +69,7 @@ class ShardMixture:
         names: of the sets: the data set's, with a number where there are several of one.
         drawn: frames that an epoch takes of each set, round(weight · frames) and at least 1.
         class_count: int64 [K + 1], pairs of each weak label, the sets' weighted.
-        cameras: of the set that has the most.
+        cameras: of the set that has the most; ``seen`` as of a :class:`ShardSet`.
         digest: of all sets and their weights.
 
     Raises:
@@ -82,7 +82,7 @@ class ShardMixture:
         classes: Sequence[str] | None = None,
         point_classes: Sequence[str] | None = None,
     ) -> None:
-        self._given = dict(weights), classes, point_classes
+        self.weights, self.seen = dict(weights), dict[str, str]()
         self.sets = tuple(open_shards(path) for path in weights)
         self.path = ", ".join(weights)
         for shards in self.sets:
@@ -126,16 +126,13 @@ class ShardMixture:
             )
         return joined, [np.array([0, *(joined.index(name) + 1 for name in part)], np.uint8) for part in names]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ShardMixture, self._given)
-
     def __len__(self) -> int:
         return int(self._first[-1])
 
     @property
     def identity(self) -> list[dict[str, Any]]:
         """What a checkpoint says of each set."""
-        weights = self._given[0].values()
+        weights = self.weights.values()
         return [
             {
                 "name": name,

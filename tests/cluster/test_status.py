@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from olivine.cluster import slurm
 from olivine.cluster.journal import SILENT, Account, Journal, driver_lives
 from olivine.cluster.plan import Plan, ranges
+from olivine.cluster.ray_actors import RayCluster
 from olivine.cluster.ray_torchrun import check_room
 from olivine.cluster.slurm import SlurmSettings, submit
 from olivine.cluster.status import find_jobs, read_status, watch_jobs
 from olivine.cluster.ticket import Ticket, check_environment
-from olivine.commands.defaults import choose_executor
+from olivine.commands.defaults import choose_executor, gpus
 from olivine.common import OlivineError, write_json, writer_name
 
 
@@ -47,7 +49,7 @@ def _events(logs: Path, driver: str, events: list[tuple[float, str, str]]) -> Pa
 
 def test_done_running_failed_rate_and_time_left(tmp_path: Path) -> None:
     logs, now = _job(tmp_path, 4, 20), time.time()
-    here = f"{socket.gethostname()}-{os.getpid()}-abc"
+    here = f"{writer_name()}-abc"
     begun = [(now - 100 + 15 * k, f"u{k}", "running") for k in range(6)]
     ended = [(now - 85 + 15 * k, f"u{k}", "done") for k in range(4)]
     _events(logs, here, sorted([*begun, *ended, (now - 5, "u5", "failed")]))
@@ -59,7 +61,7 @@ def test_done_running_failed_rate_and_time_left(tmp_path: Path) -> None:
 
 def test_what_a_dead_driver_had_in_hand_is_waiting_again(tmp_path: Path) -> None:
     logs, now = _job(tmp_path, 0, 3), time.time()
-    _events(logs, f"{socket.gethostname()}-999999999-abc", [(now, "u0", "running")])
+    _events(logs, f"{writer_name(999999999)}-abc", [(now, "u0", "running")])
     gone = _events(logs, "elsewhere-12-abc", [(now, "u1", "running")])
     _events(logs, "elsewhere-13-abc", [(now, "u2", "running")])
     os.utime(gone, (now - 100, now - 100))  # no heartbeat any more
@@ -94,7 +96,7 @@ def test_what_a_killed_driver_left_half_written_in_the_account_goes_when_it_is_o
 
 def test_a_watch_follows_jobs_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = _job(tmp_path, 1, 4)
-    _events(logs, f"{socket.gethostname()}-{os.getpid()}-abc", [])  # a driver that lives, and has begun nothing yet
+    _events(logs, f"{writer_name()}-abc", [])  # a driver that lives, and has begun nothing yet
     shown = []
 
     @contextmanager
@@ -113,7 +115,7 @@ def test_a_watch_follows_jobs_to_their_end(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_watch_ends_where_nobody_works_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = _job(tmp_path, 1, 2)
-    _events(logs, f"{socket.gethostname()}-999999999-abc", [(time.time(), "u1", "running")])  # was killed
+    _events(logs, f"{writer_name(999999999)}-abc", [(time.time(), "u1", "running")])  # was killed
     queue = iter([True, False])
     monkeypatch.setattr("olivine.cluster.status.has_jobs", lambda: next(queue))  # SLURM may bring another one
     (status,) = watch_jobs(tmp_path, seconds=0, idle=0)
@@ -123,7 +125,7 @@ def test_a_watch_ends_where_nobody_works_any_more(tmp_path: Path, monkeypatch: p
 
 def test_ctrl_c_ends_a_watch_in_one_line(tmp_path: Path) -> None:
     logs = _job(tmp_path, 1, 4)
-    _events(logs, f"{socket.gethostname()}-{os.getpid()}-abc", [])
+    _events(logs, f"{writer_name()}-abc", [])
     ours, theirs = pty.openpty()  # where a bar is drawn, as for a user
     command = [sys.executable, "-m", "olivine.cli", "status", str(logs), "--watch"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True)
@@ -249,6 +251,50 @@ def test_ray_is_imported_by_nothing_but_its_own_executor() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_question_to_a_busy_ray_cluster_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[object] = []
+    ray = SimpleNamespace(
+        cluster_resources=lambda: {"GPU": 1.0},
+        remote=lambda **_: lambda function: SimpleNamespace(remote=lambda *_: function),
+        wait=lambda refs, num_returns, timeout: ([], refs),
+        cancel=lambda ref, force: cancelled.append(ref),
+        get=lambda ref: pytest.fail("would wait for ever"),
+    )
+    monkeypatch.setattr(RayCluster, "connect", lambda self: ray)
+    with pytest.raises(OlivineError, match=r"no worker of the Ray cluster became free within 60 s.*ray status"):
+        RayCluster().ask(lambda: 1, (), ())
+    assert len(cancelled) == 1
+
+
+def test_gpus_are_numbered_from_0_whatever_devices_a_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "nvidia2", self / "nvidia3"]))
+    assert gpus() == ("0", "1")
+
+
+def test_a_watch_asks_slurm_for_jobs_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(stdout="7\n")
+
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "_run", run)
+    assert slurm.has_jobs() and f"--user={os.getuid()}" in asked[0]
+
+
+def test_many_gpus_get_no_more_parts_than_an_array_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(slurm, "_check_cluster", lambda settings: True)
+    plan = Plan(tmp_path, (), 4, 0, 4, (), (), ())
+    monkeypatch.setattr(slurm, "_plan", lambda command, parts: asked.append(parts) or plan)
+    submit(["labelgen"], SlurmSettings(nodes=32, gpus=8))
+    assert asked == [1000]
+    with pytest.raises(OlivineError, match=r"--parts 1001.*1 to 1000"):
+        Plan.of(tmp_path, [], 1001, (), ())
+
+
 def test_executors_are_named() -> None:
     with pytest.raises(OlivineError, match="Choose local or ray"):
         choose_executor("dask", None, 0, 1)
@@ -340,7 +386,7 @@ def test_a_clock_that_was_set_back_leaves_no_claim_that_is_waited_for_all_day(tm
 
 def test_a_driver_that_is_long_silent_is_dead_though_another_process_has_its_number(tmp_path: Path) -> None:
     """After a reboot, or in a container whose processes are numbered alike: nobody waits for it."""
-    path = tmp_path / f"{socket.gethostname()}-{os.getpid()}-abc.jsonl"
+    path = tmp_path / f"{writer_name()}-abc.jsonl"
     path.touch()
     assert driver_lives(path)
     os.utime(path, (time.time() - 2 * SILENT,) * 2)

@@ -2,14 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from olivine.common import children_ignore_ctrl_c, ctrl_c_afterwards
+from olivine.common import children_ignore_ctrl_c, ctrl_c_afterwards, is_running, remove_leftovers, writer_name
 
 FIRST_CHILD = """
 import multiprocessing, signal, sys
@@ -80,3 +82,27 @@ def test_whoever_handles_ctrl_c_goes_on_doing_so():
         assert heard == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="a system without namespaces")
+def test_a_container_with_this_hosts_name_and_its_own_numbers_is_another_machine(tmp_path):
+    host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+    theirs = tmp_path / f".map.png.partial-{host}_1-999999999-abc123"
+    unknown = tmp_path / f".map.png.partial-{host}-999999999-abc123"  # an older olivine's, of whatever container
+    dead = tmp_path / f".map.png.partial-{writer_name(999999999)}-abc123"
+    for path in (theirs, unknown, dead):
+        path.touch()
+    assert remove_leftovers(tmp_path) == [dead]
+
+
+def test_a_process_that_proc_does_not_show_may_live(monkeypatch):
+    def hidden(self, *_):
+        raise FileNotFoundError
+
+    def refuse(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert is_running(os.getpid()) and not is_running(999999999)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_running(999999999)

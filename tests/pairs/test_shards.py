@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -470,3 +471,32 @@ def test_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
     (tmp_path / "units").mkdir()
     with pytest.raises(OlivineError, match=r"unfinished.*Run olivine build-pairs again"):
         open_shards(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_no_reason_to_delete_a_good_shard(
+    built: tuple[LabelStore, ShardSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, shards = built
+    chunk = shards.shard(0).arrays["points"].path
+    says = r"shard-00000\.zarr.*cannot be read \(Permission denied\)|cannot be read \(Permission denied\).*permissions"
+
+    def refuse(true: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            if isinstance(path, (str, Path)) and str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return true(path, *arguments, **named)
+
+        return call
+
+    for owner, call, name in (
+        (os, "open", str(chunk)),
+        (os, "stat", str(chunk)),
+        (Path, "stat", "zarr.json"),
+        (Path, "read_bytes", "shard-00000.zarr/zarr.json"),
+    ):
+        with monkeypatch.context() as patch:
+            again = open_shards(shards.path)
+            patch.setattr(owner, call, refuse(getattr(owner, call), name))
+            with pytest.raises(OlivineError, match=says) as caught:
+                again.points(0)
+            assert "delete" not in str(caught.value), call

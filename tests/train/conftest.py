@@ -18,6 +18,7 @@ from olivine.labelgen.run import generate_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import encode_label_map, open_store
 from olivine.pairs.build import build_pairs
+from olivine.pairs.manifest import merge_manifest, read_manifest
 from olivine.pairs.settings import PairSettings
 from olivine.readers import open_dataset
 from olivine.readers.frame import Camera, Frame
@@ -134,6 +135,17 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folder / "pairs"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def enter_more() -> Callable[[Path], None]:
+    """What build-pairs does to the manifest of a set of shards as it goes on, without the shards."""
+
+    def enter(shards: Path) -> None:
+        manifest = read_manifest(shards)
+        merge_manifest(shards, manifest["recipe"], {}, manifest["planned_frames"] + 1)
+
+    return enter
 
 
 @pytest.fixture(scope="session")

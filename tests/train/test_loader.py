@@ -15,6 +15,7 @@ import pytest
 from olivine.common import OlivineError
 from olivine.train.augment import AugmentSettings
 from olivine.train.loader import FrameStream, StreamSettings, epoch_order
+from olivine.train.mixture import ShardMixture
 from olivine.train.slots import Slots
 
 AUGMENT = AugmentSettings(crop_min_pairs=20, cuboid_min_pairs=20)
@@ -246,3 +247,15 @@ def test_of_another_scan_nothing_is_read_but_its_points_and_what_is_asked_for(
     alone = names(())
     assert names((1,)) - alone == Counter({"points": 4})
     assert names((1,), ("pair_label",)) - alone == Counter({"points": 4, "pair_point": 4, "pair_tag": 4})
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_workers_refuse_shards_that_build_pairs_has_changed_since_the_run_opened_them(
+    several: bool, make_shards: Callable[..., Path], enter_more: Callable[[Path], None]
+) -> None:
+    shards = make_shards({"a": 2})
+    settings = StreamSettings(3, 2, (0, 2), (40, 72), AUGMENT, columns=COLUMNS)
+    with FrameStream(ShardMixture({str(shards): 1.0}) if several else shards, settings, workers=1) as opened:
+        enter_more(shards)
+        with pytest.raises(OlivineError, match=r"has changed since this run opened it.*run the command again"):
+            list(opened.batches(0, 1))

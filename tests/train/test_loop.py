@@ -16,9 +16,10 @@ import torch
 
 from olivine.common import OlivineError
 from olivine.pairs.shards import open_shards
+from olivine.train.build import open_validation
 from olivine.train.checkpoint import load_backbone, load_checkpoint, newest_checkpoint, prune
 from olivine.train.forward import Distiller
-from olivine.train.loop import pretrain
+from olivine.train.loop import PretrainSummary, pretrain
 from olivine.train.settings import PretrainSettings, load_settings
 
 Settings = Callable[..., PretrainSettings]
@@ -396,3 +397,40 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(
     ]:
         with pytest.raises(OlivineError, match=message):
             load_checkpoint(tmp_path / name)
+
+
+def test_held_out_shards_that_change_during_a_run_are_refused(
+    small_shards: Path, small_settings: Settings, make_shards: Callable[..., Path], enter_more: Callable[[Path], None]
+) -> None:
+    held_out = make_shards({"c": 2}, seed=5)
+    settings, shards = small_settings(small_shards, f"data.validation={held_out}"), open_shards(small_shards)
+    for _ in range(2):
+        assert len(list(open_validation(settings, shards, 0, 1))) == 1
+    enter_more(held_out)
+    with pytest.raises(OlivineError, match="has changed since this run opened it"):
+        list(open_validation(settings, shards, 0, 1))
+
+
+def test_a_run_on_a_set_that_is_not_finished_says_so_first_and_last(
+    make_shards: Callable[..., Path],
+    enter_more: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from olivine.cli import main
+
+    shards = make_shards({"a": 2})
+    enter_more(shards)
+    done = PretrainSummary(tmp_path, tmp_path / "last.pt", 1, 1, 0, False, 1.0, 1.0, 1.0, 1.0, 0.0, ("another note",))
+    monkeypatch.setattr("olivine.train.loop.pretrain", lambda *_, **__: done)
+    arguments = ["pretrain", "--config", "cpu", "--shards", str(shards), "--out", str(tmp_path / "run"), "--json"]
+    monkeypatch.setattr("sys.argv", ["olivine", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    said, before = capsys.readouterr()
+    note = f"{shards} holds 2 of the 3 frames of its split; build-pairs is not finished (olivine status)"
+    assert note in before
+    first, other = json.loads(said)["notes"]
+    assert first.startswith(note) and other == "another note"

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from olivine.common import OlivineError, digest
 from olivine.common.settings import settings_to_plain
+from olivine.common.together import check_same_start
 from olivine.train.checkpoint import load_checkpoint
 from olivine.train.loop import pretrain
 from olivine.train.settings import PretrainSettings
@@ -171,3 +174,23 @@ def test_an_error_in_one_process_ends_all_and_is_told_once(rank: int, small_shar
     assert "here: this frame is broken" in lines[0]
     assert f"in process {rank} of 2" in lines[0]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("step", "data", "says"),
+    [
+        (4, "its shards", ""),
+        (0, "its shards", "process 1 goes on from step 0 and process 0 from step 4"),
+        (4, "others", "process 1 has opened other shards than process 0"),
+    ],
+)
+def test_processes_that_go_on_from_different_steps_or_shards_all_refuse(step: int, data: str, says: str) -> None:
+    mine, other = [4, int(digest("its shards")[:15], 16)], [step, int(digest(data)[:15], 16)]
+    for own in (mine, other):  # each process gathers both
+        fabric = SimpleNamespace(world_size=2, device="cpu", all_gather=lambda _: torch.tensor([mine, other]))
+        arguments = (fabric, own[0], "its shards" if own is mine else data)
+        if not says:
+            check_same_start(*arguments)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(OlivineError, match=f"{says}.*share under one path"):
+            check_same_start(*arguments)  # type: ignore[arg-type]
