@@ -376,6 +376,7 @@ _RECORD = {
     "region_sha256?": [str],
     "score_sha256?": [str],
     "image_bytes?": [Whole()],
+    "sources?": [[(Whole(), Whole(-(2**63)), str)]],
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},

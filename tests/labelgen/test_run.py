@@ -16,7 +16,7 @@ import olivine.labelgen.units as units_module
 import olivine.labelgen.work as work_module
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import BatchResult, Labelled
-from olivine.labelgen.run import generate_labels, plan_labels
+from olivine.labelgen.run import adopt_settings, generate_labels, plan_labels
 from olivine.labelgen.score import score_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store, read_record
@@ -412,6 +412,27 @@ def test_a_second_run_says_that_it_reads_no_map_again(make_world, tmp_path):
 def test_merging_without_a_manifest_is_an_error(make_world, tmp_path):
     with pytest.raises(OlivineError, match=r"manifest\.json: no manifest"):
         generate_labels(make_world(1, 1).index, tmp_path / "labels", ORACLE, merge_only=True)
+
+
+def test_merging_looks_at_every_kind_of_map_that_the_manifest_names(make_world, tmp_path):
+    world, labels = make_world(1, 1), tmp_path / "labels"
+    generate_labels(world.index, labels, LabelSettings("oracle", segments="masks", scores=True))
+    store, camera = open_store(labels), next(world.index.frames()).cameras[0]
+    for path in (store.segment_path(camera), store.score_path(camera)):
+        good = path.read_bytes()
+        path.write_bytes(good[:-1])
+        (failure,) = generate_labels(world.index, labels, LabelSettings("auto"), merge_only=True).failures
+        assert f"{path}: has other bytes than its record says" in failure.reason
+        path.write_bytes(good)
+    assert generate_labels(world.index, labels, LabelSettings("auto"), merge_only=True).failures == []
+
+
+def test_a_store_that_was_begun_on_a_gpu_goes_on_on_a_cpu():
+    """Which takes fewer boxes in a call unless it is told."""
+    begun = {"settings": {"batch_size": 8, "precision": "bfloat16", "boxes_per_call": 32}}
+    adopted = adopt_settings(LabelSettings(), begun)
+    assert (adopted.batch_size, adopted.precision, adopted.boxes_per_call) == (8, "bfloat16", 32)
+    assert adopt_settings(LabelSettings(boxes_per_call=2), begun).boxes_per_call == 2
 
 
 def test_a_damaged_manifest_is_replaced_with_overwrite_alone(make_world, tmp_path):
