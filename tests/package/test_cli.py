@@ -89,6 +89,15 @@ def test_a_dry_run_of_labelgen_says_which_weights_are_not_here(olivine, nuscenes
     assert not list(tmp_path.iterdir())
 
 
+def test_labelgens_segments_are_checked_before_a_dry_run_and_refused_of_a_preview(olivine, nuscenes_world, tmp_path):
+    given = ("labelgen", "--root", nuscenes_world.root, "--weights", tmp_path / "none", "--dry-run", "--segments")
+    done = olivine(*given, "sam", cwd=tmp_path)
+    assert done.returncode == 2 and "--segments sam needs weights that are not here" in done.stderr
+    image = next(nuscenes_world.root.glob("samples/CAM_FRONT/*"))
+    done = olivine(*given, "masks", "--preview", image, cwd=tmp_path)
+    assert done.returncode == 2 and "--segments masks with --preview. Leave it out" in done.stderr
+
+
 def test_a_probe_of_one_split_says_that_it_needs_both(olivine, nuscenes_world, checkpoint, tmp_path):
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs/val").symlink_to(nuscenes_world.pairs / "val")
