@@ -192,6 +192,13 @@ def test_the_statistics_are_what_a_count_point_by_point_gives(nuscenes_world):
     assert found.ranked_by == "of the pairs have their true class as weak label"
 
 
+def test_labels_named_as_the_benchmark_names_them_are_the_points_classes(nuscenes_world, monkeypatch):
+    shards = open_shards(nuscenes_world.pairs / "val")
+    monkeypatch.setattr(shards, "classes", ("driveable_surface", "car"))
+    found = dict(zip(shards.point_classes, prompt_values(shards)[1:].tolist()))
+    assert {name: value for name, value in found.items() if value} == {"driveable_surface": 1, "car": 2}
+
+
 def test_the_worst_frames_come_first_and_the_median_last():
     found = read_like(scores={0: 0.9, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.8})
     assert [index for index, _ in choose_frames(found, 3)] == [1, 3, 2]
