@@ -457,7 +457,7 @@ def build_pairs(
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
         workers=workers or cores(),
     )
-    labels, why = defaults.choose_labels(labels, dataset)
+    labels, why = defaults.choose_labels(labels, dataset, also or ())
     store = open_store(labels).with_votes_of(also or ())
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset

@@ -217,7 +217,8 @@ def score_labels(
         summary.calibration, summary.calibration_error = calibration, calibration.error
     if out is not None:
         summary.out = Path(out)
-        plain: dict[str, Any] = {**asdict(summary), "out": str(out), "labels": store.digest}
+        maps = {scene.name: store.maps_digest(scene.name) for scene in scenes}
+        plain: dict[str, Any] = {**asdict(summary), "out": str(out), "labels": store.digest, "maps": maps}
         write_json(Path(out) / "score.json", plain)
         write_bytes(Path(out) / "confusion.png", draw_confusion(summary))
         if calibration is not None:
