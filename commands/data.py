@@ -142,13 +142,13 @@ def labelgen(
     """
     from ..cluster.journal import logs_of
     from ..cluster.ticket import check_environment
-    from ..labelgen.labeler import choose_labeler, make_labeler
+    from ..labelgen.labeler import choose_labeler
     from ..labelgen.preview import NEED_FRAMES, find_image, preview_labels
-    from ..labelgen.prompts import load_vocabulary
     from ..labelgen.run import generate_labels, plan_labels
     from ..labelgen.settings import REGION_LABELERS, LabelSettings
     from ..labelgen.store import open_store
     from ..labelgen.verify import verify_labels
+    from ..labelgen.work import LabelWork
     from ..readers import dataset_class, index_dataset, open_dataset
 
     check_environment()
@@ -197,6 +197,8 @@ def labelgen(
         seed=seed,
     )
     if preview is not None:
+        if segments != "none" and labeler not in REGION_LABELERS:
+            raise OlivineError(f"--segments {segments} with --preview", remedy="leave it out: segments are not drawn")
         drawing = Path(f"{preview.stem}-labels.png")
         check_output_file(drawing, lambda path: False, inputs=(preview,))
         if dry_run:
@@ -213,7 +215,7 @@ def labelgen(
         size = round(_LABEL_BYTES * sum(sizes) * len(opened) / 1e9, 3)
         name, why = choose_labeler(labeler, root)
         # What it needs, its weights for one, is checked here.
-        make_labeler(name, settings, load_vocabulary(settings.prompts), root, out)
+        LabelWork(out, name, settings, root).labeler()
         what = f"label maps for {dataset} by {name} ({why})"
         return console.say_plan(what, out, as_json, images=len(opened) * len(sizes), gigabytes=size)
     if not overwrite:
@@ -455,7 +457,7 @@ def build_pairs(
         bandwidth=bandwidth if bandwidth in ("silverman", "scott") else defaults.number("--bandwidth", bandwidth),
         workers=workers or cores(),
     )
-    labels, why = defaults.choose_labels(labels, dataset)
+    labels, why = defaults.choose_labels(labels, dataset, also or ())
     store = open_store(labels).with_votes_of(also or ())
     index = store.index(root)
     out = out or DATA / "pairs" / index.dataset

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common import OlivineError, Whole, demand, read_json
 
@@ -44,8 +45,8 @@ def choose_dataset(dataset: str | None, root: Path | None) -> tuple[str, Path, s
     return largest, DATA / largest, f"the largest of {counts}"
 
 
-def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
-    """The label folder and the reason."""
+def choose_labels(labels: Path | None, dataset: str | None, beside: Sequence[Path] = ()) -> tuple[Path, str]:
+    """The label folder and the reason; ``beside`` are folders that it is not."""
     if labels is not None:
         return labels, "as asked"
     if dataset is not None:
@@ -54,11 +55,15 @@ def choose_labels(labels: Path | None, dataset: str | None) -> tuple[Path, str]:
         # The name of a data set of the user's own is enough here, and not where it is read.
         name = dataset_class(dataset).name if ":" in dataset or "." in dataset else dataset
         return DATA / "labels" / name, "as asked"
+    others = [path.resolve() for path in beside]
+    found = [p.parent for p in (DATA / "labels").glob("*/manifest.json") if p.parent.resolve() not in others]
     return _largest(
-        [p.parent for p in (DATA / "labels").glob("*/manifest.json")],
+        found,
         lambda p: _sum_of_frames(p / "frames" / "index.json", "scenes"),
-        "labels in data/labels",
+        lambda p: p.name == _dataset_of(p / "frames" / "index.json", {"dataset": str}),
+        f"labels in data/labels{' but those of --also' if others else ''}",
         "run olivine labelgen first, or name the folder with --labels",
+        "--labels",
     )
 
 
@@ -72,8 +77,10 @@ def choose_shards(shards: Path | None, split: str) -> tuple[Path, str]:
     chosen, why = _largest(
         wanted or found,
         lambda p: _sum_of_frames(p / "manifest.json", "shards"),
+        lambda p: p.parent.name == _dataset_of(p / "manifest.json", {"recipe": {"dataset": str}}),
         "shards in data/pairs",
         "run olivine build-pairs first, or name the folder with --shards",
+        "--shards",
     )
     return chosen, why if wanted else f"{why}; there is no {split} split"
 
@@ -127,12 +134,12 @@ def report_sources(
     """
     from ..report.contents import Sources
 
-    if labels is None and (dataset is not None or any((DATA / "labels").glob("*/manifest.json"))):
-        labels, _ = choose_labels(None, dataset)
     if shards is None and dataset is not None:
         shards = DATA / "pairs" / choose_labels(None, dataset)[0].name
     if shards is not None or any((DATA / "pairs").glob("*/*/manifest.json")):
         shards, _ = choose_shards(shards, "val")
+    if labels is None:
+        labels = _labels_of(shards, dataset)
     if run is None:
         run = newest_run() if has_run() else _newest(RUNS.glob("*/run.json"))
     if study is None:
@@ -150,23 +157,67 @@ def report_sources(
     return Sources(labels, scores if has_scores else None, shards, run, predictions, study)
 
 
+def _labels_of(shards: Path | None, dataset: str | None) -> Path | None:
+    """The folder in ``data/labels`` that shards were made of; without shards that say it the data set's, or the largest."""
+    from ..labelgen.store import open_store
+    from ..pairs.manifest import read_manifest
+
+    folders = sorted(path.parent for path in (DATA / "labels").glob("*/manifest.json"))
+    made_of = None
+    if shards is not None:
+        with contextlib.suppress(OlivineError):  # who reads the shards is told
+            made_of = read_manifest(shards)["recipe"]["labels"]
+    for folder in folders if made_of is not None else ():
+        with contextlib.suppress(OlivineError):
+            if open_store(folder).digest == made_of:
+                return folder
+    if dataset is None and (made_of is not None or not folders):
+        return None
+    return choose_labels(None, dataset)[0]
+
+
 def _newest(files: Iterable[Path]) -> Path | None:
     """The folder of the file that was written last; None where there is none."""
     found = sorted(files)
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
 
-def _largest(found: Sequence[Path], size: Callable[[Path], int], what: str, remedy: str) -> tuple[Path, str]:
+def _largest(
+    found: Sequence[Path],
+    size: Callable[[Path], int],
+    is_named_so: Callable[[Path], bool],
+    what: str,
+    remedy: str,
+    option: str,
+) -> tuple[Path, str]:
+    """The folder of the most frames, among equals the one that is named as its data set, and the reason.
+
+    Raises:
+        OlivineError: there is none, or nothing says which of several of one size is meant.
+    """
     if not found:
         raise OlivineError(f"no {what}", remedy=remedy)
-    chosen = max(sorted(found), key=size)
-    return chosen, f"the only {what}" if len(found) == 1 else f"the largest of {len(found)} {what}"
+    frames = {path: size(path) for path in sorted(found)}
+    largest = [path for path, count in frames.items() if count == max(frames.values())]
+    if len(largest) == 1:
+        return largest[0], f"the only {what}" if len(found) == 1 else f"the largest of {len(found)} {what}"
+    named = [path for path in largest if is_named_so(path)]
+    if len(named) != 1:
+        folders = " and ".join(map(str, largest))
+        raise OlivineError(f"{folders} hold equally many frames", remedy=f"name the one that is meant with {option}")
+    return named[0], f"named as its data set, of {len(largest)} {what} with equally many frames"
 
 
 def _sum_of_frames(path: Path, parts: str) -> int:
     """Frames that a manifest or index says are there; what else is in it is checked by those who read it."""
     plain = demand(read_json(path), {parts: [{"frames": Whole()}]}, path)
     return sum(part["frames"] for part in plain[parts])
+
+
+def _dataset_of(path: Path, kind: dict[str, Any]) -> str:
+    """The data set's name in an index or, below ``recipe``, in a manifest."""
+    plain = demand(read_json(path), kind, path)
+    return str(plain.get("recipe", plain)["dataset"])
 
 
 def part(text: str) -> tuple[int, int]:

@@ -26,6 +26,9 @@ Root = Annotated[Path | None, typer.Option(help="The data set's folder (default:
 Version = Annotated[str | None, typer.Option(help="Of the data set, where it has several (default: the largest).")]
 Moved = Annotated[Path | None, typer.Option(help="The data set's folder, if it has moved since labelgen.")]
 Labels = Annotated[Path | None, typer.Option(help="Label folder (default: the largest in data/labels).")]
+ShownLabels = Annotated[
+    Path | None, typer.Option(help="Label folder (default: the one in data/labels that the shards were made of).")
+]
 Shown = Annotated[Path | None, typer.Option(help="Shards to show (default: the largest val split in data/pairs).")]
 Predictions = Annotated[
     Path | None, typer.Option(help="What olivine predict wrote for these shards (default: the run's newest).")

@@ -13,7 +13,7 @@ import typer
 from ..common import OlivineError, check_output, check_replaceable
 from . import console, defaults
 from .defaults import DATA, RUNS
-from .options import Checkpoint, DryRun, Json, Labels, Overwrite, Predictions, Scoring, Shown, unfold
+from .options import Checkpoint, DryRun, Json, Overwrite, Predictions, Scoring, Shown, ShownLabels, unfold
 
 if TYPE_CHECKING:
     from ..downstream.settings import S, SegmentationSettings
@@ -433,7 +433,7 @@ def import_weights(
 
 def report(
     run: Annotated[Path | None, typer.Option(help="Run folder (default: the newest in runs/).")] = None,
-    labels: Labels = None,
+    labels: ShownLabels = None,
     dataset: Annotated[str | None, typer.Option(help="Take the labels and shards of this data set.")] = None,
     shards: Shown = None,
     predictions: Predictions = None,

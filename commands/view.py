@@ -10,7 +10,7 @@ import typer
 from ..common import OlivineError
 from . import console, defaults
 from .defaults import DATA
-from .options import Dataset, Json, Labels, Predictions, Root, Shown, Version
+from .options import Dataset, Json, Predictions, Root, Shown, ShownLabels, Version
 
 if TYPE_CHECKING:
     from ..report.view import Scenes
@@ -25,7 +25,7 @@ def view(
     run: Annotated[
         Path | None, typer.Option(help="Run folder, for its predictions (default: the newest in runs/).")
     ] = None,
-    labels: Labels = None,
+    labels: ShownLabels = None,
     dataset: Dataset = None,
     root: Root = None,
     version: Version = None,
@@ -85,7 +85,9 @@ def _scenes(
         sources = defaults.report_sources(run, labels, dataset, shards, predictions, None)
         scenes = open_scenes(sources, root=root)
         if predictions is not None and scenes.contents.predictions is None:
-            raise OlivineError(scenes.contents.missing[0])
+            raise OlivineError(next(text for text in scenes.contents.missing if text.startswith("predictions: ")))
+        for text in scenes.contents.missing:
+            console.note(text, as_json)
         return scenes
     if labels is not None or (root is None and any((DATA / "labels").glob(f"{folder}/manifest.json"))):
         labels, why = defaults.choose_labels(labels, dataset)

@@ -133,7 +133,7 @@ class Embeddings:
         record = self.shards.read(frame, ("image", "image_size"))
         height, width = self._image.height, self._image.width
         image = np.empty((height, width, 3), np.uint8)
-        stored_width, stored_height = self.shards.image_size[camera].tolist()
+        stored_width, stored_height = record.image_size[camera].tolist()
         decode_crop(record.image[camera], (0, 0, stored_width, stored_height), False, image)
         feature_map = self._encoder(torch.from_numpy(image)[None])
         v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -283,7 +283,7 @@ def similarity_maps(
         OlivineError: a point that the frame does not have, or outside the network's range.
     """
     shards = embeddings.shards
-    record = shards.read(frame, ("points", "pair_point", "pair_camera", "pair_uv"))
+    record = shards.read(frame, ("points", "pair_point", "pair_camera", "pair_uv", "image_size"))
     points, token = record.points, shards.token(frame)
     for point in chosen:
         if not 0 <= point < len(points):
@@ -310,7 +310,7 @@ def similarity_maps(
         if len(pairs) and not embeddings.no_images:
             camera = int(record.pair_camera[pairs[0]])
             picture, pixels = embeddings.of_image(frame, camera)
-            scale = np.array(picture.shape[1::-1]) / shards.image_size[camera]
+            scale = np.array(picture.shape[1::-1]) / record.image_size[camera]
             u, v = (record.pair_uv[pairs[0]] + 0.5) * scale - 0.5
             at_pixels = {
                 space.name: _cosine(value, mine[point]) for space, value, mine in zip(embeddings.spaces, pixels, found)

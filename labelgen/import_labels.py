@@ -15,7 +15,8 @@ from ..readers.frame import Camera
 from .labeler import BatchResult, ImageTask, Labelled
 from .prompts import Vocabulary
 from .settings import LabelSettings
-from .store import MANIFEST, read_score_map, read_values
+from .sources import find_file
+from .store import MANIFEST, read_label_manifest, read_score_map, read_values
 
 _CLASS_MAPS = Path(__file__).parent / "data"
 _ADD = "add it to the folder, or leave its scene out"
@@ -97,6 +98,23 @@ def _scores_folder(settings: LabelSettings) -> Path | None:
     return folder
 
 
+def _check_classes(folder: Path, vocabulary: Vocabulary) -> None:
+    """Raise where a folder of olivine's label maps says that its values mean other classes than the prompts'.
+
+    Of two lists of which one goes on where the other ends the values are the same; a value beyond is named where it is met.
+    """
+    try:
+        theirs = read_label_manifest(folder / MANIFEST, "")["classes"]
+    except OlivineError:  # somebody else's
+        return
+    if any(mine != other for mine, other in zip(vocabulary.classes, theirs)):
+        raise OlivineError(
+            f"its values mean {', '.join(theirs)}, not the prompts'",
+            where=folder / MANIFEST,
+            remedy="give the same --prompts, or say what each value means with --classes FILE",
+        )
+
+
 class ImportLabeler:
     """Takes label maps from ``settings.camseg``, at the image's key or relative path with the suffix ``.png``.
 
@@ -119,6 +137,8 @@ class ImportLabeler:
         self.scores = _scores_folder(settings)
         self.vocabulary = vocabulary
         self.mapping = load_class_map(settings.classes, vocabulary) if settings.classes is not None else None
+        if self.mapping is None:
+            _check_classes(self.folder, vocabulary)
         self._lookup = np.full(65536, -1, np.int16)
         for value, meaning in (self.mapping or {i: i for i in range(len(vocabulary.classes) + 1)}).items():
             self._lookup[value] = meaning
@@ -139,14 +159,8 @@ class ImportLabeler:
     def prepare(self) -> None:
         """Nothing to load."""
 
-    def _path(self, folder: Path, camera: Camera) -> Path:
-        for relative in (camera.key, str(Path(camera.image).with_suffix(""))):
-            if (path := folder / f"{relative}.png").exists():
-                return path
-        return folder / f"{camera.key}.png"
-
     def _read(self, camera: Camera) -> Labelled:
-        path = self._path(self.folder, camera)
+        path = find_file(self.folder, camera, ".png")
         values = read_values(path, _ADD, camera)
         label = self._lookup[values]
         if label.min() < 0:
@@ -160,7 +174,7 @@ class ImportLabeler:
         label = label.astype(np.uint8)
         if self.scores is None:
             return Labelled(label)
-        score = read_score_map(self._path(self.scores, camera), _ADD, camera, label=values)
+        score = read_score_map(find_file(self.scores, camera, ".png"), _ADD, camera, label=values)
         return Labelled(label, score=np.where(label > 0, score, 0).astype(np.uint8))
 
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:

@@ -14,7 +14,7 @@ from ..common import OlivineError
 from ..readers.frame import Camera, Frame
 from .prompts import Vocabulary
 from .regions import RegionLabeler, Regions
-from .settings import NETWORKS, REGION_LABELERS, SCORED_LABELERS, LabelSettings
+from .settings import NETWORKS, REGION_LABELERS, SCORED_LABELERS, TAKERS, LabelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +153,10 @@ def make_labeler(
     if settings.oracle_scores != "calibrated" and not (settings.scored and name == "oracle"):
         what = f"--oracle-scores {settings.oracle_scores} is for scores of the oracle"
         raise OlivineError(what, remedy="add --scores" if name == "oracle" else "leave it out")
-    for option, given, takers in (
-        ("--camseg", settings.camseg, ("import",)),
-        ("--classes", settings.classes, ("import",)),
-        ("--regions", settings.regions, ("regions",)),
-        ("--phrases", settings.phrases, ("sam-clip",)),
-    ):
-        if given is not None and name not in takers:
+    for key, takers in TAKERS.items():
+        given = getattr(settings, key) != getattr(LabelSettings, key)
+        if given and name not in takers and not (key.startswith("sam") and settings.segments == "sam"):
+            option = f"--{key.replace('_', '-')}"
             raise OlivineError(
                 f"{option} is not for --labeler {name}", remedy=f"add --labeler {takers[0]}, or leave {option} out"
             )

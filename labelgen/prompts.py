@@ -9,7 +9,8 @@ from ..common import OlivineError, PathLike, demand
 from ..common.settings import read_yaml_file
 
 THING, STUFF, GROUND = "thing", "stuff", "ground"
-GROUND_CLASSES = ("road", "sidewalk", "terrain", "other flat")
+GROUND_CLASSES = ("road", "sidewalk", "terrain", "other flat", "driveable surface", "parking", "other ground")
+"""As the prompts, nuScenes and SemanticKITTI name them, written with blanks."""
 """Classes that are ground by their name, in label stores whose prompts call them stuff; others say ``kind: ground``."""
 _RESERVED = ".?"  # the detector's separators: a prompt that holds one would be split in two
 

@@ -12,17 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError, demand, read_bytes, read_json
+from .sources import find_file
 from .text_table import TextTable, read_text_table, unit_rows
 
 if TYPE_CHECKING:
-    from ..readers.frame import Camera
     from .labeler import BatchResult, ImageTask
     from .prompts import Vocabulary
     from .settings import LabelSettings
@@ -154,12 +153,6 @@ class RegionLabeler:
     def prepare(self) -> None:
         """Nothing to load."""
 
-    def _file(self, camera: Camera, suffix: str) -> Path:
-        for relative in (camera.key, str(Path(camera.image).with_suffix(""))):
-            if (path := self.folder / f"{relative}{suffix}").exists():
-                return path
-        return self.folder / f"{camera.key}{suffix}"
-
     def label(self, tasks: Sequence[ImageTask], images: Sequence[NDArray[np.uint8]]) -> BatchResult:
         """Read one batch of region maps, phrases and features."""
         from .labeler import BatchResult, Labelled
@@ -168,7 +161,7 @@ class RegionLabeler:
         results: list[Labelled | OlivineError] = []
         missing = "add it to the folder, or leave its scene out"
         for task in tasks:
-            path, table = self._file(task.camera, ".png"), self._file(task.camera, ".npz")
+            path, table = (find_file(self.folder, task.camera, suffix) for suffix in (".png", ".npz"))
             try:
                 segment = read_values(path, missing, task.camera).astype(np.uint16)
                 regions = decode_regions(read_bytes(table, missing), self.text, table, "make it again")

@@ -29,9 +29,10 @@ from .import_labels import shipped_class_map
 from .labeler import Labeler, choose_labeler
 from .prompts import Vocabulary, load_vocabulary, shipped_vocabulary
 from .settings import LabelSettings
+from .sources import FilesOf, source_files
 from .store import MANIFEST, SCHEMA, read_label_manifest, write_label_manifest
 from .text_table import TextTable, write_text_table
-from .units import Unit, kinds_of
+from .units import Unit, kinds_in, kinds_of
 from .work import LabelWork, SceneResult
 
 PACKAGES = ("olivine", "numpy", "pillow")  # what every label map's bytes depend on; a labeler adds its own
@@ -93,12 +94,14 @@ def manifest_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 
 def adopt_settings(settings: LabelSettings, manifest: dict[str, Any] | None) -> LabelSettings:
-    """Let the store decide what ``auto`` means, so that a run can go on on another machine."""
+    """Let the store decide what ``auto``, and no number of boxes, means, so that a run can go on on another machine."""
     made_with = (manifest or {}).get("settings", {})
     if settings.batch_size == "auto" and isinstance(made_with.get("batch_size"), int):
         settings = replace(settings, batch_size=made_with["batch_size"])
     if settings.precision == "auto" and "precision" in made_with:
         settings = replace(settings, precision=made_with["precision"])
+    if settings.boxes_per_call == 0 and isinstance(made_with.get("boxes_per_call"), int):
+        settings = replace(settings, boxes_per_call=made_with["boxes_per_call"])
     return settings
 
 
@@ -237,7 +240,7 @@ def generate_labels(
     scenes = list(planned[part[0] :: part[1]])
     summary = LabelSummary(labels, name, reason, units=len(scenes))
     if merge_only:
-        check_labels(labels, scenes, settings, summary)
+        check_labels(labels, scenes, kinds_in(old or {}), source_files(settings), summary)
         summary.seconds = time.monotonic() - start
         return summary
     # Made where a worker is: what `auto` means, and whether the weights are there, is for that machine to say.
@@ -294,8 +297,8 @@ def _clean(labels: Path, writer: str | None = None) -> None:
 
 def plan_labels(index: FrameIndex, labels: Path, settings: LabelSettings, parts: int) -> Plan:
     """What of the label maps is left, cut into parts."""
-    kinds = kinds_of(settings)
-    finished = (Unit.of_scene(labels, scene, 1, kinds).finished() is not None for scene in index.scenes)
+    of_settings = kinds_of(settings), source_files(settings)
+    finished = (Unit.of_scene(labels, scene, 1, *of_settings).finished() is not None for scene in index.scenes)
     paths = (labels.absolute(), index.root.absolute())
     account = Account(logs_of(labels), "labelgen", labels, len(index.scenes))
     return Plan.of(account.folder, [(account, finished)], parts, paths, PACKAGES)
@@ -317,10 +320,12 @@ class ManifestQuestion:
         return manifest, text
 
 
-def check_labels(labels: Path, scenes: list[Scene], settings: LabelSettings, summary: LabelSummary) -> None:
+def check_labels(
+    labels: Path, scenes: list[Scene], kinds: tuple[str, ...], sources: FilesOf, summary: LabelSummary
+) -> None:
     """Enter into ``summary`` what of the scenes is finished, byte for byte as recorded, and what is not."""
     for scene in track(scenes, "check", unit="scene"):
-        unit = Unit.of_scene(labels, scene, 1, kinds_of(settings))
+        unit = Unit.of_scene(labels, scene, 1, kinds, sources)
         record = unit.finished()
         if record is None:
             summary.failures.append(Failure(scene.name, "not finished; run labelgen again, its log says why it failed"))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..common import Failure, OlivineError, PathLike, track, write_bytes, write_json
 from ..common.calibration import Calibration, calibration_of, draw_reliability
+from ..readers.benchmark import values_of_classes
 from ..readers.frame import Camera, Frame
 from ..readers.index import FrameIndex
 from ..readers.project import look_up, project_points
@@ -121,15 +122,13 @@ class _Points:
 
     def __init__(self, store: LabelStore, index: FrameIndex) -> None:
         self.lookup = np.zeros(256, np.uint8)
-        for value, name in enumerate(index.point_classes, 1):
-            prompt = index.source.prompt_of(name)
-            if prompt in store.classes:
-                self.lookup[value] = store.classes.index(prompt) + 1
+        values = values_of_classes(index.point_classes, store.classes, index.source.prompt_of)
+        self.lookup[: len(values)] = values
         if not self.lookup.any():
             raise OlivineError(
                 "none of the label classes is a class of the points",
                 where=store.root,
-                remedy="name the classes as the 13 prompts do, where they mean the same",
+                remedy="name the classes as the data set or the 13 prompts do, where they mean the same",
             )
 
     def compare(self, frame: Frame, maps_of: MapsOf, position: int) -> list[NDArray[np.uint8]]:
@@ -218,7 +217,8 @@ def score_labels(
         summary.calibration, summary.calibration_error = calibration, calibration.error
     if out is not None:
         summary.out = Path(out)
-        plain: dict[str, Any] = {**asdict(summary), "out": str(out), "labels": store.digest}
+        maps = {scene.name: store.maps_digest(scene.name) for scene in scenes}
+        plain: dict[str, Any] = {**asdict(summary), "out": str(out), "labels": store.digest, "maps": maps}
         write_json(Path(out) / "score.json", plain)
         write_bytes(Path(out) / "confusion.png", draw_confusion(summary))
         if calibration is not None:

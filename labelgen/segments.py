@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common import OlivineError
 from .labeler import BatchResult, ImageTask, Labeler, Labelled
-from .settings import REGION_LABELERS, LabelSettings
+from .settings import OWN_SAM, REGION_LABELERS, LabelSettings
+
+if TYPE_CHECKING:
+    from .catalogue import Needed
 
 SLIC = {"n_segments": 150, "compactness": 6.0, "sigma": 3.0}
 """SLidR's superpixels (Sautier et al., section 4.1), on the full-size image."""
@@ -80,6 +83,22 @@ def paint_by_falling_area(masks: Sequence[NDArray[np.bool_]], size: tuple[int, i
     return segment
 
 
+def _sam_file(settings: LabelSettings) -> Needed:
+    """The checkpoint of SAM's first version that makes the masks.
+
+    It is the one of ``--sam`` and ``--sam-checkpoint``, but where the labeler on transformers has these for its own SAM: then the
+    one of that size in the folder of weights, else the largest that is there.
+    """
+    from .catalogue import Needed, find_weights
+    from .grounded_sam import needed_files
+
+    if settings.labeler not in OWN_SAM:
+        return needed_files(settings)["sam"]
+    found = {size: settings.weights_folder / find_weights(size).files[0].path for size in ("vit-h", "vit-l", "vit-b")}
+    size = next((one for one in (settings.sam, *found) if one in found and found[one].is_file()), "vit-h")
+    return Needed("sam of the segments", "--weights", found[size], size)
+
+
 class SamSegments:
     """SAM's automatic masks (Kirillov et al., section on zero-shot segmentation), painted by falling area."""
 
@@ -89,9 +108,8 @@ class SamSegments:
     def __init__(self, settings: LabelSettings) -> None:
         from .catalogue import require_weights
         from .grounded import require_packages
-        from .grounded_sam import needed_files
 
-        self.file = needed_files(settings)["sam"]
+        self.file = _sam_file(settings)
         require_weights(f"{settings.labeler} --segments sam", [self.file])
         require_packages(settings.labeler, {"segment_anything": "segment-anything"})
         self.settings = settings
@@ -105,7 +123,7 @@ class SamSegments:
         """SHA-256 of SAM's checkpoint."""
         from .catalogue import weights_digests
 
-        return weights_digests({"sam": self.file})
+        return weights_digests({self.file.role: self.file})
 
     def prepare(self, labeler: Labeler) -> None:
         """Take the labeler's SAM where it has one in float32, else load it: the generator runs in nothing else."""

@@ -9,10 +9,38 @@ from ..common import OlivineError, weights_folder
 
 NETWORKS = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
 LABELERS = ("auto", *NETWORKS, "oracle", "import", "regions", "sam-clip")
+OWN_SAM = ("hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2", "sam3")
+"""Those whose SAM is transformers', a folder, and no checkpoint of SAM's first version."""
 REGION_LABELERS = ("regions", "sam-clip")
 """Their segments are always regions."""
 SCORED_LABELERS = (*NETWORKS, "oracle", "import")
 """Those that can say how sure they are."""
+_OF_BOXES = ("grounded-sam", "hf-grounded-sam", "grounded-sam-hq", "mm-grounded-sam2")
+TAKERS = {
+    "camseg": ("import",),
+    "classes": ("import",),
+    "regions": ("regions",),
+    "phrases": ("sam-clip",),
+    "clip": ("sam-clip",),
+    "clip_checkpoint": ("sam-clip",),
+    "error": ("oracle",),
+    "seed": ("oracle",),
+    "detector": _OF_BOXES,
+    "detector_checkpoint": _OF_BOXES,
+    "detector_config": ("grounded-sam",),
+    "text_encoder": ("grounded-sam",),
+    "sam": (*NETWORKS, "sam-clip"),
+    "sam_checkpoint": (*NETWORKS, "sam-clip"),
+    "box_threshold": NETWORKS,
+    "text_threshold": _OF_BOXES,
+    "short_side": _OF_BOXES,
+    "long_side": _OF_BOXES,
+    "prompting": _OF_BOXES,
+    "overlap": NETWORKS,
+    "min_area": NETWORKS,
+    "max_components": NETWORKS,
+}
+"""The labelers that use a setting, of those that some do not; ``--segments sam`` uses a SAM beside any labeler."""
 _CHOICES = {
     "labeler": LABELERS,
     "detector": ("swin-t", "swin-b"),

@@ -32,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..common import OlivineError, PathLike, Whole, demand, digest, read_bytes, read_json, write_bytes, write_json
 from ..common.colors import class_colors
 from ..common.images import VALUES, open_image
+from ..readers.benchmark import plain_name
 from ..readers.frame import Camera
 from ..readers.index import FrameIndex, open_index
 from .prompts import GROUND, GROUND_CLASSES
@@ -221,7 +222,8 @@ class LabelStore:
     def ground(self) -> tuple[int, ...]:
         """The values of a label map that are ground: of the names :data:`GROUND_CLASSES`, or by their prompts' kind."""
         said = {prompt["class"] for prompt in self.manifest.get("prompts", []) if prompt["kind"] == GROUND}
-        return tuple(k for k, name in enumerate(self.classes, 1) if name in said or name in GROUND_CLASSES)
+        named = [name in said or plain_name(name) in GROUND_CLASSES for name in self.classes]
+        return tuple(k for k, is_ground in enumerate(named, 1) if is_ground)
 
     def label_path(self, camera: Camera) -> Path:
         """The file of an image's label map."""
@@ -376,6 +378,7 @@ _RECORD = {
     "region_sha256?": [str],
     "score_sha256?": [str],
     "image_bytes?": [Whole()],
+    "sources?": [[(Whole(), Whole(-(2**63)), str)]],
     "pixels": [Whole()],
     "notes": {dict, list},
     "detections": {"image": [Whole()], "box": list, "score": list, "text_score": list, "class": list, "area": list},

@@ -18,6 +18,7 @@ from .labeler import ImageTask, Labelled
 from .prompts import Vocabulary
 from .regions import encode_regions
 from .settings import LabelSettings
+from .sources import FilesOf, is_same, note_of
 from .store import KINDS, encode_label_map, encode_score_map, encode_segment_map, read_record, read_values, write_record
 
 _COLUMNS = ("image", "box", "score", "text_score", "class", "area")
@@ -64,8 +65,18 @@ def unit_batches(tasks: Sequence[ImageTask], batch_size: int) -> list[list[Image
 
 def kinds_of(settings: LabelSettings) -> tuple[str, ...]:
     """The kinds of files, of :data:`.store.KINDS`, that a store of these settings has for each image."""
-    segments = {"none": (), "regions": ("segment", "region")}.get(settings.segments, ("segment",))
-    return ("label", *segments, *(("score",) if settings.scored else ()))
+    return _kinds(settings.segments, settings.scored)
+
+
+def kinds_in(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The same of a store that is there, by its manifest."""
+    made_with = manifest.get("settings", {})
+    return _kinds(made_with.get("segments", "none"), bool(made_with.get("scores")))
+
+
+def _kinds(segments: str, scored: bool) -> tuple[str, ...]:
+    also = {"none": (), "regions": ("segment", "region")}.get(segments, ("segment",))
+    return ("label", *also, *(("score",) if scored else ()))
 
 
 def encode(labelled: Labelled, vocabulary: Vocabulary) -> dict[str, bytes]:
@@ -89,20 +100,29 @@ class Unit:
         scene: the scene's name.
         batches: from :func:`unit_batches`.
         kinds: of the files that an image has, from :func:`kinds_of`.
+        sources: the files that an image's maps are imported from, from :func:`.sources.source_files`.
     """
 
     root: Path
     scene: str
     batches: list[list[ImageTask]]
     kinds: tuple[str, ...] = ("label",)
+    sources: FilesOf = lambda camera: ()
 
     @classmethod
-    def of_scene(cls, root: Path, scene: Scene, batch_size: int, kinds: tuple[str, ...] = ("label",)) -> Unit:
+    def of_scene(
+        cls,
+        root: Path,
+        scene: Scene,
+        batch_size: int,
+        kinds: tuple[str, ...] = ("label",),
+        sources: FilesOf = lambda camera: (),
+    ) -> Unit:
         """The unit of a scene of the frame index; an image that several frames have is one task, the first one's."""
         tasks: dict[str, ImageTask] = {}
         for task in (ImageTask(frame, i) for frame in scene.frames() for i in range(len(frame.cameras))):
             tasks.setdefault(task.camera.key, task)
-        return cls(root, scene.name, unit_batches(list(tasks.values()), batch_size), kinds)
+        return cls(root, scene.name, unit_batches(list(tasks.values()), batch_size), kinds, sources)
 
     @property
     def record_path(self) -> Path:
@@ -138,12 +158,28 @@ class Unit:
         record = _read_record(self.record_path)
         expected = [key for batch in self.batches for key in self._keys(batch)]
         tasks = [task for batch in self.batches for task in batch]
-        if record is None or record.get("images") != expected or not _same_images(tasks, record):
+        if record is None or record.get("images") != expected or not self._unchanged(tasks, record):
             return None
         if not all(f.exists() for batch in self.batches for task in batch for f in self.files(task).values()):
             return None
         shutil.rmtree(self._parts, ignore_errors=True)  # left where the process died between the two
         return record
+
+    def _unchanged(self, tasks: Sequence[ImageTask], record: dict[str, Any], first: int = 0) -> bool:
+        """Whether images are as long as they were when they were labelled, and imported maps' files what they were: another
+        recording may have files of their names, and label maps may have been corrected.
+
+        A file that is not there any more, or of which an older olivine noted nothing, is taken for the same.
+
+        Args:
+            first: position in the record of the first one.
+        """
+        sizes, sources = (record.get(column, [])[first:] for column in ("image_bytes", "sources"))
+        return all(not before or _size(task.path) in (0, before) for task, before in zip(tasks, sizes)) and all(
+            is_same(path, note)
+            for task, noted in zip(tasks, sources)
+            for path, note in zip(self.sources(task.camera), noted)
+        )
 
     def differs(self, task: ImageTask, position: int, record: dict[str, Any]) -> list[str]:
         """Why an image's maps are not those of the unit's record: a line for each file with other bytes.
@@ -163,7 +199,7 @@ class Unit:
 
     def kept(self) -> dict[str, Kept]:
         """By key, the images whose maps stay where the record is of another list of images (the data set's frames have
-        changed): those that it has, as long as they were, with maps that are what it says. Else none."""
+        changed): those that it has, unchanged, with maps that are what it says. Else none."""
         record = _read_record(self.record_path)
         tasks = [task for batch in self.batches for task in batch]
         if record is None or record["images"] == self._keys(tasks):
@@ -175,7 +211,7 @@ class Unit:
         found: dict[str, Kept] = {}
         for task in tasks:
             at = position.get(task.camera.key)
-            if at is None or not _same_images([task], {"image_bytes": record.get("image_bytes", [])[at : at + 1]}):
+            if at is None or not self._unchanged([task], record, at):
                 continue
             if self.differs(task, at, record):
                 continue
@@ -192,7 +228,7 @@ class Unit:
         """The record of a finished batch, None where it is to be done (whole)."""
         record = _read_record(self._part_path(number))
         batch = self.batches[number]
-        if record is None or record.get("images") != self._keys(batch) or not _same_images(batch, record):
+        if record is None or record.get("images") != self._keys(batch) or not self._unchanged(batch, record):
             return None
         return record if all(f.exists() for task in batch for f in self.files(task).values()) else None
 
@@ -232,6 +268,8 @@ class Unit:
                 table["class"].append(found.value)
                 table["area"].append(found.area)
         record["image_bytes"] = [_size(task.path) for task in batch]
+        if any(sources := [[note_of(path) for path in self.sources(task.camera)] for task in batch]):
+            record["sources"] = sources
         record["pixels"] = counts.tolist()
         record["notes"] = [*result.notes, *_notes_of(record["images"], result)]
         if not whole:
@@ -250,6 +288,7 @@ class Unit:
             "detections": {c: [] for c in _COLUMNS},
             "pixels": np.sum([record["pixels"] for record in records], axis=0).tolist(),
             **{KINDS[kind].column: _joined(records, KINDS[kind].column) for kind in self.kinds[1:]},
+            **({"sources": _sources_of(records)} if any("sources" in record for record in records) else {}),
             "notes": {str(i): record["notes"] for i, record in enumerate(records) if record["notes"]},
         }
         offset = 0
@@ -316,17 +355,13 @@ def _size(image: Path) -> int:
         return 0
 
 
-def _same_images(tasks: Sequence[ImageTask], record: dict[str, Any]) -> bool:
-    """Whether images are as long as they were when they were labelled: another recording may have files of their names.
-
-    One that is not there any more, or of which an older olivine noted nothing, is taken for the same.
-    """
-    noted = record.get("image_bytes", [])
-    return all(not before or _size(task.path) in (0, before) for task, before in zip(tasks, noted))
-
-
 def _joined(records: Sequence[dict[str, Any]], column: str) -> list[Any]:
     return [value for record in records for value in record.get(column, [])]
+
+
+def _sources_of(records: Sequence[dict[str, Any]]) -> list[Any]:
+    """What is noted of each image's files; nothing where an older olivine did the batch."""
+    return [noted for record in records for noted in record.get("sources", [[]] * len(record["images"]))]
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from .labeler import BatchResult, ImageTask, Labeler, make_labeler
 from .prompts import Vocabulary, load_vocabulary
 from .segments import add_segments
 from .settings import LabelSettings
+from .sources import source_files
 from .units import BatchMaps, Kept, Unit, kinds_of
 from .views import seen_as
 
@@ -84,7 +85,9 @@ class SceneLabeler:
 
     def __call__(self, scene: Scene, step: Callable[[int], None]) -> SceneResult:
         """Do what is left of a scene; ``step`` is told of the images of each batch."""
-        unit = Unit.of_scene(self._work.labels, scene, self._labeler.batch_size, kinds_of(self._work.settings))
+        settings = self._work.settings
+        of_settings = kinds_of(settings), source_files(settings)
+        unit = Unit.of_scene(self._work.labels, scene, self._labeler.batch_size, *of_settings)
         if self._work.overwrite:
             unit.discard()
         result = SceneResult()

@@ -79,9 +79,12 @@ class FeatureMaps:
         return cls(folder)
 
     def has(self, shard: int) -> bool:
-        """Whether a shard's maps are there, by their table and size."""
+        """Whether a shard's maps are there, by their table and size; not where the table cannot be read."""
         data, table = self._paths(shard)
-        return table.is_file() and data.is_file() and data.stat().st_size == self.size_of(shard)
+        try:
+            return table.is_file() and data.is_file() and data.stat().st_size == self.size_of(shard)
+        except OlivineError:
+            return False
 
     def size_of(self, shard: int) -> int:
         """Bytes of a shard's maps, by their table."""
@@ -183,6 +186,8 @@ def find_maps(folder: PathLike, wanted: Mapping[str, Any]) -> FeatureMaps:
         raise OlivineError(
             f"{keys[0]} is {maps.identity.get(keys[0])} there and {wanted[keys[0]]} here",
             where=maps.folder,
-            remedy="store the maps of this run: olivine features",
+            remedy="store them with olivine features --mirrored, or set augment.flip_image=0"
+            if keys[0] == "mirrored"
+            else "store the maps of this run: olivine features",
         )
     return fitting[0]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, PathLike, demand, digest
 from ..labelgen.text_table import TextTable, check_text, read_text_table
-from ..readers.benchmark import Benchmark
+from ..readers.benchmark import Benchmark, values_of_classes
 from ..readers.benchmark import plain_name as plain_name
 from ..readers.frame import check_lens
 from ..readers.index import has_offset
@@ -207,9 +207,7 @@ class ShardSet(Sequence[FrameRecord]):
 
         0 where this set has no such label. The first place is that of points without a class.
         """
-        label = {plain_name(name): k for k, name in enumerate(self.classes, 1)}
-        names = [(plain_name(c), plain_name(self.benchmark.prompt_of(c) or "")) for c in point_classes]
-        return np.array([0, *(label.get(own, label.get(prompt, 0)) for own, prompt in names)], np.uint8)
+        return np.array(values_of_classes(point_classes, self.classes, self.benchmark.prompt_of), np.uint8)
 
     @property
     def split(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,23 @@ from ..common.settings import settings_to_plain
 def plain_name(name: str) -> str:
     """A class's name as data sets, prompts and their tables may all spell it."""
     return name.replace("_", " ").replace("-", " ").lower()
+
+
+def values_of_classes(
+    point_classes: Sequence[str], labels: Sequence[str], prompt_of: Callable[[str], str | None]
+) -> list[int]:
+    """The label's value that each point class is, by its own name or else by its prompt's; 0 where there is no such label.
+
+    Args:
+        labels: names of the values from 1 on, however they spell a blank.
+        prompt_of: the prompt of a point class by its data set's table.
+
+    Returns:
+        of no class and of each point class, [classes + 1].
+    """
+    value = {plain_name(name): k for k, name in enumerate(labels, 1)}
+    names = [(plain_name(c), plain_name(prompt_of(c) or "")) for c in point_classes]
+    return [0, *(value.get(own, value.get(prompt, 0)) for own, prompt in names)]
 
 
 @dataclass(frozen=True)

@@ -90,18 +90,21 @@ def read_contents(sources: Sources) -> Contents:
     """Read what the folders hold."""
     found = Contents(sources)
     if sources.labels is None:
-        found.missing.append("label maps: none in data/labels. Run olivine labelgen")
+        none = "none in data/labels" if sources.shards is None else "none in data/labels that the shards were made of"
+        remedy = "Run olivine labelgen" if sources.shards is None else "Name that folder with --labels"
+        found.missing.append(f"label maps: {none}. {remedy}")
     else:
         found.labels = found.attempt("label maps", lambda: open_store(sources.labels or ""))
     if sources.shards is None:
         found.missing.append("points and pairs: no shards in data/pairs. Run olivine build-pairs")
     else:
         found.shards = found.attempt("points and pairs", lambda: open_shards(sources.shards or ""))
+    of_other_labels = _leave_other_labels_out(found)
     if sources.run is None:
         found.missing.append("losses and scores: no run in runs/. Run olivine pretrain")
     else:
         _read_run(found, sources.run)
-    if sources.label_scores is not None:
+    if sources.label_scores is not None and not of_other_labels:
         path = sources.label_scores / "score.json"
         found.label_scores = found.attempt("label quality", lambda: read_label_scores(path))
     elif found.labels is not None:
@@ -116,7 +119,8 @@ def read_contents(sources: Sources) -> Contents:
 
 
 def read_labels_and_shards(sources: Sources) -> Contents:
-    """Open ``labels``, ``shards`` and ``predictions`` alone; predictions that cannot be read are listed as missing.
+    """Open ``labels``, ``shards`` and ``predictions`` alone; predictions that cannot be read, and labels that the
+    shards were not made of, are listed as missing.
 
     Raises:
         OlivineError: the folder of the labels or shards is not there, or is damaged.
@@ -124,9 +128,21 @@ def read_labels_and_shards(sources: Sources) -> Contents:
     found = Contents(sources)
     found.labels = open_store(sources.labels) if sources.labels is not None else None
     found.shards = open_shards(sources.shards) if sources.shards is not None else None
+    _leave_other_labels_out(found)
     if found.shards is not None and len(found.shards) and sources.predictions is not None:
         found.predictions = found.attempt("predictions", lambda: _read_predictions(found, sources.predictions))
     return found
+
+
+def _leave_other_labels_out(found: Contents) -> bool:
+    """Leave label maps out that the shards were not made of, and say so; whether they are left out."""
+    store, shards = found.labels, found.shards
+    if store is None or shards is None or store.digest == shards.manifest["recipe"]["labels"]:
+        return False
+    what = f"those in {store.root} are not the labels that the shards in {shards.path} were made of"
+    found.missing.append(f"label maps: {what}. Name that folder with --labels")
+    found.labels = None
+    return True
 
 
 def _read_run(found: Contents, run: Path) -> None:
@@ -197,6 +213,7 @@ def read_label_scores(path: Path) -> dict[str, Any]:
         "coverage": {float, None},
         "images": Whole(),
         "labels?": str,
+        "maps?": {str: str},
     }
     found: dict[str, Any] = demand(read_json(path, remedy), kind, path, remedy)
     return found

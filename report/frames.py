@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ..common import OlivineError, track
 from ..pairs.shards import FrameRecord, ShardSet
-from ..readers.dataset import dataset_class
 from ..readers.frame import Frame
 from .contents import Contents
 from .shown import BACKGROUND, UNSEEN_COLOR, Shown, ShownCamera, StoreFrames, modes, show_frame, show_record
@@ -60,12 +59,10 @@ class Statistics:
 def prompt_values(shards: ShardSet) -> NDArray[np.uint8] | None:
     """The weak label that each true class is, uint8 [C + 1], 0 = none; None where nothing says it."""
     try:
-        source = dataset_class(shards.dataset)
-        prompts = [source.prompt_of(name) for name in shards.point_classes]
-    except OlivineError:
+        values = shards.prompt_of(shards.point_classes)
+    except OlivineError:  # of before there was a table beside the shards
         return None
-    values = [shards.classes.index(p) + 1 if p in shards.classes else 0 for p in prompts]
-    return np.array([0, *values], np.uint8) if any(values) else None
+    return values if values.any() else None
 
 
 def read_statistics(contents: Contents, shards: ShardSet) -> Statistics:

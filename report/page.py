@@ -13,6 +13,7 @@ import numpy as np
 
 from ..common import Failure, OlivineError, PathLike, atomic_directory, package_versions, write_bytes
 from ..common.colors import NO_LABEL, class_colors
+from ..labelgen.store import LabelStore
 from . import charts
 from .charts import escape, percent, swatch, table
 from .contents import LOSS_NAMES, Contents, Sources, read_contents
@@ -295,11 +296,18 @@ def _quality(contents: Contents, found: Statistics | None) -> str:
         text = f"Against {truth}: mean IoU {scores['mean_iou']:.1f} % over {scores['images']:,} images"
         cover = "" if scores["coverage"] is None else f", {scores['coverage']:.1f} % of what has a class has a label"
         lines.append(f"<p>{text}{cover}.</p>")
-        if contents.labels is not None and scores.get("labels") not in (None, contents.labels.digest):
+        if contents.labels is not None and _of_other_maps(scores, contents.labels):
             lines.append("<p>These scores are of other label maps than those of this page: score them again.</p>")
     if found is not None:
         lines += _at_points(contents, found)
     return "<h2>Label quality</h2>" + "".join(lines) if lines else ""
+
+
+def _of_other_maps(scores: dict[str, Any], store: LabelStore) -> bool:
+    """Whether ``score.json`` is of another store, or of maps that have been made again; False where it does not say."""
+    now = {scene: store.maps_digest(scene) for scene in scores.get("maps", {})}
+    made_again = any(now[scene] and then not in ("", now[scene]) for scene, then in scores.get("maps", {}).items())
+    return made_again or scores.get("labels") not in (None, store.digest)
 
 
 def _at_points(contents: Contents, found: Statistics) -> list[str]:
@@ -387,7 +395,7 @@ def _commands(contents: Contents) -> list[str]:
         labeler = store.manifest.get("labeler", "auto")
         commands.append(f"olivine labelgen --dataset {dataset} --labeler {labeler} --out {store.root}")
     if (shards := contents.shards) is not None:
-        commands.append(f"olivine build-pairs --labels {sources.labels or 'LABELS'} --out {shards.path.parent}")
+        commands.append(f"olivine build-pairs --labels {store.root if store else 'LABELS'} --out {shards.path.parent}")
     if contents.identity is not None:
         trained = _settings(contents).get("data", {})
         trained = trained.get("shards") if isinstance(trained, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 
 from olivine.common import OlivineError
-from olivine.labelgen.run import generate_labels
+from olivine.labelgen.run import generate_labels, plan_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
+from olivine.readers.index import write_index
 
 pytestmark = pytest.mark.frames("synthetic")
 
@@ -146,3 +148,64 @@ def test_import_needs_a_folder_that_is_there_and_not_its_own_output(keyframe_ind
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=camseg))
     with pytest.raises(OlivineError, match=r"somebody else made them\. Choose another --out folder"):
         generate_labels(keyframe_index, camseg, LabelSettings("import", camseg=keyframe_camseg))
+
+
+def test_label_maps_that_were_corrected_or_lie_in_another_folder_are_imported_again(make_world, tmp_path):
+    world, labels = make_world(2, 2), tmp_path / "labels"
+    frames, maps = list(world.index.frames()), tmp_path / "one/maps"
+    generate_labels(world.index, maps, LabelSettings("oracle"))
+    settings = LabelSettings("import", camseg=maps)
+    first = frames[0].cameras[0]
+
+    def correct(folder: Path, shift: int) -> np.ndarray:
+        """Another map in a file of one and the same size."""
+        path = folder / f"{first.key}.png"
+        values = np.roll(np.asarray(Image.open(path)), shift, 0)
+        Image.fromarray(values).save(path, compress_level=0)
+        return values
+
+    correct(maps, 1)
+    assert generate_labels(world.index, labels, settings).images == 8
+    os.utime(maps / f"{first.key}.png", ns=(1, 1))  # as in a copy
+    assert generate_labels(world.index, labels, settings).images == 0
+    wanted = correct(maps, 1)
+    assert plan_labels(world.index, labels, settings, 2).open == (0,)
+    again = generate_labels(world.index, labels, settings)
+    assert (again.images, again.images_kept) == (4, 4)  # that scene's
+    assert np.array_equal(open_store(labels).label_map(first), wanted)
+
+    other = tmp_path / "two/maps"
+    shutil.copytree(maps, other)
+    wanted = correct(other, 1)
+    assert generate_labels(world.index, labels, LabelSettings("import", camseg=other)).images == 4
+    assert np.array_equal(open_store(labels).label_map(first), wanted)
+
+    # Also where the list of images has changed: the maps of those that stay, and are what they were, are kept.
+    correct(other, 1)
+    fewer = [frame for frame in frames if frame != frames[3]]
+    index = write_index(
+        tmp_path / "fewer", fewer[:1] + fewer[2:], dataset="nuscenes", version="v1.0-mini", root=world.root
+    )
+    again = generate_labels(index, labels, LabelSettings("import", camseg=other))
+    assert (again.images, again.images_kept) == (1, 3)
+
+
+def test_olivines_label_maps_of_other_classes_are_not_taken_by_number(make_world, tmp_path):
+    world, maps = make_world(1, 1), tmp_path / "maps"
+    (tmp_path / "prompts.yaml").write_text("[car, {name: road, kind: stuff}]\n")
+    generate_labels(world.index, maps, LabelSettings("oracle", prompts=tmp_path / "prompts.yaml"))
+    settings = LabelSettings("import", camseg=maps)
+    with pytest.raises(
+        OlivineError, match=r"maps/manifest.json: its values mean car, road, not the prompts'\. Give the same"
+    ):
+        generate_labels(world.index, tmp_path / "labels", settings)
+    for name, given in (
+        ("same", {"prompts": tmp_path / "prompts.yaml"}),
+        ("named", {"classes": tmp_path / "classes.yaml"}),
+    ):
+        (tmp_path / "classes.yaml").write_text("0: none\n1: car\n2: road\n")
+        assert generate_labels(world.index, tmp_path / name, LabelSettings("import", camseg=maps, **given)).images == 2
+    # Prompts that begin with the same classes give the values the same meaning.
+    generate_labels(world.index, tmp_path / "thirteen", LabelSettings("oracle"))
+    longer = LabelSettings("import", camseg=tmp_path / "thirteen", prompts=Path("lidarseg16"))
+    assert generate_labels(world.index, tmp_path / "sixteen", longer).failures == []

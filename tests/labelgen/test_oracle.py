@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from olivine.common import OlivineError
+from olivine.labelgen.labeler import make_labeler
 from olivine.labelgen.oracle import ErrorModel, image_generator, parse_error_model, spoil
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.labelgen.run import generate_labels
-from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.settings import LABELERS, TAKERS, LabelSettings
 from olivine.labelgen.store import open_store
 
 
@@ -209,9 +210,32 @@ def test_a_synthetic_data_set_that_is_not_whole_is_named(make_world, tmp_path):
         generate_labels(world.index, tmp_path / "again", LabelSettings("oracle"))
 
 
-@pytest.mark.parametrize("option", ["camseg", "classes", "regions", "phrases"])
+# Each option that some labelers do not use, with another value than its default.
+GIVEN = {
+    "camseg": Path("seem"), "classes": Path("seem"), "regions": Path("seem"), "phrases": Path("seem"), "clip": "siglip2-so400m",
+    "clip_checkpoint": Path("seem"), "error": "none", "seed": 1, "detector": "swin-b", "detector_checkpoint": Path("seem"),
+    "detector_config": Path("seem"), "text_encoder": Path("seem"), "sam": "vit-b", "sam_checkpoint": Path("seem"),
+    "box_threshold": 0.0, "text_threshold": 0.5, "short_side": 96, "long_side": 2000, "prompting": "separate",
+    "overlap": "reference", "min_area": 9, "max_components": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", GIVEN)
 def test_an_option_of_another_labeler_is_refused(option, make_world, tmp_path):
     """A folder of label maps without --labeler import gave the oracle's, or grounded-sam's, without a word."""
-    world, settings = make_world(1, 1), LabelSettings("auto", **{option: Path("seem")})
-    with pytest.raises(OlivineError, match=f"--{option} is not for --labeler oracle. Add --labeler"):
-        generate_labels(world.index, tmp_path / "labels", settings)
+    settings, said = LabelSettings("auto", **{option: GIVEN[option]}), f"--{option.replace('_', '-')}"
+    assert sorted(GIVEN) == sorted(TAKERS)
+    for name in set(LABELERS) - {"auto"}:
+        with pytest.raises(OlivineError) as caught:  # there are no weights, no folder and no synthetic data set
+            make_labeler(name, replace(settings, weights=tmp_path), DEFAULT_VOCABULARY, tmp_path)
+        refused = f"{said} is not for --labeler {name}. Add --labeler" in str(caught.value)
+        assert refused == (name not in TAKERS[option])
+    if option not in ("error", "seed"):
+        with pytest.raises(OlivineError, match=f"{said} is not for --labeler oracle. Add --labeler"):
+            generate_labels(make_world(1, 1).index, tmp_path / "labels", settings)
+
+
+def test_segments_of_a_sam_take_its_options_beside_any_labeler(make_world, tmp_path):
+    settings = LabelSettings("oracle", segments="sam", sam="vit-b", weights=tmp_path)
+    with pytest.raises(OlivineError, match=r"--segments sam needs weights .*sam_vit_b"):
+        generate_labels(make_world(1, 1).index, tmp_path / "labels", settings)

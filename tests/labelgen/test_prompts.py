@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,8 @@ def test_ground_is_told_by_the_13_names_or_by_the_prompts_kind(make_world, tmp_p
     )
     generate_labels(world.index, tmp_path / "own", LabelSettings("oracle", prompts=tmp_path / "own.yaml"))
     assert open_store(tmp_path / "own").ground == (2, 3)
+    named = ("car", "driveable_surface", "manmade", "other_flat", "Parking")  # as the benchmarks name them
+    assert replace(store, classes=named).ground == (2, 4, 5)
 
 
 def test_the_vocabulary_of_nuscenes_16_classes_teaches_each_and_keeps_the_numbers_of_the_13(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ import olivine.labelgen.work as work_module
 from olivine.cluster.local import Local
 from olivine.common import OlivineError
 from olivine.labelgen.labeler import BatchResult, Labelled
-from olivine.labelgen.run import _settle_manifest, generate_labels, plan_labels
+from olivine.labelgen.run import _settle_manifest, adopt_settings, generate_labels, plan_labels
 from olivine.labelgen.score import score_labels
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store, read_label_manifest, read_record, write_label_manifest
@@ -448,6 +448,27 @@ def test_a_late_part_that_replaces_labels_leaves_what_the_others_made_instead(ma
 
     generate_labels(world.index, labels, ORACLE, part=(1, 2), overwrite=True, executor=late(other))
     assert generate_labels(world.index, labels, ORACLE).units_kept == 3
+
+
+def test_merging_looks_at_every_kind_of_map_that_the_manifest_names(make_world, tmp_path):
+    world, labels = make_world(1, 1), tmp_path / "labels"
+    generate_labels(world.index, labels, LabelSettings("oracle", segments="masks", scores=True))
+    store, camera = open_store(labels), next(world.index.frames()).cameras[0]
+    for path in (store.segment_path(camera), store.score_path(camera)):
+        good = path.read_bytes()
+        path.write_bytes(good[:-1])
+        (failure,) = generate_labels(world.index, labels, LabelSettings("auto"), merge_only=True).failures
+        assert f"{path}: has other bytes than its record says" in failure.reason
+        path.write_bytes(good)
+    assert generate_labels(world.index, labels, LabelSettings("auto"), merge_only=True).failures == []
+
+
+def test_a_store_that_was_begun_on_a_gpu_goes_on_on_a_cpu():
+    """Which takes fewer boxes in a call unless it is told."""
+    begun = {"settings": {"batch_size": 8, "precision": "bfloat16", "boxes_per_call": 32}}
+    adopted = adopt_settings(LabelSettings(), begun)
+    assert (adopted.batch_size, adopted.precision, adopted.boxes_per_call) == (8, "bfloat16", 32)
+    assert adopt_settings(LabelSettings(boxes_per_call=2), begun).boxes_per_call == 2
 
 
 def test_a_damaged_manifest_is_replaced_with_overwrite_alone(make_world, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from olivine.common import OlivineError
 from olivine.labelgen.prompts import DEFAULT_VOCABULARY
 from olivine.labelgen.run import generate_labels
-from olivine.labelgen.score import score_labels, scores_of
+from olivine.labelgen.score import _Points, score_labels, scores_of
 from olivine.labelgen.settings import LabelSettings
 from olivine.labelgen.store import open_store
 from olivine.readers.dataset import dataset_class
@@ -191,6 +192,17 @@ def test_912_of_1000_of_the_real_keyframes_1090_pairs_in_boxes_agree(scored_thro
     confusion = np.array(scored_through_boxes[0].confusion)
     assert confusion.sum() == 1090 and not confusion[0].any()
     assert 100 * np.trace(confusion) / confusion.sum() == pytest.approx(91.2, abs=0.05)
+
+
+def test_points_are_scored_by_labels_that_are_named_as_the_benchmark_names_them():
+    """Of its own name first, else by the data set's table; blanks, - and _ are the same."""
+    index = SimpleNamespace(point_classes=tuple(NUSCENES), source=dataset_class("nuscenes"))
+    store = SimpleNamespace(classes=("driveable_surface", "Traffic_Cone", "building", "car", "manmade"), root="labels")
+    lookup = _Points(store, index).lookup[: len(NUSCENES) + 1]
+    found = {name: store.classes[v - 1] for name, v in zip(NUSCENES, lookup[1:]) if v}
+    assert found == {
+        "driveable_surface": "driveable_surface", "traffic_cone": "Traffic_Cone", "manmade": "manmade", "car": "car",
+    }  # fmt: skip
 
 
 def test_a_data_set_without_ground_truth_says_what_is_missing(keyframe_index, keyframe_camseg, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from olivine.common import OlivineError
 from olivine.labelgen.run import generate_labels
 from olivine.labelgen.segments import SamSegments, paint_by_falling_area
-from olivine.labelgen.settings import LabelSettings
+from olivine.labelgen.settings import OWN_SAM, LabelSettings
 from olivine.labelgen.store import open_store
 
 
@@ -80,6 +81,19 @@ def test_what_cannot_give_segments_says_so(make_world, keyframe_index, keyframe_
     with pytest.raises(OlivineError, match="--segments sam needs weights"):
         settings = LabelSettings("oracle", segments="sam", weights=tmp_path)
         generate_labels(make_world(1, 1).index, tmp_path / "b", settings)
+
+
+@pytest.mark.parametrize("name", OWN_SAM)
+def test_a_labeler_with_a_sam_of_its_own_has_the_segments_from_the_folder_of_weights(name, tmp_path):
+    """Its --sam and --sam-checkpoint name a folder of transformers, which SAM's own package cannot read."""
+    pytest.importorskip("segment_anything")
+    settings = LabelSettings(name, segments="sam", sam_checkpoint=tmp_path / "transformers", weights=tmp_path)
+    with pytest.raises(OlivineError, match=r"sam of the segments: no .*sam_vit_h.*olivine weights fetch vit-h"):
+        SamSegments(settings)
+    for size in ("vit_b_01ec64", "vit_l_0b3195"):
+        (tmp_path / f"sam_{size}.pth").touch()
+    assert SamSegments(settings).file.path == tmp_path / "sam_vit_l_0b3195.pth"
+    assert SamSegments(replace(settings, sam="vit-b")).file.path == tmp_path / "sam_vit_b_01ec64.pth"
 
 
 def test_a_lost_segment_map_is_made_again(make_world, tmp_path):

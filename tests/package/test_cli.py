@@ -81,6 +81,42 @@ def test_the_largest_data_set_is_the_one_with_most_frames(tmp_path, monkeypatch)
     assert why == "the largest of nuscenes (3 frames), semantickitti (4 frames)"
 
 
+def test_of_labels_and_shards_of_one_size_those_named_as_their_data_set_are_taken_or_none(tmp_path, monkeypatch):
+    """The alphabet says nothing: maps of another view, which only vote, came before those of the images."""
+    from olivine.commands import defaults
+    from olivine.common import OlivineError
+
+    def labels(name: str, frames: int = 3) -> Path:
+        folder = Path("data/labels") / name
+        (folder / "frames").mkdir(parents=True)
+        (folder / "manifest.json").touch()
+        index = {"dataset": "nuscenes", "scenes": [{"frames": frames}]}
+        (folder / "frames/index.json").write_text(json.dumps(index))
+        return folder
+
+    def shards(name: str, frames: int = 3) -> Path:
+        folder = Path("data/pairs") / name / "train"
+        folder.mkdir(parents=True)
+        manifest = {"recipe": {"dataset": "nuscenes"}, "shards": [{"frames": frames}]}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    monkeypatch.chdir(tmp_path)
+    of_labels, of_shards = (lambda: defaults.choose_labels(None, None)), (lambda: defaults.choose_shards(None, "train"))
+    for make, choose, option in ((labels, of_labels, "labels"), (shards, of_shards, "shards")):
+        mirrored, halves = make("mirrored"), make("halves")
+        with pytest.raises(OlivineError, match=f"halves.* and .*mirrored.* hold equally .* with --{option}"):
+            choose()
+        if option == "labels":
+            assert defaults.choose_labels(None, None, [tmp_path / mirrored])[0] == halves
+            with pytest.raises(OlivineError, match="no labels in data/labels but those of --also"):
+                defaults.choose_labels(None, None, [mirrored, halves])
+        named = make("nuscenes")
+        make("another", 2)
+        assert choose()[0] == named
+        assert make("voted", 4) == choose()[0]
+
+
 @pytest.mark.frames("synthetic")
 def test_a_dry_run_of_labelgen_says_which_weights_are_not_here(olivine, nuscenes_keyframe, tmp_path):
     given = ("labelgen", "--root", nuscenes_keyframe, "--weights", tmp_path / "none", "--dry-run")
@@ -89,6 +125,15 @@ def test_a_dry_run_of_labelgen_says_which_weights_are_not_here(olivine, nuscenes
     assert "needs weights that are not here" in done.stderr
     assert "olivine weights fetch swin-t bert-base-uncased vit-h" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_labelgens_segments_are_checked_before_a_dry_run_and_refused_of_a_preview(olivine, nuscenes_world, tmp_path):
+    given = ("labelgen", "--root", nuscenes_world.root, "--weights", tmp_path / "none", "--dry-run", "--segments")
+    done = olivine(*given, "sam", cwd=tmp_path)
+    assert done.returncode == 2 and "--segments sam needs weights that are not here" in done.stderr
+    image = next(nuscenes_world.root.glob("samples/CAM_FRONT/*"))
+    done = olivine(*given, "masks", "--preview", image, cwd=tmp_path)
+    assert done.returncode == 2 and "--segments masks with --preview. Leave it out" in done.stderr
 
 
 def test_a_probe_of_one_split_says_that_it_needs_both(olivine, nuscenes_world, checkpoint, tmp_path):

@@ -32,7 +32,7 @@ ALLOWED = {
     "readers": set(),
     "synthetic": {"readers.frame"},
     # Who has units of work brings them to the engines; the engines know no room, so nothing goes round.
-    "labelgen": {"readers.frame", "readers.index", "readers.project", "cluster"},
+    "labelgen": {"readers.frame", "readers.benchmark", "readers.index", "readers.project", "cluster"},
     "pairs": {
         "readers.frame",
         "readers.benchmark",
@@ -48,7 +48,6 @@ ALLOWED = {
     "study": {"downstream", "train", "pairs.shards"},
     "report": {
         "readers.frame",
-        "readers.dataset",
         "readers.project",
         "labelgen.store",
         "pairs.shards",

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from olivine.commands.defaults import report_sources
 from olivine.common import OlivineError, sha256_file
 from olivine.downstream.benchmarks import PredictionReader, PredictionWriter
+from olivine.labelgen.score import score_labels
+from olivine.labelgen.store import open_store, read_label_manifest, write_label_manifest, write_record
 from olivine.pairs.shards import ShardSet, open_shards
 from olivine.report import contents
 from olivine.report.charts import markdown, smooth
 from olivine.report.contents import Contents, Sources
 from olivine.report.frames import EDGES, choose_frames, make_view, prompt_values, read_statistics
-from olivine.report.page import write_report
+from olivine.report.page import _quality, write_report
 from olivine.report.shown import UNSEEN
 from olivine.train.checkpoint import save_checkpoint
 
@@ -192,6 +195,13 @@ def test_the_statistics_are_what_a_count_point_by_point_gives(nuscenes_world):
     assert found.ranked_by == "of the pairs have their true class as weak label"
 
 
+def test_labels_named_as_the_benchmark_names_them_are_the_points_classes(nuscenes_world, monkeypatch):
+    shards = open_shards(nuscenes_world.pairs / "val")
+    monkeypatch.setattr(shards, "classes", ("driveable_surface", "car"))
+    found = dict(zip(shards.point_classes, prompt_values(shards)[1:].tolist()))
+    assert {name: value for name, value in found.items() if value} == {"driveable_surface": 1, "car": 2}
+
+
 def test_the_worst_frames_come_first_and_the_median_last():
     found = read_like(scores={0: 0.9, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.8})
     assert [index for index, _ in choose_frames(found, 3)] == [1, 3, 2]
@@ -263,6 +273,48 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(gone, world_report, nuscenes
     frames = frames_of(page)
     assert all(frame["points"] for frame in frames) == (gone != "shards") or not frames
     assert all(frame["cameras"] for frame in frames)  # of the data set where the shards are gone
+
+
+def test_label_maps_that_the_shards_were_not_made_of_are_left_out_and_said(nuscenes_world, tmp_path, monkeypatch):
+    """By default those are taken that they were made of, also where others are larger or come first."""
+    monkeypatch.chdir(tmp_path)
+    theirs = nuscenes_world.pairs.parent / "labels"
+    for name in ("another", "theirs"):
+        shutil.copytree(theirs, Path("data/labels") / name)
+    manifest = read_label_manifest(Path("data/labels/another/manifest.json"), "")
+    write_label_manifest(Path("data/labels/another/manifest.json"), {**manifest, "labeler": "another"})
+    shards = nuscenes_world.pairs / "val"
+    sources = report_sources(None, None, None, shards, None, None)
+    assert sources.labels == Path("data/labels/theirs")
+    assert contents.read_contents(sources).labels is not None
+
+    found = contents.read_contents(report_sources(None, Path("data/labels/another"), None, shards, None, None))
+    said = f"those in data/labels/another are not the labels that the shards in {shards} were made of. Name that folder"
+    assert found.labels is None and any(said in text for text in found.missing)
+    assert contents.read_labels_and_shards(found.sources).labels is None
+    shutil.rmtree("data/labels/theirs")
+    sources = report_sources(None, None, None, shards, None, None)
+    assert sources.labels is None
+    assert any(
+        "that the shards were made of. Name that folder" in text for text in contents.read_contents(sources).missing
+    )
+
+
+def test_scores_of_maps_that_were_made_again_are_called_so(nuscenes_world, tmp_path):
+    shutil.copytree(nuscenes_world.pairs.parent / "labels", tmp_path / "labels")
+    store, out = open_store(tmp_path / "labels"), tmp_path / "labels-scores"
+    score_labels(store, out, split="val")
+    sources = Sources(store.root, out)
+
+    def says_so() -> bool:
+        return "These scores are of other label maps" in _quality(contents.read_contents(sources), None)
+
+    assert not says_so()
+    scene = store.index().select("val")[0].name
+    record = store.unit(scene)
+    path = store.root / "units" / f"{scene}.json"
+    write_record(path, {**record, "sha256": ["0" * 64, *record["sha256"][1:]]})  # as labelgen leaves it
+    assert says_so()
 
 
 def test_of_label_maps_alone_a_damaged_scene_is_said_and_the_others_frames_are_shown(nuscenes_world, tmp_path):

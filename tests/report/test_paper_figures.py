@@ -77,6 +77,13 @@ def test_similarity_to_pixels_is_that_of_the_map_upsampled_as_the_public_code_do
     assert found.camera == shards.cameras[camera]
 
 
+def test_a_frames_image_is_seen_in_its_own_size_though_others_are_larger(run, shards, monkeypatch):
+    before = similarity_maps(Embeddings(run, shards), 0, count=1)[0]
+    monkeypatch.setitem(vars(shards), "image_size", 2 * shards.image_size)  # the set's largest
+    after = similarity_maps(Embeddings(run, shards), 0, count=1)[0]
+    assert after.pixel == before.pixel and np.array_equal(after.image, before.image)
+
+
 def test_a_network_without_heads_is_compared_by_its_backbones_features(checkpoint, run, shards):
     for source, features in ((checkpoint, "heads"), (run, "backbone")):
         embeddings = Embeddings(source, shards, features)

@@ -241,11 +241,22 @@ def test_what_is_stored_is_not_made_again_and_parts_make_the_whole(
     content = {file.name: file.read_bytes() for file in whole.iterdir()}
     assert {file.name: file.read_bytes() for file in parts.iterdir()} == content
     before = {file.name: file.stat().st_mtime_ns for file in whole.glob("maps-*")}
-    (whole / "maps-00001.json").unlink()  # a process that was killed between the file and its table
-    stored(small_shards, settings, tmp_path / "whole")
-    after = {file.name: file.stat().st_mtime_ns for file in whole.glob("maps-*")}
-    assert sorted(n for n in before if after[n] != before[n]) == ["maps-00001.bin", "maps-00001.json"]
-    assert {file.name: file.read_bytes() for file in whole.iterdir()} == content
+    table = whole / "maps-00001.json"
+    # A process that was killed between the file and its table, and a table that is damaged.
+    for spoil in (table.unlink, lambda: table.write_text("{")):
+        spoil()
+        stored(small_shards, settings, tmp_path / "whole")
+        after = {file.name: file.stat().st_mtime_ns for file in whole.glob("maps-*")}
+        assert sorted(n for n in before if after[n] != before[n]) == ["maps-00001.bin", "maps-00001.json"]
+        assert {file.name: file.read_bytes() for file in whole.iterdir()} == content
+
+
+def test_a_run_that_mirrors_images_says_how_to_store_their_maps(
+    small_shards: Path, small_settings: Make, tmp_path: Path
+) -> None:
+    stored(small_shards, small_settings(small_shards, *WHOLE), tmp_path)
+    with pytest.raises(OlivineError, match=r"olivine features --mirrored, or set augment\.flip_image=0"):
+        StoredFeatures(tmp_path, small_settings(small_shards, *NO_CROP), open_shards(small_shards))
 
 
 def test_maps_of_another_precision_are_other_maps(small_shards: Path, small_settings: Make, tmp_path: Path) -> None:
