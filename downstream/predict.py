@@ -139,12 +139,7 @@ def predict(
     shares = {name: 100 * int(n) / max(1, total) for name, n in zip(classes, count[1:])}
     progress = progress_of(content)
     notes = (progress,) if progress else ()
-    failures = []
-    if not frames.complete:
-        planned = frames.manifest["planned_frames"]
-        failures.append(
-            Failure(str(frames.path), f"holds {len(frames)} of its split's {planned} frames: others have no file")
-        )
+    failures = [Failure("the other frames", frames.lacks)] if frames.lacks else []
     share = None if smooth == "none" else 100 * changed / max(1, total)
     return PredictSummary(Path(out), len(frames), total, shares, share, notes, failures)
 

@@ -112,7 +112,7 @@ def test_a_fine_tuned_network_predicts_unlabelled_shards_as_it_did_the_scored_on
     files = [sorted(p for p in (tmp_path / name).rglob("*.label")) for name in "ab"]
     assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]] and len(files[0]) == summary.frames
     assert sum(summary.shares.values()) == pytest.approx(100) and summary.changed is None
-    assert f"holds {summary.frames} of its split's {summary.frames + 1} frames" in summary.failures[0].reason
+    assert f"holds {summary.frames} of the {summary.frames + 1} frames of its split" in summary.failures[0].reason
     smoothed = predict.predict(tmp_path / "run", kitti_world.splits[1], tmp_path / "d", smooth="afi", accelerator="cpu")
     other = [p.read_bytes() for p in sorted((tmp_path / "d").rglob("*.label"))]
     assert smoothed.changed is not None and (smoothed.changed > 0) == (other != [p.read_bytes() for p in files[0]])

@@ -478,7 +478,7 @@ def test_a_file_that_may_not_be_read_is_no_reason_to_delete_a_good_shard(
 ) -> None:
     _, shards = built
     chunk = shards.shard(0).arrays["points"].path
-    says = r"shard-00000\.zarr.*cannot be read \(Permission denied\)|cannot be read \(Permission denied\).*permissions"
+    says = r"cannot be read \(Permission denied\).*permissions"
 
     def refuse(true: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
