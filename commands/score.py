@@ -235,6 +235,7 @@ def embed(
     from ..downstream.written import begin_output
     from ..readers.clouds import CloudLayout, read_cloud
     from ..train.checkpoint import checkpoint_file
+    from ..train.sparse.precision import float32_as
 
     names = [path.stem for path in points]
     if len(set(names)) < len(names):
@@ -256,7 +257,8 @@ def embed(
         layout = CloudLayout(columns=tuple((columns or of_file).split(",")), intensity=intensity)
         cloud = read_cloud(path, layout)
         try:
-            feature, beyond = network.features(cloud), ~network.in_range(cloud)
+            with float32_as():
+                feature, beyond = network.features(cloud), ~network.in_range(cloud)
         except OlivineError as error:
             raise OlivineError(f"{path}: {error}") from None
         write_bytes(out / f"{path.stem}.npy", npy_bytes(feature))

@@ -20,6 +20,7 @@ from ..train.backbone import Clouds
 from ..train.checkpoint import checkpoint_file, load_backbone, load_state
 from ..train.devices import make_fabric
 from ..train.sparse.engines import MapsAhead
+from ..train.sparse.precision import float32_as
 from ..train.voxelize import VoxelSettings
 from . import afi
 from .benchmarks import PredictionWriter, uses_cameras
@@ -89,6 +90,7 @@ def predicted_points(
             yield frame, predicted, sure
 
 
+@float32_as()
 def predict(
     checkpoint: PathLike,
     shards: PathLike,

@@ -16,6 +16,7 @@ from ..train.augment import generator_of
 from ..train.checkpoint import load_checkpoint, load_state
 from ..train.corruptions import CORRUPTIONS
 from ..train.devices import make_fabric, over_processes
+from ..train.sparse.precision import float32_as
 from .data import CloudExamples
 from .finetune import finetune
 from .metrics import confusion_matrix, scores
@@ -49,6 +50,7 @@ class Robustness:
     kept: dict[str, float]
 
 
+@float32_as()
 def score_corrupted(
     source: Source, run: PathLike, ground: Ground, settings: SegmentationSettings, result: Result
 ) -> Robustness:

@@ -19,6 +19,7 @@ from ..train.checkpoint import load_checkpoint
 from ..train.devices import over_processes
 from ..train.mixture import NORMALISED
 from ..train.run_folder import claim, lock
+from ..train.sparse.precision import float32_as
 from .benchmarks import PredictionWriter, training_frames, uses_cameras
 from .data import CloudExamples, Examples, FrozenFeatures, KeptFeatures, check_reaches_every_point
 from .fit import Plan, fit
@@ -82,6 +83,7 @@ def open_ground(train: PathLike, validation: PathLike, labels: str = "truth") ->
     return ground
 
 
+@float32_as()
 def segment(
     source: Source,
     ground: Ground,

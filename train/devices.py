@@ -17,7 +17,7 @@ from ..common import OlivineError, memory_error, tell_of_device
 from .sampling import generator_of
 from .settings import PretrainSettings
 from .sparse.loops import release_memory
-from .sparse.precision import float32_products, set_float32_products
+from .sparse.precision import float32_as
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -199,9 +199,6 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
     was_on = torch.are_deterministic_algorithms_enabled()
     was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
-    products = float32_products()
-    rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    set_float32_products(settings.run.float32_products)
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     if settings.run.deterministic:
@@ -209,12 +206,10 @@ def torch_state(settings: PretrainSettings, device: torch.device) -> Iterator[No
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = FILL_FRESH_MEMORY  # type: ignore[attr-defined]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with float32_as(settings.run.float32_products), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.use_deterministic_algorithms(was_on, warn_only=was_warning)
         torch.utils.deterministic.fill_uninitialized_memory = was_filled  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
-        set_float32_products(products)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = rounded
         release_memory()

@@ -30,6 +30,7 @@ from ...train.devices import make_fabric
 from ...train.mixture import NORMALISED
 from ...train.run_folder import claim, read_identity
 from ...train.sparse.engines import MapsAhead
+from ...train.sparse.precision import float32_as
 from ...train.voxelize import VoxelSettings
 from ..checkpoints import progress_of, takes_normalised
 from ..fit import Plan, fit
@@ -81,6 +82,7 @@ class DetectionResult:
     notes: tuple[str, ...] = ()
 
 
+@float32_as()
 def detect(
     source: Source,
     train: Sequence[Scene],
@@ -316,6 +318,7 @@ def read_detector(
     return content, settings_from_plain(DetectionSettings, plain, "settings")
 
 
+@float32_as()
 def predict(checkpoint: PathLike, scenes: Sequence[Scene], out: PathLike, **changes: Any) -> ResultFiles:
     """Write a trained detector's result files, in KITTI's format, of any scenes, labelled or not.
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from olivine.common import OlivineError
+from olivine.downstream import segment
 from olivine.downstream.data import CloudExamples, FrozenFeatures, KeptFeatures
 from olivine.downstream.network import read_source
 from olivine.downstream.probe import linear_probe
@@ -48,6 +49,17 @@ def test_heads_that_share_a_backbones_features_score_as_alone_and_it_sees_each_f
     together, once = scores("together", KeptFeatures(1 << 30))
     assert together == alone and alone[0] != alone[1]
     assert one_by_one == 2 * once
+
+
+def test_scoring_rounds_no_factor_that_training_does_not(nuscenes_world, checkpoint, tmp_path, monkeypatch):
+    """PyTorch's own convolutions round to TF32 on a GPU unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    true, rounded = segment._evaluate, []
+    monkeypatch.setattr(
+        segment, "_evaluate", lambda *args: rounded.append(torch.backends.cudnn.allow_tf32) or true(*args)
+    )
+    linear_probe(checkpoint, *nuscenes_world.splits, tmp_path / "probe", replace(HEAD, epochs=1), random=False)
+    assert rounded == [False] and torch.backends.cudnn.allow_tf32
 
 
 def test_a_probe_rotates_and_flips_by_default_and_each_epoch_differs(nuscenes_world, checkpoint):

@@ -15,6 +15,8 @@ concerned.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -45,3 +47,16 @@ def set_float32_products(products: str) -> None:
         )
     _products = products
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = products == "tf32"
+
+
+@contextlib.contextmanager
+def float32_as(products: str = "tf32x3") -> Iterator[None]:
+    """:func:`set_float32_products` for the length of a block or, as a decorator, of a call; afterwards all is as it was."""
+    before = _products
+    rounded = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_float32_products(products)
+    try:
+        yield
+    finally:
+        set_float32_products(before)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = rounded
