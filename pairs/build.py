@@ -18,6 +18,7 @@ from ..common import Failure, OlivineError, PathLike, disk_error, remove_leftove
 from ..labelgen.store import LabelStore
 from ..labelgen.text_table import write_text_table
 from ..readers.index import FrameIndex
+from .clusters import hdbscan_class
 from .layout import FRAMES_PER_SHARD, SCHEMA, UNITS, VOTE_SCORE
 from .manifest import merge_manifest, refuse_other_recipe, write_benchmark
 from .settings import PairSettings
@@ -113,8 +114,12 @@ def build_pairs(
     recipe = recipe_of(store, index, settings, split)
     refuse_other_recipe(out, recipe, store, overwrite)
     mine = units[i::n]
-    if not overwrite:
-        refuse_changed_files(out, index.root, [unit for unit in mine if finished(out, unit)])
+    stored = [] if overwrite else [unit for unit in mine if finished(out, unit)]
+    refuse_changed_files(out, index.root, stored)
+    numbers = {unit.number for unit in stored}
+    waiting = [unit for unit in mine if unit.number not in numbers]
+    if waiting and settings.clusters and not merge_only:
+        hdbscan_class()
     try:
         (out / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,7 +131,6 @@ def build_pairs(
     if settings.regions:
         write_text_table(out, store.text)
 
-    waiting = mine if overwrite else [unit for unit in mine if not finished(out, unit)]
     provenance = {"labels": store.manifest}
     planned, expected = (sum(unit.count for unit in part) for part in (units, waiting))
     failures: list[Failure] = []
@@ -195,6 +199,8 @@ def plan_pairs(
         (account, [finished(account.out, unit) for unit in plan_units(index, split)])
         for account, split in zip(accounts, splits)
     ]
+    if settings.clusters:
+        hdbscan_class()
     roots = (store.root, *(one.root for one in store.also), index.root)
     return Plan.of(logs, rows, parts, roots, packages_of(settings))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class ClusterSettings:
         min_size: HDBSCAN's ``min_cluster_size``.
         largest: clusters kept.
         most_points: of both scans that are clustered; where there are more, that many are drawn, and each of the others
-            joins the nearest one. The time grows with their square.
+            joins the nearest one.
     """
 
     near: float = 2.0
@@ -41,7 +42,7 @@ class ClusterSettings:
     ground_slope: float = 45.0
     min_size: int = 20
     largest: int = 50
-    most_points: int = 20_000
+    most_points: int = 100_000
 
 
 class SceneClusters:
@@ -185,21 +186,16 @@ def cluster(xyz: NDArray[np.float64], settings: ClusterSettings, generator: np.r
         generator: of the points drawn where there are more than ``settings.most_points``.
 
     Raises:
-        OlivineError: scikit-learn is not installed.
+        OlivineError: hdbscan is not installed.
     """
-    try:
-        from sklearn.cluster import HDBSCAN
-    except ImportError as error:
-        raise OlivineError(
-            f"--clusters needs the package scikit-learn ({error})", remedy="install it with: pip install scikit-learn"
-        ) from None
     if len(xyz) < settings.min_size:
         return np.full(len(xyz), NONE, np.int16)
     drawn = np.arange(len(xyz))
     if len(xyz) > settings.most_points:
         drawn = np.sort(generator.choice(len(xyz), settings.most_points, replace=False))
-    # TARL's: Euclidean, excess of mass, alpha 1, min_samples as min_cluster_size. One job: the bits depend on no thread.
-    model = HDBSCAN(min_cluster_size=settings.min_size, algorithm="kd_tree", leaf_size=100, n_jobs=1, copy=True)
+    # TARL's package and settings, but the exact tree, whose clusters are those of the definition: Euclidean, excess of
+    # mass, alpha 1, min_samples as min_cluster_size. One job: the bits depend on no thread.
+    model = hdbscan_class()(min_cluster_size=settings.min_size, approx_min_span_tree=False, core_dist_n_jobs=1)
     label = model.fit_predict(xyz[drawn])
     if len(drawn) < len(xyz):
         from scipy.spatial import cKDTree
@@ -210,3 +206,18 @@ def cluster(xyz: NDArray[np.float64], settings: ClusterSettings, generator: np.r
     order = np.argsort(-held, kind="stable")[: settings.largest]
     number[order] = np.arange(len(order))
     return number[label]
+
+
+def hdbscan_class() -> Any:
+    """The class of the package hdbscan.
+
+    Raises:
+        OlivineError: it is not installed.
+    """
+    try:
+        from hdbscan import HDBSCAN
+    except ImportError as error:
+        raise OlivineError(
+            f"hdbscan is not usable ({error})", remedy="install it: pip install 'olivine[clusters]'"
+        ) from error
+    return HDBSCAN

@@ -33,7 +33,7 @@ from .sources import Sources, sources_of, write_note
 
 def packages_of(settings: PairSettings) -> tuple[str, ...]:
     """What the bytes of a shard depend on besides its input."""
-    clusters = ("scikit-learn", "scipy") if settings.clusters else ()
+    clusters = ("hdbscan", "scikit-learn", "scipy") if settings.clusters else ()
     return ("olivine", "zarr", "numcodecs", "numpy", "numba", "pillow", *clusters)
 
 

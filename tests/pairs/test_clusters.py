@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,31 @@ def test_clusters_are_numbered_by_size_and_only_the_largest_are_kept() -> None:
     held = [np.bincount(part[part >= 0], minlength=3).argmax() for part in np.split(number, np.cumsum(sizes)[:-1])]
     assert held[1:] == [1, 2, 0] and (number[:30] == -1).all()
     assert (cluster(xyz[:10], ClusterSettings(), rng) == -1).all()
+
+
+def test_clusters_are_those_of_another_package() -> None:
+    from sklearn.cluster import HDBSCAN
+    from sklearn.metrics import adjusted_rand_score
+
+    rng = np.random.default_rng(0)
+    one, two = (scan_of(k)[0][:, :3].astype(np.float64) for k in (0, 1))
+    spread = rng.normal(0, 12, (40, 3))
+    xyz = np.concatenate([one, two, *(centre + rng.normal(0, rng.uniform(0.2, 2), (150, 3)) for centre in spread)])
+    settings = ClusterSettings(largest=len(xyz))
+    # Its min_samples counts the point itself. Edges of one length (mutual reachabilities often are) may be taken in another order.
+    theirs = HDBSCAN(min_cluster_size=settings.min_size, min_samples=settings.min_size + 1, copy=True).fit_predict(xyz)
+    ours = cluster(xyz, settings, rng)
+    assert ours.max() > 10 and adjusted_rand_score(ours, theirs) > 0.99
+
+
+def test_without_the_package_the_extra_is_named_before_a_frame_is_read(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"a": 2})
+    monkeypatch.setitem(sys.modules, "hdbscan", None)
+    with pytest.raises(OlivineError, match=r"hdbscan is not usable.*pip install 'olivine\[clusters\]'"):
+        build_pairs(store, tmp_path / "out", SETTINGS, split="train")
+    build_pairs(store, tmp_path / "plain", PairSettings(), split="train")
 
 
 def test_beyond_the_most_points_the_rest_joins_the_nearest_that_was_drawn() -> None:
