@@ -23,6 +23,7 @@ NAVIGATION = {
     ),
     "The evidence": (
         "study",
+        "study-full",
         "study-labels",
         "study-settings",
         "study-first",
