@@ -224,12 +224,13 @@ def other_points(one: Row, other: Row) -> float:
 def grounds(rows: Sequence[Row]) -> list[tuple[str, list[int], float]]:
     """The held-out shards that scored rows stand on: their digest, the seeds, and :func:`other_points` from the first ones.
 
-    Of the first scored stage; one entry where all rows are of the same shards.
+    Of the probe, or else of the first scored stage; one entry where all rows are of the same shards.
     """
     scored = [row for row in rows if "mean_iou" in row.result and "validation" in row.configuration]
+    stages = [row.stage for row in scored]
     found: dict[str, list[Row]] = {}
     for row in scored:
-        if row.stage == scored[0].stage:
+        if row.stage == ("probe" if "probe" in stages else stages[0]):
             found.setdefault(row.configuration["validation"], []).append(row)
     in_order = sorted(found.items(), key=lambda item: min(row.seed for row in item[1]))
     return [

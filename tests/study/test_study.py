@@ -15,7 +15,7 @@ from olivine.common import OlivineError
 from olivine.common.locks import HeldError
 from olivine.study import run as study_module
 from olivine.study.config import study_from_plain
-from olivine.study.rows import Run, find_row, read_rows, write_row
+from olivine.study.rows import Row, Run, find_row, grounds, read_rows, write_row
 from olivine.study.run import Ground, list_study, merge_studies, plan_study, run_study, study_power
 
 
@@ -294,6 +294,25 @@ def test_rows_of_shards_that_another_processor_made_join_when_it_is_said(
     run_study(small, tmp_path / "d", (2,))
     with pytest.raises(OlivineError, match=r"of another configuration"):
         merge_studies([tmp_path / "a", tmp_path / "d"], tmp_path / "e", other_processors=True)
+
+
+def test_a_seed_with_probes_on_both_processors_shards_is_said_of_both():
+    """Whichever stage comes first: a merge reads the fine-tunings before the probes."""
+    counts = {"mean_iou": 0.5, "by_scene": {"a": {"car": [1, 1, 1]}}}
+
+    def row(seed, stage, validation):
+        run = Run("base", seed, stage, {"validation": validation})
+        return Row("base", seed, stage, run.digest, run.family, run.configuration, counts)
+
+    rows = [
+        row(3, "finetune", "v"),
+        row(2, "probe", "v"),
+        row(3, "probe", "v"),
+        row(3, "probe", "w"),
+        row(4, "probe", "w"),
+    ]
+    for order in (rows, rows[::-1]):
+        assert grounds(order) == [("v", [2, 3], 0.0), ("w", [3, 4], 0.0)]
 
 
 def test_a_damaged_row_is_named(tmp_path):
