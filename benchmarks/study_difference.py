@@ -18,6 +18,8 @@ def main() -> None:
     parser.add_argument("stage", help="probe or finetune")
     parser.add_argument("rows", nargs="+", help="pairs of rows: the difference is of the first over the second")
     options = parser.parse_args()
+    if len(options.rows) % 2:
+        parser.error(f"{options.rows[-1]} has no row to be compared with: give rows in pairs")
     scores: dict[str, dict[int, float]] = {}
     with options.table.open() as file:
         for line in csv.DictReader(file):
