@@ -22,14 +22,18 @@ help:
 
 setup: $(STAMP)
 
+# pip compiles files by one core: here all do, but what nobody imports; the rest is compiled where it is imported.
+INSTALL := pip install --disable-pip-version-check --quiet --no-compile
+
 # headless last: both OpenCV packages own the module cv2, and only the headless
 # build imports on a machine without a display.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --force-reinstall "$$(grep '^opencv-python-headless==' constraints.txt)"
+	$(BIN)/python -m $(INSTALL) -c constraints.txt setuptools wheel
+	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m $(INSTALL) --no-deps --force-reinstall "$$(grep '^opencv-python-headless==' constraints.txt)"
+	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing/_internal|transformers/models)/' $(VENV)/lib || true
 	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/olivine
 	$(BIN)/olivine doctor --quick
 	touch $(STAMP)
