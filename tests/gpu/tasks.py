@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -107,7 +108,7 @@ def resume_and_probe(changes: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, pretend.pretend_gpu():
         whole, stopped = Path(name) / "whole", Path(name) / "stopped"
         pretrain(settings, whole)
-        pretrain(settings, stopped)
+        shutil.copytree(whole, stopped)
         early = sorted(stopped.glob("epoch-*.pt"))[0]
         (stopped / "last.pt").write_bytes(early.read_bytes())
         resumed = pretrain(settings, stopped).resumed_from
