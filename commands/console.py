@@ -192,6 +192,14 @@ _built = functools.cache(typer.main.get_command)
 def run(app: typer.Typer) -> NoReturn:
     """Run the command line and exit with 0, 1 (some units failed) or 2 (bad input); errors are one line."""
     global _answer
+    try:
+        _run(app)
+    finally:
+        _answer = None  # in a process that goes on, the next command has its own
+
+
+def _run(app: typer.Typer) -> NoReturn:
+    global _answer
     sys.argv = _with_new_names(sys.argv)
     given = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     _answer = sys.stdout if "--json" in given else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -96,6 +97,9 @@ def test_numbers_that_json_has_not_are_null_and_what_a_library_prints_is_elsewhe
     with pytest.raises(SystemExit):
         console.run(app)
     out, err = capfd.readouterr()
+    monkeypatch.setattr(sys, "stdout", later := io.StringIO())
+    console.emit("y", {})  # the next command of the process has an output of its own
+    assert strict(later.getvalue())["command"] == "y" and not capfd.readouterr().out
     found = strict(out)
     assert (found["loss"], found["most"], found["of"]) == (None, None, {"a": [None, 1.5]})
     assert "chatter" in err
