@@ -22,7 +22,8 @@ help:
 
 setup: $(STAMP)
 
-# pip compiles files by one core: here all do, but what nobody imports; the rest is compiled where it is imported.
+# pip would compile every file on one core. compileall uses all cores, and leaves out tests and transformers' models, which
+# Python compiles when they are imported. A file for a newer Python is no error, as with pip.
 INSTALL := pip install --disable-pip-version-check --quiet --no-compile
 
 # headless last: both OpenCV packages own the module cv2, and only the headless

@@ -21,12 +21,21 @@ def main() -> None:
     if len(options.rows) % 2:
         parser.error(f"{options.rows[-1]} has no row to be compared with: give rows in pairs")
     scores: dict[str, dict[int, float]] = {}
-    with options.table.open() as file:
-        for line in csv.DictReader(file):
-            if line["stage"] == options.stage:
-                scores.setdefault(line["row"], {})[int(line["seed"])] = 100 * float(line["mean_iou"])
+    try:
+        with options.table.open() as file:
+            for line in csv.DictReader(file):
+                if line["stage"] == options.stage:
+                    scores.setdefault(line["row"], {})[int(line["seed"])] = 100 * float(line["mean_iou"])
+    except (OSError, KeyError, ValueError) as error:
+        parser.error(
+            f"{options.table} is not the table.csv of a study ({error}): give the one that olivine study wrote"
+        )
+    if absent := sorted(set(options.rows) - set(scores)):
+        parser.error(
+            f"{options.table} has no {options.stage} of {'; '.join(absent)}: it has {'; '.join(scores) or 'none'}"
+        )
     for row, other in zip(options.rows[::2], options.rows[1::2]):
-        if found := paired_difference(scores.get(row, {}), scores.get(other, {})):
+        if found := paired_difference(scores[row], scores[other]):
             mean = sum(scores[row].values()) / len(scores[row])
             print(f"{row} {mean:.2f}, over {other} {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -185,10 +184,6 @@ _TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt before we se
 INTERRUPTED = "interrupted. What is finished is kept; run the same command again to go on"
 
 
-#: Read from the functions' options once in a process.
-_built = functools.cache(typer.main.get_command)
-
-
 def run(app: typer.Typer) -> NoReturn:
     """Run the command line and exit with 0, 1 (some units failed) or 2 (bad input); errors are one line."""
     global _answer
@@ -207,7 +202,7 @@ def _run(app: typer.Typer) -> NoReturn:
     quiet = contextlib.redirect_stdout(sys.stderr) if _answer is not None else contextlib.nullcontext()
     try:
         with quiet:
-            code = _built(app)(standalone_mode=False)
+            code = app(standalone_mode=False)
     except OlivineError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:

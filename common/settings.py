@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -197,14 +196,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
             yield f"{prefix}{key}", a, b
 
 
-#: Of a class, once: each ``--set`` asks for those of all sections.
-_type_hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
-
-
 def flat_keys(kind: type, prefix: str = "") -> dict[str, Any]:
     """The dotted name and type of every setting of a dataclass."""
     keys: dict[str, Any] = {}
-    hints = _type_hints(kind)
+    hints = typing.get_type_hints(kind)
     for member in dataclasses.fields(kind):
         hint = hints[member.name]
         if dataclasses.is_dataclass(hint):
@@ -244,7 +239,7 @@ def settings_from_plain(kind: type[S], plain: Mapping[str, Any], where: str, _pr
         OlivineError: names the key.
     """
     root = _root or kind
-    hints = _type_hints(typing.cast(type, kind))
+    hints = typing.get_type_hints(kind)
     names = {member.name for member in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, value in plain.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -230,11 +232,14 @@ def olivine() -> Callable[..., subprocess.CompletedProcess[str]]:
     """
     from olivine import cli
 
+    built = functools.cache(typer.main.get_command)  # some fifty commands, read from their functions at every call
+
     def here(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         out, errors = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
             patch.chdir(cwd)
             patch.setattr("sys.argv", command)
+            patch.setattr("typer.main.get_command", built)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
                 cli.main()
         return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), errors.getvalue())

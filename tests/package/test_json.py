@@ -93,7 +93,6 @@ def test_numbers_that_json_has_not_are_null_and_what_a_library_prints_is_elsewhe
         console.emit("x", {"loss": float("nan"), "most": np.float64("inf"), "of": {"a": [float("-inf"), 1.5]}})
 
     monkeypatch.setattr(sys, "argv", ["olivine", "x", "--json"])
-    monkeypatch.setattr(console, "_built", lambda app: app)
     with pytest.raises(SystemExit):
         console.run(app)
     out, err = capfd.readouterr()
